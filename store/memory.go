@@ -1,0 +1,306 @@
+package store
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// DefaultMaxKeys is how many keys a [Memory] holds unless told otherwise.
+const DefaultMaxKeys = 100_000
+
+// Memory is the store that needs no server: it counts in this process only.
+// N processes with a Memory each grant up to N times the limit together, and
+// a restart forgets everything. Within the process it is as strict as any
+// store while its keys fit.
+//
+// A key takes about 200 bytes with one unit counted, and at most 1400 however
+// high its limit is. A key for which nothing counts any more takes none, once
+// a new key has come across it.
+//
+// # At the bound
+//
+// A stranger can invent clients without end, so there is a largest number of
+// keys. When it is reached, a key that is charged for the first time takes
+// the place of another one of its shard. Of a random sample of them these are
+// tried in turn:
+//
+//   - Logs that have expired.
+//   - The log of which the smallest share of its limit is used: its client
+//     gets that much back. A log that is used up is never taken: inventing
+//     clients does not free a client that is being refused, and a flood of
+//     clients with a unit each pushes out its like, not who has used more.
+//     (A client that is refused several units while fewer are left is
+//     protected by its share only.)
+//   - If every log of the sample is used up, none is taken. The newcomer then
+//     counts in an overflow log that it shares with a sixteenth of the
+//     newcomers to its shard and limit. That is stricter than its limit,
+//     never laxer: when there is room again, newcomers begin with a copy of
+//     the overflow log that they may have counted in.
+//
+// Overflow logs are held on top of the keys: none until they are needed, and
+// at most 1024 for each limit, of which there are as many as the operator has
+// configured.
+//
+// There is no goroutine: a new key drops what it finds expired in a small
+// sample, so that the table shrinks again as long as new clients come.
+//
+// # Time
+//
+// The clock is the process's monotonic one, so it never steps back, and
+// setting the machine's time changes nothing. Where the monotonic clock stops
+// while the machine sleeps, units are held longer by the sleep.
+type Memory struct {
+	seed   maphash.Seed
+	base   time.Time // when the store was made; its clock is read against it
+	max    atomic.Int64
+	held   atomic.Int64 // keys in all shards; never raised above max
+	shards []shard      // a power of two, at most maxShards
+}
+
+const (
+	// maxShards is how many shards a large Memory has; the set of those that
+	// a call locks fits a word.
+	maxShards = 64
+	// keysPerShard is the least number of keys a shard is made for: there
+	// must be something to sample in each.
+	keysPerShard = 16
+	// slots is how many overflow logs a shard has for each limit.
+	slots = 16
+)
+
+// shard holds the logs of the keys with its hash. What it holds, the logs
+// included, is guarded by mu.
+type shard struct {
+	mu       sync.Mutex
+	logs     map[logKey]*memoryLog
+	peak     int // the most logs since the map was made
+	overflow map[overflowKey]*memoryLog
+	_        [32]byte // shards next to each other share no cache line
+}
+
+type logKey struct {
+	Key
+	window time.Duration
+}
+
+type overflowKey struct {
+	zone   string
+	window time.Duration
+	slot   uint8
+}
+
+type memoryLog struct {
+	Window
+	limit int64 // of the latest ask; tells which share of it is used
+}
+
+// NewMemory returns a store of at most maxKeys keys, DefaultMaxKeys if that is
+// not positive.
+func NewMemory(maxKeys int) *Memory {
+	if maxKeys <= 0 {
+		maxKeys = DefaultMaxKeys
+	}
+	n := 1
+	for n < maxShards && 2*n*keysPerShard <= maxKeys {
+		n *= 2
+	}
+	m := &Memory{seed: maphash.MakeSeed(), base: time.Now(), shards: make([]shard, n)}
+	for i := range m.shards {
+		m.shards[i].logs = make(map[logKey]*memoryLog)
+	}
+	m.max.Store(int64(maxKeys))
+	return m
+}
+
+// SetMaxKeys changes the bound, to DefaultMaxKeys if n is not positive. A
+// lower bound takes effect little by little: each new key takes the place of
+// two until it is met. The number of shards stays as it was made, so a small
+// store that is told to grow large is slower than one that was made large.
+func (m *Memory) SetMaxKeys(n int) {
+	if n <= 0 {
+		n = DefaultMaxKeys
+	}
+	m.max.Store(int64(n))
+}
+
+// Len is the number of keys held, those included that have expired but were
+// not dropped yet. Overflow logs are not counted.
+func (m *Memory) Len() int { return int(m.held.Load()) }
+
+// String returns "memory".
+func (m *Memory) String() string { return "memory" }
+
+// now is the store's clock in microseconds.
+func (m *Memory) now() int64 {
+	return m.base.UnixMicro() + time.Since(m.base).Microseconds()
+}
+
+// place is where one ask of a call is counted.
+type place struct {
+	key   logKey
+	shard int
+	slot  uint8
+	// log is nil for a key that has none; then overflow, if that is not nil
+	// either, is what the key may have been counted in before.
+	log, overflow *memoryLog
+	admitted      bool // log was made by this call
+}
+
+// Take decides as [Store] says. It never waits, and fails only for asks that
+// make no sense.
+func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
+	if err := Validate(asks, answers); err != nil {
+		return err
+	}
+	var few [4]place
+	places := few[:]
+	if len(asks) > len(few) {
+		places = make([]place, len(asks))
+	}
+	places = places[:len(asks)]
+	shards := uint64(0)
+	for i := range asks {
+		p := &places[i]
+		p.key = logKey{asks[i].Key, asks[i].Window}
+		p.shard, p.slot = m.locate(p.key)
+		shards |= 1 << p.shard
+	}
+	m.lock(shards)
+	defer m.unlock(shards)
+
+	// Read under the locks, so that no log sees time step back.
+	now := m.now()
+	for i := range asks {
+		p, a := &places[i], &asks[i]
+		m.shards[p.shard].find(p, now)
+		switch {
+		case p.log != nil:
+			p.log.limit = a.Limit
+			answers[i] = p.log.Ask(now, a)
+		case p.overflow != nil:
+			answers[i] = p.overflow.Ask(now, a)
+		default:
+			var empty Window
+			answers[i] = empty.Ask(now, a)
+		}
+	}
+	if !granted(asks, answers) {
+		return nil
+	}
+	for i := range asks {
+		if answers[i].Granted && (asks[i].Need > 0 || asks[i].Extra > 0 && answers[i].Remaining > 0) {
+			m.settle(i, places, asks, answers, now)
+		}
+	}
+	if !granted(asks, answers) {
+		m.unsettle(places)
+		return nil
+	}
+	for i := range asks {
+		if l := places[i].log; l != nil && answers[i].Granted {
+			l.grow()
+			l.Charge(now, &asks[i], &answers[i])
+		}
+	}
+	return nil
+}
+
+// Return gives units back as [Store] says. It never waits and never fails.
+func (m *Memory) Return(_ time.Duration, grants []Grant) error {
+	for i := range grants {
+		m.giveBack(&grants[i])
+	}
+	return nil
+}
+
+func (m *Memory) giveBack(g *Grant) {
+	if g.Units <= 0 {
+		return
+	}
+	p := place{key: logKey{g.Key, g.Window}}
+	p.shard, p.slot = m.locate(p.key)
+	s := &m.shards[p.shard]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	now := m.now()
+	s.find(&p, now)
+	switch {
+	case p.log != nil:
+		p.log.Return(now, g)
+		if p.log.Empty() {
+			m.remove(s, p.key)
+		}
+	case p.overflow != nil:
+		p.overflow.Return(now, g)
+	}
+}
+
+// locate tells where a key belongs. The hash is seeded at random, so that
+// nobody can invent clients for one shard.
+func (m *Memory) locate(key logKey) (shard int, slot uint8) {
+	h := maphash.Comparable(m.seed, key)
+	return int(h & uint64(len(m.shards)-1)), uint8(h>>32) % slots
+}
+
+// lock locks the shards of a set, lowest first: calls that lock several
+// cannot wait for each other in a circle.
+func (m *Memory) lock(set uint64) {
+	for ; set != 0; set &= set - 1 {
+		m.shards[bits.TrailingZeros64(set)].mu.Lock()
+	}
+}
+
+func (m *Memory) unlock(set uint64) {
+	for ; set != 0; set &= set - 1 {
+		m.shards[bits.TrailingZeros64(set)].mu.Unlock()
+	}
+}
+
+// find looks up the log of p, or else the overflow log that it may have been
+// counted in, as of now.
+func (s *shard) find(p *place, now int64) {
+	if p.log = s.logs[p.key]; p.log != nil {
+		p.log.Advance(now, p.key.window)
+		return
+	}
+	if len(s.overflow) == 0 {
+		return
+	}
+	key := p.overflowKey()
+	l := s.overflow[key]
+	if l == nil {
+		return
+	}
+	if l.Advance(now, key.window); l.Empty() {
+		delete(s.overflow, key)
+		return
+	}
+	p.overflow = l
+}
+
+func (p *place) overflowKey() overflowKey {
+	return overflowKey{p.key.Zone, p.key.window, p.slot}
+}
+
+// add holds a log for the key of p.
+func (s *shard) add(p *place, l *memoryLog) {
+	key := p.key
+	// The caller's string may be a small part of a large one, a header for
+	// example, which would be held as a whole.
+	key.Client = strings.Clone(key.Client)
+	s.logs[key] = l
+	s.peak = max(s.peak, len(s.logs))
+}
+
+// grow makes room for an entry. A log with 64 entries has nearly all it can
+// ever have; append would double it.
+func (l *memoryLog) grow() {
+	if n := len(l.entries); n == cap(l.entries) && n < maxEntries && 2*n > maxEntries {
+		l.entries = append(make([]entry, 0, maxEntries), l.entries...)
+	}
+}

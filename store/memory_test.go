@@ -1,0 +1,294 @@
+package store_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
+)
+
+func TestMemory(t *testing.T) {
+	storetest.Run(t, func(*testing.T) store.Store { return store.NewMemory(0) })
+}
+
+func TestMemoryShared(t *testing.T) {
+	m := store.NewMemory(0)
+	storetest.RunShared(t, func(*testing.T) store.Store { return m })
+}
+
+// client asks for one unit of five an hour, of a client with a number.
+func client(n int) store.Ask {
+	return store.Ask{
+		Key:    store.Key{Zone: "zone", Client: fmt.Sprint("client ", n)},
+		Window: time.Hour, Limit: 5, Need: 1,
+	}
+}
+
+// take asks; it may be called by several goroutines.
+func take(t testing.TB, m *store.Memory, asks ...store.Ask) []store.Answer {
+	answers := make([]store.Answer, len(asks))
+	if err := m.Take(0, asks, answers); err != nil {
+		t.Errorf("Take: %v", err)
+	}
+	return answers
+}
+
+func use(t testing.TB, m *store.Memory, ask store.Ask, units int64) store.Answer {
+	t.Helper()
+	ask.Need = units
+	a := take(t, m, ask)[0]
+	if !a.Granted {
+		t.Fatalf("Take(%+v) = %+v, want it granted", ask, a)
+	}
+	return a
+}
+
+func left(t testing.TB, m *store.Memory, ask store.Ask) int64 {
+	ask.Need = 0
+	return take(t, m, ask)[0].Remaining
+}
+
+// A window of thirty days, hammered for a hundred of them, at whole
+// microseconds: the store's clock knows no others.
+func TestMemoryLongWindow(t *testing.T) {
+	for _, limit := range []int64{10, 300} {
+		synctest.Test(t, func(t *testing.T) {
+			m := store.NewMemory(0)
+			ask := client(0)
+			ask.Window, ask.Limit = store.MaxWindow, limit
+			var spans []storetest.Span
+			begin := time.Now()
+			for time.Since(begin) < 100*24*time.Hour {
+				a := take(t, m, ask)[0]
+				if a.Granted {
+					spans = append(spans, storetest.Span{From: time.Now(), To: time.Now(), Units: 1})
+					time.Sleep(rand.N(30 * time.Minute).Truncate(time.Microsecond))
+					continue
+				}
+				time.Sleep(a.RetryAfter - time.Microsecond)
+				if early := take(t, m, ask)[0]; early.Granted || early.RetryAfter != time.Microsecond {
+					t.Fatalf("a microsecond early: %+v", early)
+				}
+				time.Sleep(time.Microsecond)
+				if a := take(t, m, ask)[0]; !a.Granted {
+					t.Fatalf("after %v: %+v", a.RetryAfter, a)
+				}
+				spans = append(spans, storetest.Span{From: time.Now(), To: time.Now(), Units: 1})
+			}
+			if units, at := storetest.Most(spans, ask.Window); units != limit {
+				t.Errorf("%d units in the window from %v, want %d", units, at, limit)
+			}
+			if n := int64(len(spans)); n < 3*limit*97/100 {
+				t.Errorf("%d units in 100 days, want %d", n, 3*limit)
+			}
+		})
+	}
+}
+
+// The clock is the monotonic one of the bubble that the store lives in.
+func TestMemoryClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := store.NewMemory(0)
+		ask := client(0)
+		ask.Limit = 1
+		use(t, m, ask, 1)
+		time.Sleep(time.Hour - time.Microsecond)
+		if a := take(t, m, ask)[0]; a.Granted || a.RetryAfter != time.Microsecond {
+			t.Errorf("%+v, want it refused for another microsecond", a)
+		}
+		time.Sleep(time.Microsecond)
+		use(t, m, ask, 1)
+	})
+}
+
+// A call that charges nothing leaves nothing behind.
+func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
+	m := store.NewMemory(0)
+	look, refill, tooMuch, none := client(1), client(2), client(3), client(4)
+	look.Need = 0
+	refill.Need, refill.Extra, refill.Limit = 0, 5, 0
+	tooMuch.Need = 6
+	none.Limit = 0
+	for _, ask := range []store.Ask{look, refill, tooMuch, none} {
+		take(t, m, ask)
+	}
+	take(t, m, client(5), tooMuch)
+	weak := tooMuch
+	weak.Advisory = true
+	take(t, m, weak)
+	if n := m.Len(); n != 0 {
+		t.Errorf("%d keys held, want none", n)
+	}
+
+	a := use(t, m, client(6), 2)
+	g := store.Grant{Key: client(6).Key, Window: time.Hour, Stamp: a.Stamp, Mark: a.Mark, Units: 1}
+	m.Return(0, []store.Grant{g})
+	if n := m.Len(); n != 1 {
+		t.Errorf("%d keys held with a unit left, want 1", n)
+	}
+	m.Return(0, []store.Grant{g})
+	if n := m.Len(); n != 0 {
+		t.Errorf("%d keys held after everything was given back, want none", n)
+	}
+}
+
+func TestMemoryDoesNotAllocate(t *testing.T) {
+	m := store.NewMemory(0)
+	var asks []store.Ask
+	for i := range 4 {
+		ask := client(i)
+		ask.Window, ask.Limit = time.Second, store.MaxEvents
+		asks = append(asks, ask)
+	}
+	full := client(9)
+	use(t, m, full, 5)
+	tests := []struct {
+		name string
+		asks []store.Ask
+	}{
+		{"granted", asks[:1]},
+		{"four asks", asks},
+		{"refused", []store.Ask{full}},
+		{"look at a fresh key", []store.Ask{{Key: store.Key{Client: "fresh"}, Window: time.Second}}},
+	}
+	for _, test := range tests {
+		answers := make([]store.Answer, len(test.asks))
+		allocs := testing.AllocsPerRun(1000, func() {
+			if err := m.Take(0, test.asks, answers); err != nil {
+				t.Error(err)
+			}
+		})
+		if allocs != 0 {
+			t.Errorf("%s: %v allocations, want none", test.name, allocs)
+		}
+	}
+}
+
+// What a key costs does not depend on its limit.
+func TestMemoryBytesPerKey(t *testing.T) {
+	tests := []struct {
+		name  string
+		limit int64
+		keys  int
+		times int
+		pause time.Duration
+		most  int
+	}{
+		{"one unit", 30, 5000, 1, 0, 250},
+		{"a full log of 64", 64, 2000, 64, 900 * time.Millisecond, 1400},
+		{"a million", 1_000_000, 500, 300, 250 * time.Millisecond, 1400},
+	}
+	for _, test := range tests {
+		synctest.Test(t, func(t *testing.T) {
+			m := store.NewMemory(0)
+			asks := make([]store.Ask, test.keys)
+			for i := range asks {
+				asks[i] = store.Ask{
+					Key:    store.Key{Zone: "30-per-1m", Client: fmt.Sprintf("203.0.%d.%d", i/256, i%256)},
+					Window: 64 * time.Second, Limit: test.limit, Need: 1,
+				}
+			}
+			before := heap()
+			answers := make([]store.Answer, 1)
+			for range test.times {
+				for i := range asks {
+					m.Take(0, asks[i:i+1], answers)
+				}
+				time.Sleep(test.pause)
+			}
+			bytes := int(heap()-before) / test.keys
+			t.Logf("%s: %d bytes a key", test.name, bytes)
+			if m.Len() != test.keys || bytes > test.most {
+				t.Errorf("%s: %d bytes for each of %d keys, want at most %d", test.name, bytes, m.Len(), test.most)
+			}
+			runtime.KeepAlive(asks)
+			runtime.KeepAlive(m)
+		})
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}
+
+// Everything at once, for the race detector and for deadlocks: calls over
+// several shards in any order, while logs are given back, replaced and shared.
+func TestMemoryConcurrently(t *testing.T) {
+	const bound, limit = 100, 20
+	m := store.NewMemory(bound)
+	var group sync.WaitGroup
+	for g := range 8 {
+		rng := rand.New(rand.NewPCG(uint64(g), 1))
+		group.Go(func() {
+			for range 1500 {
+				var asks []store.Ask
+				for _, n := range rng.Perm(300)[:1+rng.IntN(6)] {
+					ask := client(n)
+					ask.Window, ask.Limit, ask.Extra = time.Second, limit, rng.Int64N(3)
+					ask.Advisory = rng.IntN(4) == 0
+					asks = append(asks, ask)
+				}
+				var grants []store.Grant
+				for i, a := range take(t, m, asks...) {
+					if a.Charged() && rng.IntN(2) == 0 {
+						grants = append(grants, store.Grant{Key: asks[i].Key, Window: time.Second, Stamp: a.Stamp, Mark: a.Mark, Units: 1})
+					}
+					if a.Remaining < 0 || a.Remaining > limit {
+						t.Errorf("%+v", a)
+					}
+				}
+				m.Return(0, grants)
+				if n := m.Len(); n > bound || n < 0 {
+					t.Errorf("%d keys held, want at most %d", n, bound)
+				}
+				if rng.IntN(100) == 0 {
+					m.SetMaxKeys(bound - rng.IntN(10))
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+func BenchmarkMemory(b *testing.B) {
+	for _, keys := range []int{1, 1000} {
+		b.Run(fmt.Sprint("keys ", keys), func(b *testing.B) {
+			m := store.NewMemory(0)
+			asks := make([]store.Ask, keys)
+			for i := range asks {
+				asks[i] = client(i)
+				asks[i].Limit = store.MaxEvents
+			}
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				var answers [1]store.Answer
+				for i := rand.IntN(keys); pb.Next(); i++ {
+					m.Take(0, asks[i%keys:i%keys+1], answers[:])
+				}
+			})
+		})
+	}
+	b.Run("fresh keys at the bound", func(b *testing.B) {
+		m := store.NewMemory(10_000)
+		asks := make([]store.Ask, 50_000)
+		for i := range asks {
+			asks[i] = client(i)
+		}
+		var answers [1]store.Answer
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			n := i % len(asks)
+			m.Take(0, asks[n:n+1], answers[:])
+		}
+	})
+}

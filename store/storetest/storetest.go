@@ -1,0 +1,291 @@
+// Package storetest is the test of a store: every implementation of
+// [store.Store] passes [Run], and [RunShared] if several of it can share
+// their data. It also has the checker of intervals, [Most], for every test
+// that asks whether a limit was kept.
+//
+// The suite runs against real servers in real time. It judges what it can
+// count, and intervals by the clock on both sides of a call, so that a slow
+// machine makes it slow and not wrong. It does not test what a store does
+// when its server fails, nor long windows, nor whether every answer agrees
+// with [store.Window] to the microsecond.
+package storetest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+const (
+	// patience is how long a call may wait: an outage of the machine is no
+	// failure of the store.
+	patience = 5 * time.Second
+	// slack is how far a second of the store's clock may be from a second
+	// here.
+	slack = 5 * time.Millisecond
+	// long is a window that does not pass during a test.
+	long = time.Hour
+)
+
+// Run tests a store. It calls open once for each subtest; what it returns may
+// hold data, since no key is used twice. The subtests run in parallel.
+func Run(t *testing.T, open func(t *testing.T) store.Store) {
+	tests := []struct {
+		name string
+		run  func(f *fixture)
+	}{
+		{"name", name},
+		{"counts down", countsDown},
+		{"exact limit under concurrency", exactUnderConcurrency},
+		{"units above one", unitsAboveOne},
+		{"limit of one", limitOfOne},
+		{"largest limit", largestLimit},
+		{"limit of none", limitOfNone},
+		{"need above the limit", needAboveLimit},
+		{"limit lowered and raised", limitChanges},
+		{"limit lowered waits for several entries", limitLoweredWaits},
+
+		{"all or nothing", allOrNothing},
+		{"all or nothing over clients", allOrNothingOverClients},
+		{"all or nothing under concurrency", allOrNothingUnderConcurrency},
+		{"advisory", advisory},
+		{"no asks", noAsks},
+		{"senseless asks", senselessAsks},
+		{"windows are different logs", windowsDiffer},
+		{"zones are different logs", zonesDiffer},
+		{"any bytes name a client", anyClient},
+
+		{"extra units", extraUnits},
+		{"refill", refill},
+		{"look", look},
+		{"extra units of a refused call", extraRefused},
+		{"ahead holds longer", aheadHoldsLonger},
+
+		{"give back", giveBack},
+		{"give back a part", giveBackPart},
+		{"give back to many keys", giveBackMany},
+		{"give back twice", giveBackTwice},
+		{"give back with a wrong mark", giveBackWrongMark},
+		{"give back with a later stamp", giveBackLaterStamp},
+		{"give back to another life", giveBackAnotherLife},
+		{"give back what has expired", giveBackExpired},
+		{"give back extra units", giveBackExtra},
+
+		{"retry after is true", retryAfterIsTrue},
+		{"reset is true", resetIsTrue},
+		{"refusals are free", refusalsAreFree},
+		{"every window of a large limit", everyWindow},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.run(newFixture(t, open(t)))
+		})
+	}
+}
+
+// RunShared tests that the stores that open returns share their counts: for
+// example several connections to one server.
+func RunShared(t *testing.T, open func(t *testing.T) store.Store) {
+	const stores, limit = 4, 100
+	f := newFixture(t, open(t))
+	all := []*fixture{f}
+	for range stores - 1 {
+		other := newFixture(t, open(t))
+		if got, want := other.store.String(), f.store.String(); got != want {
+			t.Errorf("stores that share their counts are called %q and %q", got, want)
+		}
+		all = append(all, other)
+	}
+
+	ask := f.limit(limit, long)
+	granted := f.together(64, 10, func(i int) int64 {
+		if all[i%stores].one(ask).Granted {
+			return 1
+		}
+		return 0
+	})
+	if granted != limit {
+		t.Errorf("%d stores granted %d together, want %d", stores, granted, limit)
+	}
+
+	ask = f.limit(1, long)
+	a := all[0].granted(ask)
+	all[1].refused(ask)
+	all[2].giveBack(grant(ask, a, 1))
+	all[3].granted(ask)
+}
+
+// fixture is a store under test, and what a test asks of it.
+type fixture struct {
+	*testing.T
+	store store.Store
+	id    string // makes its keys its own
+	keys  int
+}
+
+func newFixture(t *testing.T, s store.Store) *fixture {
+	return &fixture{T: t, store: s, id: fmt.Sprintf("%016x", rand.Uint64())}
+}
+
+// limit returns an ask for one unit of a key that was never used.
+func (f *fixture) limit(limit int64, window time.Duration) store.Ask {
+	f.keys++
+	key := store.Key{Zone: "storetest", Client: fmt.Sprintf("%s.%d", f.id, f.keys)}
+	return store.Ask{Key: key, Window: window, Limit: limit, Need: 1}
+}
+
+// zoned returns the ask under another zone.
+func (f *fixture) zoned(zone string, ask store.Ask) store.Ask {
+	ask.Key.Zone = zone + "-" + f.id
+	return ask
+}
+
+// need, extra and lookAt return the ask with other units.
+func need(ask store.Ask, units int64) store.Ask {
+	ask.Need = units
+	return ask
+}
+
+func extra(ask store.Ask, units, extra int64) store.Ask {
+	ask.Need, ask.Extra = units, extra
+	return ask
+}
+
+func lookAt(ask store.Ask) store.Ask { return extra(ask, 0, 0) }
+
+// of returns the ask under another limit.
+func of(ask store.Ask, limit int64) store.Ask {
+	ask.Limit = limit
+	return ask
+}
+
+func grant(ask store.Ask, a store.Answer, units int64) store.Grant {
+	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Units: units}
+}
+
+// take asks, and fails the test if the store does.
+func (f *fixture) take(asks ...store.Ask) []store.Answer {
+	f.Helper()
+	answers := make([]store.Answer, len(asks))
+	if err := f.store.Take(patience, asks, answers); err != nil {
+		f.Fatalf("Take(%+v): %v", asks, err)
+	}
+	for i, a := range answers {
+		if a.Remaining < 0 || a.Remaining > asks[i].Limit || a.Reset < 0 || a.RetryAfter < 0 ||
+			a.Granted && a.RetryAfter != 0 || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
+			a.Extra < 0 || a.Extra > asks[i].Extra || a.Extra > 0 && !a.Charged() ||
+			a.Charged() != (a.Stamp != 0) {
+			f.Fatalf("Take(%+v): senseless answer %+v", asks[i], a)
+		}
+	}
+	return answers
+}
+
+// one asks one thing. It may be called by several goroutines, unlike the
+// others, which end the test.
+func (f *fixture) one(ask store.Ask) store.Answer {
+	var answers [1]store.Answer
+	if err := f.store.Take(patience, []store.Ask{ask}, answers[:]); err != nil {
+		f.Errorf("Take(%+v): %v", ask, err)
+	}
+	return answers[0]
+}
+
+func (f *fixture) granted(ask store.Ask) store.Answer {
+	f.Helper()
+	a := f.take(ask)[0]
+	if !a.Granted || ask.Need > 0 && !a.Charged() {
+		f.Fatalf("Take(%+v) = %+v, want it granted", ask, a)
+	}
+	return a
+}
+
+func (f *fixture) refused(ask store.Ask) store.Answer {
+	f.Helper()
+	a := f.take(ask)[0]
+	if a.Granted {
+		f.Fatalf("Take(%+v) = %+v, want it refused", ask, a)
+	}
+	return a
+}
+
+// remaining fails the test unless that many units are left.
+func (f *fixture) remaining(ask store.Ask, want int64) {
+	f.Helper()
+	if a := f.take(lookAt(ask))[0]; a.Remaining != want {
+		f.Fatalf("%d units remain of %+v, want %d", a.Remaining, ask, want)
+	}
+}
+
+func (f *fixture) giveBack(grants ...store.Grant) {
+	f.Helper()
+	if err := f.store.Return(patience, grants); err != nil {
+		f.Fatalf("Return(%+v): %v", grants, err)
+	}
+}
+
+// together calls what from some goroutines, so many times each, and returns
+// the sum of what it returns.
+func (f *fixture) together(goroutines, times int, what func(goroutine int) int64) (sum int64) {
+	var group sync.WaitGroup
+	sums := make([]int64, goroutines)
+	for i := range goroutines {
+		group.Go(func() {
+			for range times {
+				sums[i] += what(i)
+			}
+		})
+	}
+	group.Wait()
+	for _, s := range sums {
+		sum += s
+	}
+	return sum
+}
+
+// history is what happened to the calls for one key.
+type history struct {
+	granted, refused []Span
+}
+
+func (h *history) add(o history) {
+	h.granted = append(h.granted, o.granted...)
+	h.refused = append(h.refused, o.refused...)
+}
+
+// strict reports an interval of one window in which more than the limit was
+// spent.
+func (h *history) strict(t *testing.T, limit int64, window time.Duration) {
+	t.Helper()
+	if units, at := Most(h.granted, window-slack); units > limit {
+		t.Errorf("%d units of %d in the %v from %v", units, limit, window, at)
+	}
+}
+
+// fair reports a refusal that the units spent during held before it do not
+// explain.
+func (h *history) fair(t *testing.T, limit int64, held time.Duration) {
+	t.Helper()
+	var from, to []time.Time
+	for _, s := range h.granted {
+		for range s.Units {
+			from, to = append(from, s.From), append(to, s.To)
+		}
+	}
+	slices.SortFunc(from, time.Time.Compare)
+	slices.SortFunc(to, time.Time.Compare)
+	for _, r := range h.refused {
+		gone, _ := slices.BinarySearchFunc(to, r.From.Add(-held-slack), time.Time.Compare)
+		begun, _ := slices.BinarySearchFunc(from, r.To, time.Time.Compare)
+		if spent := int64(begun - gone); spent+r.Units <= limit {
+			t.Errorf("%d units refused at %v, with %d of %d spent in the %v before", r.Units, r.From, spent, limit, held)
+			return
+		}
+	}
+}

@@ -1,0 +1,214 @@
+package store
+
+import "time"
+
+const (
+	// mergeAbove is the largest limit whose log keeps every stamp apart.
+	// Above it, stamps within window/mergeParts are merged.
+	mergeAbove = 64
+	mergeParts = 64
+	// maxEntries bounds a log unconditionally. The merging rule alone keeps a
+	// log within it, unless grants are stamped further ahead than what merges
+	// spans, or are given back in an adversarial pattern: then a grant joins
+	// the last entry, which is held longer, never shorter.
+	maxEntries = 68
+	// maxSkew is how far ahead of the clock a stamp may lie before it must
+	// come from a clock that has since stepped back: grants reach at most
+	// MaxAhead ahead, and a second is spare.
+	maxSkew = 2 * time.Second
+)
+
+// Window is the log of one key: when how many units were granted, as far as
+// it still counts. A unit stamped t counts until t + window; a request for n
+// units is granted if the counted units and n are at most the limit. That is
+// the exact sliding log. What bounds its size whatever the limit is that, for
+// limits above 64, units stamped less than window/64 after the first stamp
+// of the last entry join that entry, which then counts from its latest stamp:
+// units are held longer than exact by less than window/64, never shorter.
+//
+// It is compared with the first stamp of the entry, not with its last one,
+// because under steady load the latter would extend one entry for ever. And
+// it takes the later stamp, because with the earlier one units would be
+// forgotten before their time.
+//
+// Times are the store's clock in microseconds, given by the caller. The clock
+// may step back: stamps of the future are then lowered (see Advance).
+//
+// The zero Window is an empty log. A Window is not safe for concurrent use;
+// its length is always the same. The same arithmetic stands in
+// redis/window.lua: whoever changes one changes both.
+type Window struct {
+	entries []entry // in the order of stamps, none with zero units
+	total   int64   // units of all entries
+	first   int64   // earliest stamp merged into the last entry
+	mark    int64   // names this log's life, see Grant
+}
+
+type entry struct{ stamp, units int64 }
+
+// Advance brings the log to the time now: it drops what no longer counts, and
+// lowers stamps that lie more than two seconds ahead, which only a clock that
+// stepped back can leave. Lowered stamps become one entry and a new mark, so
+// that no grant of the old stamps can be given back any more: it could take
+// units that somebody else has spent.
+func (w *Window) Advance(now int64, window time.Duration) {
+	width := window.Microseconds()
+	drop := 0
+	for drop < len(w.entries) && w.entries[drop].stamp+width <= now {
+		w.total -= w.entries[drop].units
+		drop++
+	}
+	if drop > 0 {
+		w.entries = append(w.entries[:0], w.entries[drop:]...)
+	}
+	if len(w.entries) == 0 {
+		// What counts nothing is no log: the next grant begins a new life.
+		w.total, w.first, w.mark = 0, 0, 0
+		return
+	}
+
+	latest := now + maxSkew.Microseconds()
+	last := len(w.entries) - 1
+	if w.entries[last].stamp <= latest {
+		return
+	}
+	units := int64(0)
+	for last >= 0 && w.entries[last].stamp >= latest {
+		units += w.entries[last].units
+		last--
+	}
+	w.entries = append(w.entries[:last+1], entry{latest, units})
+	w.first = latest
+	w.mark = nextMark(w.mark, now)
+}
+
+// nextMark returns a mark for the time now that differs from the old one.
+func nextMark(old, now int64) int64 {
+	if old == now {
+		return now + 1
+	}
+	return now
+}
+
+// Ask answers a without charging anything: as if it was refused by another
+// ask of its call. The log must have been advanced to now.
+func (w *Window) Ask(now int64, a *Ask) Answer {
+	free := a.Limit - w.total
+	answer := Answer{
+		Granted:   a.Need <= max(free, 0), // a refill fits, if with nothing
+		Remaining: max(free, 0),
+		Reset:     w.reset(now, a.Window),
+	}
+	if !answer.Granted {
+		answer.RetryAfter = w.retryAfter(now, a)
+	}
+	return answer
+}
+
+// Charge takes the units of an ask that Ask has granted at the same time, and
+// brings its answer up to date.
+func (w *Window) Charge(now int64, a *Ask, answer *Answer) {
+	extra := min(a.Extra, a.Limit-w.total-a.Need)
+	units := a.Need + extra
+	if units <= 0 {
+		return
+	}
+	stamp := now
+	if extra > 0 {
+		stamp += a.Ahead.Microseconds()
+	}
+	answer.Extra = extra
+	answer.Stamp = w.add(now, stamp, units, a)
+	answer.Mark = w.mark
+	answer.Remaining = max(a.Limit-w.total, 0)
+	answer.Reset = w.reset(now, a.Window)
+}
+
+// add appends units, or joins them to the last entry, and returns their stamp
+// as stored.
+func (w *Window) add(now, stamp, units int64, a *Ask) int64 {
+	w.total += units
+	n := len(w.entries)
+	if n == 0 {
+		w.entries = append(w.entries, entry{stamp, units})
+		w.first = stamp
+		w.mark = now
+		return stamp
+	}
+	last := &w.entries[n-1]
+	stamp = max(stamp, last.stamp)
+	near := a.Limit > mergeAbove && (stamp-w.first)*mergeParts < a.Window.Microseconds()
+	if stamp == last.stamp || near || n >= maxEntries {
+		last.stamp = stamp
+		last.units += units
+		return stamp
+	}
+	w.entries = append(w.entries, entry{stamp, units})
+	w.first = stamp
+	return stamp
+}
+
+// Return gives units back to the first entry that can hold them: merging
+// moves units to later stamps only, so those of a grant are never in an entry
+// with an earlier stamp than the grant's. It does nothing if the log has had
+// another life since, or if the units have expired; what the entry does not
+// hold is dropped. The log must have been advanced to now.
+func (w *Window) Return(now int64, g *Grant) {
+	if w.mark == 0 || g.Mark != w.mark || g.Stamp+g.Window.Microseconds() <= now {
+		return
+	}
+	for i := range w.entries {
+		e := &w.entries[i]
+		if e.stamp < g.Stamp {
+			continue
+		}
+		units := min(g.Units, e.units)
+		e.units -= units
+		w.total -= units
+		if e.units > 0 {
+			return
+		}
+		if i == len(w.entries)-1 {
+			// The first stamp of the entry that is now the last one is not
+			// known; nothing but an equal stamp may join it, lest it grow
+			// for ever under grants given back again and again.
+			w.first = 0
+		}
+		w.entries = append(w.entries[:i], w.entries[i+1:]...)
+		if len(w.entries) == 0 {
+			w.total, w.first, w.mark = 0, 0, 0
+		}
+		return
+	}
+}
+
+// Empty reports whether nothing counts, as of the last Advance.
+func (w *Window) Empty() bool { return len(w.entries) == 0 }
+
+// Expires is when the log will count nothing, 0 if it does not now.
+func (w *Window) Expires(window time.Duration) int64 {
+	if len(w.entries) == 0 {
+		return 0
+	}
+	return w.entries[len(w.entries)-1].stamp + window.Microseconds()
+}
+
+func (w *Window) reset(now int64, window time.Duration) time.Duration {
+	if len(w.entries) == 0 {
+		return 0
+	}
+	return time.Duration(w.Expires(window)-now) * time.Microsecond
+}
+
+// retryAfter walks the log until enough has expired for the need of a, which
+// matters when the limit was lowered: then it takes more than the first entry.
+func (w *Window) retryAfter(now int64, a *Ask) time.Duration {
+	excess := w.total + a.Need - a.Limit
+	for i := range w.entries {
+		excess -= w.entries[i].units
+		if excess <= 0 {
+			return time.Duration(w.entries[i].stamp-now)*time.Microsecond + a.Window
+		}
+	}
+	return a.Window
+}

@@ -1,0 +1,381 @@
+package store
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// model is an exact sliding log: every grant with its own stamp, in order.
+type model struct {
+	entries []entry
+	total   int64
+}
+
+func (m *model) add(stamp, units int64) {
+	m.entries = append(m.entries, entry{stamp, units})
+	m.total += units
+}
+
+func (m *model) expire(now int64, held time.Duration) {
+	width := held.Microseconds()
+	for len(m.entries) > 0 && m.entries[0].stamp+width <= now {
+		m.total -= m.entries[0].units
+		m.entries = m.entries[1:]
+	}
+}
+
+// remove takes back units of the grant with a stamp. Grants with one stamp
+// are one.
+func (m *model) remove(stamp, units int64) {
+	for i := range m.entries {
+		if e := &m.entries[i]; e.stamp == stamp {
+			n := min(units, e.units)
+			e.units -= n
+			m.total -= n
+			units -= n
+		}
+	}
+	m.entries = slices.DeleteFunc(m.entries, func(e entry) bool { return e.units == 0 })
+}
+
+// ask answers like Window.Ask.
+func (m *model) ask(now int64, a *Ask) Answer {
+	free := a.Limit - m.total
+	answer := Answer{Granted: a.Need <= max(free, 0), Remaining: max(free, 0)}
+	if n := len(m.entries); n > 0 {
+		answer.Reset = time.Duration(m.entries[n-1].stamp-now)*time.Microsecond + a.Window
+	}
+	if answer.Granted {
+		return answer
+	}
+	answer.RetryAfter = a.Window
+	for _, e := range m.entries {
+		if free += e.units; a.Need <= free {
+			answer.RetryAfter = time.Duration(e.stamp-now)*time.Microsecond + a.Window
+			break
+		}
+	}
+	return answer
+}
+
+// most is the largest number of units spent in one interval [t, t+window).
+func most(spent []entry, window time.Duration) (units, at int64) {
+	slices.SortFunc(spent, func(a, b entry) int { return int(a.stamp - b.stamp) })
+	sum, from := int64(0), 0
+	for _, e := range spent {
+		for ; spent[from].stamp+window.Microseconds() <= e.stamp; from++ {
+			sum -= spent[from].units
+		}
+		if sum += e.units; sum > units {
+			units, at = sum, spent[from].stamp
+		}
+	}
+	return units, at
+}
+
+// past is a grant of a history.
+type past struct {
+	Grant
+	ask   Ask
+	at    int64
+	spent []entry // what is left of it, by when it is spent
+}
+
+// take gives back units of a grant: those spent last have not been spent.
+func (p *past) take(units int64) {
+	for i := len(p.spent) - 1; i >= 0 && units > 0; i-- {
+		n := min(units, p.spent[i].units)
+		p.spent[i].units -= n
+		units -= n
+	}
+}
+
+func (p *past) left() (sum int64) {
+	for _, e := range p.spent {
+		sum += e.units
+	}
+	return sum
+}
+
+// history draws and plays random calls. What it may draw is set by the test;
+// seen is told of every call.
+type history struct {
+	t      *rapid.T
+	w      Window
+	now    int64
+	window time.Duration
+	past   []*past
+
+	limit    func() int64
+	back     bool          // units are given back
+	stepping bool          // the clock steps back
+	extra    bool          // extra units are asked for
+	ahead    time.Duration // and stamped ahead by at most this
+	seen     func(a *Ask, answer Answer)
+	returned func(g *Grant)
+}
+
+func (h *history) play(steps int) {
+	for range rapid.IntRange(1, steps).Draw(h.t, "steps") {
+		h.step()
+		if err := h.w.sound(); err != nil {
+			h.t.Fatalf("after %d: %v; log %s", h.now-start, err, h.w.text())
+		}
+	}
+}
+
+// pass lets some time pass: none, an instant, a share of the window, near a
+// merged span, near the window.
+func (h *history) pass() {
+	width := h.window.Microseconds()
+	near := func(n int64) int64 { return n + rapid.Int64Range(-2, 2).Draw(h.t, "near") }
+	switch rapid.IntRange(0, 7).Draw(h.t, "pass") {
+	case 0, 1:
+	case 2:
+		h.now++
+	case 3:
+		h.now += rapid.Int64Range(0, width/mergeParts).Draw(h.t, "short")
+	case 4:
+		h.now += rapid.Int64Range(0, width/8).Draw(h.t, "long")
+	case 5:
+		h.now += near(width / mergeParts)
+	case 6:
+		h.now += near(width - width/mergeParts)
+	case 7:
+		// To when something expires.
+		if n := len(h.w.entries); n > 0 {
+			e := h.w.entries[rapid.IntRange(0, n-1).Draw(h.t, "entry")]
+			h.now = max(h.now, near(e.stamp+width))
+		}
+	}
+	if h.stepping && rapid.IntRange(0, 15).Draw(h.t, "steps back") == 0 {
+		by := rapid.SampledFrom([]time.Duration{time.Microsecond, time.Second, 2 * time.Second, 3 * time.Second, h.window, time.Hour}).Draw(h.t, "by")
+		h.now -= by.Microseconds()
+	}
+}
+
+func (h *history) step() {
+	h.pass()
+	h.w.Advance(h.now, h.window)
+	if h.back && len(h.past) > 0 && rapid.IntRange(0, 2).Draw(h.t, "back") == 0 {
+		h.giveBack()
+		return
+	}
+	limit := h.limit()
+	a := &Ask{Window: h.window, Limit: limit}
+	a.Need = rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, max(1, limit/8)), rapid.Int64Range(0, limit+1)).Draw(h.t, "need")
+	a.Need = min(a.Need, MaxEvents)
+	if h.extra {
+		a.Extra = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(0, max(1, limit/16))).Draw(h.t, "extra")
+		a.Ahead = time.Duration(rapid.Int64Range(0, h.ahead.Microseconds()).Draw(h.t, "ahead")) * time.Microsecond
+	}
+	before := h.w
+	before.entries = slices.Clone(before.entries)
+	answer := h.w.call(h.now, a)
+	if !answer.Granted {
+		h.refused(&before, a, answer)
+	}
+	if h.seen != nil {
+		h.seen(a, answer)
+	}
+	if answer.Charged() {
+		p := &past{ask: *a, at: h.now, Grant: Grant{Window: h.window, Stamp: answer.Stamp, Mark: answer.Mark, Units: a.Need + answer.Extra}}
+		h.spend(p, answer.Extra > 0)
+		h.past = append(h.past, p)
+	}
+}
+
+// spend decides when the units of a grant are spent: at once, or if there are
+// extra ones, whenever that is worst until the stamp.
+func (h *history) spend(p *past, leased bool) {
+	if !leased {
+		p.spent = []entry{{p.at, p.Units}}
+		return
+	}
+	early := rapid.OneOf(rapid.Just(int64(0)), rapid.Just(p.Units), rapid.Int64Range(0, p.Units)).Draw(h.t, "early")
+	late := p.Stamp
+	if rapid.Bool().Draw(h.t, "between") {
+		late = rapid.Int64Range(p.at, p.Stamp).Draw(h.t, "late")
+	}
+	p.spent = []entry{{p.at, early}, {late, p.Units - early}}
+}
+
+// giveBack gives back units of any grant, never more than it has left.
+func (h *history) giveBack() {
+	p := h.past[rapid.IntRange(max(0, len(h.past)-20), len(h.past)-1).Draw(h.t, "grant")]
+	left := p.left()
+	if left == 0 {
+		return
+	}
+	g := p.Grant
+	g.Units = rapid.OneOf(rapid.Just(left), rapid.Int64Range(1, left)).Draw(h.t, "units")
+	if g.Stamp+h.window.Microseconds() > h.now {
+		p.take(g.Units)
+	} // else it comes too late, and is as good as spent
+	h.w.Return(h.now, &g)
+	if h.returned != nil {
+		h.returned(&g)
+	}
+}
+
+// refused holds a refusal against its word: it changed nothing, and a retry
+// succeeds when it says, and no microsecond earlier.
+func (h *history) refused(before *Window, a *Ask, answer Answer) {
+	if !slices.Equal(before.entries, h.w.entries) || before.mark != h.w.mark || before.total != h.w.total {
+		h.t.Fatalf("a refusal changed the log from %s to %s", before.text(), h.w.text())
+	}
+	if answer.Extra != 0 || answer.Stamp != 0 || answer.Mark != 0 {
+		h.t.Fatalf("refused, but charged: %+v", answer)
+	}
+	if a.Need > a.Limit {
+		if answer.RetryAfter != a.Window {
+			h.t.Fatalf("retry after %v of a need above the limit, want %v", answer.RetryAfter, a.Window)
+		}
+		return
+	}
+	retry := answer.RetryAfter.Microseconds()
+	for _, test := range []struct {
+		after int64
+		want  bool
+	}{{retry - 1, false}, {retry, true}} {
+		w := *before
+		w.entries = slices.Clone(w.entries)
+		if got := w.call(h.now+test.after, a); got.Granted != test.want {
+			h.t.Fatalf("%+v of %+v: granted %v after %dµs; log %s", answer, a, got.Granted, test.after, before.text())
+		}
+	}
+}
+
+func (h *history) spent() (spent []entry) {
+	for _, p := range h.past {
+		spent = append(spent, p.spent...)
+	}
+	return spent
+}
+
+// check runs a property more often than rapid does by default; histories are
+// cheap.
+func check(t *testing.T, property func(t *rapid.T)) {
+	t.Helper()
+	for range 10 {
+		rapid.Check(t, property)
+	}
+}
+
+func newHistory(t *rapid.T) *history {
+	return &history{
+		t:      t,
+		now:    start,
+		window: rapid.SampledFrom([]time.Duration{MinWindow, MinWindow + 7*time.Microsecond, window, time.Hour, MaxWindow}).Draw(t, "window"),
+	}
+}
+
+func constantLimit(t *rapid.T, limits ...int64) func() int64 {
+	limit := rapid.SampledFrom(limits).Draw(t, "limit")
+	return func() int64 { return limit }
+}
+
+// No interval of one window has more units than the limit, whenever within
+// their time the units of a grant are spent, whatever is given back.
+func TestWindowIsStrict(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
+		h.back = rapid.Bool().Draw(t, "give back")
+		h.extra = rapid.Bool().Draw(t, "leases")
+		h.ahead = MaxAhead
+		h.play(200)
+		if units, at := most(h.spent(), h.window); units > h.limit() {
+			t.Fatalf("%d units of %d in the window from %d", units, h.limit(), at-start)
+		}
+	})
+}
+
+// Up to 64 units, and for whatever is asked for without extra units, the log
+// answers as an exact one, also when the limit changes.
+func TestWindowIsExactUpTo64(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.limit = func() int64 { return rapid.Int64Range(0, mergeAbove).Draw(t, "limit") }
+		if rapid.Bool().Draw(t, "one limit") {
+			h.limit = constantLimit(t, 1, 3, 10, 64)
+		}
+		h.back = true
+		var exact model
+		h.seen = func(a *Ask, got Answer) {
+			exact.expire(h.now, h.window)
+			want := exact.ask(h.now, a)
+			if want.Granted && a.Need > 0 {
+				exact.add(h.now, a.Need)
+				want = Answer{Granted: true, Remaining: want.Remaining - a.Need, Reset: h.window}
+			}
+			got.Stamp, got.Mark = 0, 0
+			if got != want {
+				t.Fatalf("%+v = %+v, an exact log %+v", a, got, want)
+			}
+		}
+		h.returned = func(g *Grant) {
+			if exact.expire(h.now, h.window); g.Stamp+h.window.Microseconds() > h.now {
+				exact.remove(g.Stamp, g.Units)
+			}
+		}
+		h.play(200)
+	})
+}
+
+// Above 64 units, what refuses a request are units spent in a window and a
+// merged span, and by leases as long as the window allows, a little more.
+func TestWindowRefusesForAReason(t *testing.T) {
+	for _, extra := range []bool{false, true} {
+		check(t, func(t *rapid.T) {
+			h := newHistory(t)
+			h.limit = constantLimit(t, 65, 100, 1000, 1_000_000)
+			h.back = rapid.Bool().Draw(t, "give back")
+			held := h.window + h.window/mergeParts
+			if h.extra = extra; extra {
+				h.ahead = min(h.window/128, MaxAhead)
+				held = h.window * 103 / 100
+			}
+			h.seen = func(a *Ask, got Answer) {
+				if got.Granted {
+					return
+				}
+				spent := int64(0)
+				for _, p := range h.past {
+					// Of what is leased only the end is known.
+					if p.at+held.Microseconds() > h.now {
+						spent += p.left()
+					}
+				}
+				if spent+a.Need <= a.Limit {
+					t.Fatalf("%+v refused with %d units spent in the last %v; log %s", a, spent, held, h.w.text())
+				}
+			}
+			h.play(200)
+		})
+	}
+}
+
+// Whatever happens, a log is sound and short, and its refusals are true.
+func TestWindowIsSound(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		limits := rapid.SampledFrom([][]int64{{0, 1, 2}, {60, 64, 65, 70}, {1, 1000}, {64, 1_000_000, MaxEvents}}).Draw(t, "limits")
+		h.limit = func() int64 { return rapid.SampledFrom(limits).Draw(t, "limit") }
+		h.back, h.extra, h.stepping = true, true, true
+		h.ahead = MaxAhead
+		h.play(300)
+		// Grants that never were change nothing for the better or worse.
+		for range 10 {
+			g := &Grant{Window: h.window, Mark: h.w.mark, Units: rapid.Int64Range(1, MaxEvents).Draw(t, "units")}
+			g.Stamp = h.now + rapid.Int64Range(-h.window.Microseconds(), h.window.Microseconds()).Draw(t, "stamp")
+			h.w.Return(h.now, g)
+			if err := h.w.sound(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,410 @@
+package store
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The ledger: what is asked of a window of 64 seconds, and what stands in it
+// afterwards. Times are in seconds since the start; a log reads "stamp:units".
+// A sixty-fourth of the window is one second.
+const (
+	start  = int64(1_700_000_000_000_000)
+	window = 64 * time.Second
+)
+
+type row struct {
+	at          float64
+	limit       int64 // 0: as in the row before
+	need, extra int64
+	ahead       float64
+	back        int // gives back units of the grant of that row; the first one is 1
+	units       int64
+
+	left  int64
+	retry float64 // refused, and granted after so long
+	got   int64   // extra units
+	log   string
+}
+
+func micros(seconds float64) int64 { return int64(seconds*1e6 + 0.5) }
+
+func seconds(d time.Duration) float64 { return d.Seconds() }
+
+// text is the log with stamps as seconds since the start.
+func (w *Window) text() string {
+	var parts []string
+	for _, e := range w.entries {
+		parts = append(parts, fmt.Sprintf("%g:%d", float64(e.stamp-start)/1e6, e.units))
+	}
+	return strings.Join(parts, " ")
+}
+
+// sound reports what must never be wrong with a log.
+func (w *Window) sound() error {
+	if len(w.entries) > maxEntries {
+		return fmt.Errorf("%d entries, want at most %d", len(w.entries), maxEntries)
+	}
+	sum := int64(0)
+	for i, e := range w.entries {
+		sum += e.units
+		if e.units <= 0 {
+			return fmt.Errorf("entry %d has %d units", i, e.units)
+		}
+		if i > 0 && e.stamp <= w.entries[i-1].stamp {
+			return fmt.Errorf("entry %d is stamped %d after %d", i, e.stamp, w.entries[i-1].stamp)
+		}
+	}
+	switch last := len(w.entries) - 1; {
+	case sum != w.total:
+		return fmt.Errorf("total %d, but the entries have %d", w.total, sum)
+	case (last < 0) != (w.mark == 0):
+		return fmt.Errorf("mark %d with %d entries", w.mark, len(w.entries))
+	case last < 0 && w.first != 0:
+		return fmt.Errorf("first stamp %d of no entry", w.first)
+	case last >= 0 && w.first > w.entries[last].stamp:
+		return fmt.Errorf("first stamp %d of an entry of %d", w.first, w.entries[last].stamp)
+	}
+	return nil
+}
+
+// call decides one ask as a store does.
+func (w *Window) call(now int64, a *Ask) Answer {
+	w.Advance(now, a.Window)
+	answer := w.Ask(now, a)
+	if answer.Granted {
+		w.Charge(now, a, &answer)
+	}
+	return answer
+}
+
+func runLedger(t *testing.T, rows []row) {
+	t.Helper()
+	var w Window
+	limit := int64(0)
+	grants := make([]Grant, len(rows)+1)
+	for i, r := range rows {
+		now := start + micros(r.at)
+		if r.limit > 0 {
+			limit = r.limit
+		}
+		if r.back > 0 {
+			g := grants[r.back]
+			g.Units = r.units
+			w.Advance(now, window)
+			w.Return(now, &g)
+		} else {
+			a := Ask{Window: window, Limit: limit, Need: r.need, Extra: r.extra, Ahead: time.Duration(micros(r.ahead)) * time.Microsecond}
+			answer := w.call(now, &a)
+			if answer.Granted != (r.retry == 0) || answer.Extra != r.got || answer.Remaining != r.left ||
+				seconds(answer.RetryAfter) != r.retry {
+				t.Errorf("row %d: %+v, want %+v", i+1, answer, r)
+			}
+			grants[i+1] = Grant{Window: window, Stamp: answer.Stamp, Mark: answer.Mark}
+		}
+		if got := w.text(); got != r.log {
+			t.Errorf("row %d: log %q, want %q", i+1, got, r.log)
+		}
+		if err := w.sound(); err != nil {
+			t.Errorf("row %d: %v", i+1, err)
+		}
+	}
+}
+
+func TestWindow(t *testing.T) {
+	tests := []struct {
+		name string
+		rows []row
+	}{
+		{"an exact log up to 64", []row{
+			{at: 0, limit: 3, need: 1, left: 2, log: "0:1"},
+			{at: 0.000001, need: 1, left: 1, log: "0:1 1e-06:1"},
+			{at: 63, need: 1, left: 0, log: "0:1 1e-06:1 63:1"},
+			{at: 63.5, need: 1, retry: 0.5, log: "0:1 1e-06:1 63:1"},
+			{at: 63.999999, need: 1, retry: 0.000001, log: "0:1 1e-06:1 63:1"},
+			{at: 64, need: 1, left: 0, log: "1e-06:1 63:1 64:1"},
+			{at: 64, need: 2, retry: 63, log: "1e-06:1 63:1 64:1"},
+			{at: 64.000001, need: 1, left: 0, log: "63:1 64:1 64.000001:1"},
+			{at: 200, left: 3, log: ""},
+		}},
+		{"equal stamps join", []row{
+			{at: 1, limit: 10, need: 1, left: 9, log: "1:1"},
+			{at: 1, need: 2, left: 7, log: "1:3"},
+			{at: 2, need: 1, left: 6, log: "1:3 2:1"},
+			{at: 65, left: 9, log: "2:1"},
+		}},
+		{"above 64, stamps near the first one join the later one", []row{
+			{at: 0, limit: 65, need: 1, left: 64, log: "0:1"},
+			{at: 0.4, need: 1, left: 63, log: "0.4:2"},
+			{at: 0.999999, need: 1, left: 62, log: "0.999999:3"},
+			{at: 1, need: 1, left: 61, log: "0.999999:3 1:1"}, // one second after the first, 0: not near
+			{at: 1.9, need: 1, left: 60, log: "0.999999:3 1.9:2"},
+			{at: 2, need: 1, left: 59, log: "0.999999:3 1.9:2 2:1"},
+			{at: 64.9, left: 59, log: "0.999999:3 1.9:2 2:1"}, // the unit of 0 is held until here
+			{at: 64.999999, left: 62, log: "1.9:2 2:1"},
+		}},
+		{"a refusal changes nothing", []row{
+			{at: 0, limit: 1, need: 1, left: 0, log: "0:1"},
+			{at: 10, need: 1, retry: 54, log: "0:1"},
+			{at: 63, need: 1, retry: 1, log: "0:1"},
+			{at: 64, need: 1, left: 0, log: "64:1"},
+		}},
+		{"need and extra", []row{
+			{at: 0, limit: 10, need: 1, extra: 3, got: 3, left: 6, log: "0:4"},
+			{at: 1, need: 6, extra: 9, left: 0, log: "0:4 1:6"},
+			{at: 2, extra: 9, left: 0, log: "0:4 1:6"},
+			{at: 2, need: 1, extra: 9, retry: 62, log: "0:4 1:6"},
+			{at: 64, need: 1, extra: 9, got: 3, left: 0, log: "1:6 64:4"},
+			{at: 64, need: 11, retry: 64, log: "1:6 64:4"},
+		}},
+		{"units ahead", []row{
+			{at: 0, limit: 10, need: 1, extra: 2, ahead: 0.5, got: 2, left: 7, log: "0.5:3"},
+			{at: 0.1, need: 1, left: 6, log: "0.5:4"},             // never before the last stamp
+			{at: 0.2, need: 1, ahead: 0.9, left: 5, log: "0.5:5"}, // no extra, not ahead
+			{at: 0.6, need: 1, ahead: 0.9, left: 4, log: "0.5:5 0.6:1"},
+			{at: 64.4, need: 5, retry: 0.1, left: 4, log: "0.5:5 0.6:1"},
+			{at: 64.5, need: 5, left: 4, log: "0.6:1 64.5:5"},
+		}},
+		{"the clock steps back by a second", []row{
+			{at: 100, limit: 3, need: 1, left: 2, log: "100:1"},
+			{at: 99, need: 1, left: 1, log: "100:2"},
+			{at: 99, need: 2, retry: 65, left: 1, log: "100:2"},
+			{at: 98, left: 1, log: "100:2"},
+			{at: 97.999999, left: 1, log: "99.999999:2"}, // more than two seconds
+		}},
+		{"the clock steps back by an hour", []row{
+			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
+			{at: 3601, need: 1, left: 2, log: "3600:1 3601:1"},
+			{at: 0, need: 1, left: 1, log: "2:3"}, // they count from the lowered stamp, and join
+			{at: 0, need: 2, retry: 66, left: 1, log: "2:3"},
+			{at: 1, back: 1, units: 1, log: "2:3"}, // of the old life
+			{at: 1, back: 2, units: 1, log: "2:3"},
+			{at: 1, back: 3, units: 1, log: "2:2"}, // of the new one
+			{at: 3, need: 1, left: 1, log: "2:2 3:1"},
+			{at: 66, left: 3, log: "3:1"},
+		}},
+		{"a grant of before the clock stepped back is not given back", []row{
+			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
+			{at: 3590, left: 3, log: "3592:1"},
+			{at: 3601, need: 1, left: 2, log: "3592:1 3601:1"},
+			{at: 3601, back: 1, units: 1, log: "3592:1 3601:1"}, // 3601 is another's
+			{at: 3601, back: 3, units: 1, log: "3592:1"},
+		}},
+		{"a refusal lowers too", []row{
+			{at: 3600, limit: 2, need: 2, left: 0, log: "3600:2"},
+			{at: 10, need: 1, retry: 66, log: "12:2"},
+			{at: 76, need: 1, left: 1, log: "76:1"},
+		}},
+		{"only what lies too far ahead is lowered", []row{
+			{at: 0, limit: 9, need: 1, left: 8, log: "0:1"},
+			{at: 8, need: 1, left: 7, log: "0:1 8:1"},
+			{at: 12, need: 1, left: 6, log: "0:1 8:1 12:1"},
+			{at: 50, need: 1, left: 5, log: "0:1 8:1 12:1 50:1"},
+			{at: 10, need: 1, left: 4, log: "0:1 8:1 12:3"},
+		}},
+		{"the clock steps back twice", []row{
+			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
+			{at: 1800, need: 1, left: 2, log: "1802:2"},
+			{at: 0, need: 1, left: 1, log: "2:3"},
+			{at: 1, back: 1, units: 1, log: "2:3"},
+			{at: 1, back: 2, units: 1, log: "2:3"},
+			{at: 1, back: 3, units: 1, log: "2:2"},
+		}},
+		{"the limit is lowered", []row{
+			{at: 0, limit: 10, need: 4, left: 6, log: "0:4"},
+			{at: 1, need: 4, left: 2, log: "0:4 1:4"},
+			{at: 2, need: 2, left: 0, log: "0:4 1:4 2:2"},
+			{at: 3, limit: 5, need: 1, retry: 62, left: 0, log: "0:4 1:4 2:2"}, // 6 of 10 must go
+			{at: 3, limit: 7, need: 1, retry: 61, left: 0, log: "0:4 1:4 2:2"}, // 4 of 10
+			{at: 3, limit: 1, need: 1, retry: 63, left: 0, log: "0:4 1:4 2:2"}, // all
+			{at: 3, limit: 1, need: 2, retry: 64, left: 0, log: "0:4 1:4 2:2"}, // never
+			{at: 64, limit: 5, need: 1, retry: 1, left: 0, log: "1:4 2:2"},
+			{at: 65, limit: 5, need: 1, left: 2, log: "2:2 65:1"},
+		}},
+		{"the limit is raised", []row{
+			{at: 0, limit: 2, need: 2, left: 0, log: "0:2"},
+			{at: 0.5, limit: 100, need: 1, left: 97, log: "0.5:3"},
+			{at: 0.6, limit: 64, need: 1, left: 60, log: "0.5:3 0.6:1"},
+			{at: 0.7, limit: 100, need: 1, left: 95, log: "0.5:3 0.7:2"},
+		}},
+		{"units are given back to their own entry", []row{
+			{at: 0, limit: 10, need: 2, left: 8, log: "0:2"},
+			{at: 1, need: 3, left: 5, log: "0:2 1:3"},
+			{at: 2, need: 4, left: 1, log: "0:2 1:3 2:4"},
+			{at: 3, back: 2, units: 1, log: "0:2 1:2 2:4"},
+			{at: 3, back: 1, units: 2, log: "1:2 2:4"},
+			{at: 3, back: 3, units: 9, log: "1:2"}, // no more than it holds, and none of another's
+			{at: 3, back: 3, units: 9, log: "1:2"}, // later than all
+			{at: 3, back: 2, units: 2, log: ""},
+			{at: 3, back: 2, units: 2, log: ""},
+		}},
+		{"units are given back to the entry they were merged into", []row{
+			{at: 0, limit: 100, need: 2, left: 98, log: "0:2"},
+			{at: 0.5, need: 3, left: 95, log: "0.5:5"},
+			{at: 1, need: 1, left: 94, log: "0.5:5 1:1"},
+			{at: 1.5, need: 1, left: 93, log: "0.5:5 1.5:2"},
+			{at: 2, back: 1, units: 2, log: "0.5:3 1.5:2"},
+			{at: 2, back: 3, units: 1, log: "0.5:3 1.5:1"},
+		}},
+		{"expired units are not given back", []row{
+			{at: 0, limit: 100, need: 2, left: 98, log: "0:2"},
+			{at: 0.5, need: 3, left: 95, log: "0.5:5"},
+			{at: 63.9, back: 1, units: 1, log: "0.5:4"},
+			{at: 64, back: 1, units: 1, log: "0.5:4"}, // held still, but not this grant's any more
+			{at: 64.4, back: 2, units: 1, log: "0.5:3"},
+		}},
+		{"another life begins when the log is empty", []row{
+			{at: 0, limit: 10, need: 2, left: 8, log: "0:2"},
+			{at: 1, back: 1, units: 2, log: ""},
+			{at: 2, need: 2, left: 8, log: "2:2"},
+			{at: 3, back: 1, units: 2, log: "2:2"},
+			{at: 3, back: 3, units: 1, log: "2:1"},
+		}},
+		{"nothing joins the last entry once a later one was given back", []row{
+			{at: 0, limit: 100, need: 1, left: 99, log: "0:1"},
+			{at: 1, need: 1, left: 98, log: "0:1 1:1"},
+			{at: 1, back: 2, units: 1, log: "0:1"},
+			{at: 1.5, need: 1, left: 98, log: "0:1 1.5:1"},
+			{at: 1.6, need: 1, left: 97, log: "0:1 1.6:2"}, // its own first stamp is known again
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { runLedger(t, test.rows) })
+	}
+}
+
+// Giving back the last entry again and again must not make the one before it
+// grow for ever: its units would never expire.
+func TestWindowGivenBackAgainAndAgain(t *testing.T) {
+	var w Window
+	a := Ask{Window: window, Limit: 1000, Need: 1}
+	now := start
+	w.call(now, &a)
+	for range 1000 {
+		now += micros(1)
+		last := w.call(now, &a)
+		w.Return(now, &Grant{Window: window, Stamp: last.Stamp, Mark: last.Mark, Units: 1})
+		now += micros(0.01)
+		w.call(now, &a)
+		// A unit a second is kept: no more than 65 of them may count.
+		if err := w.sound(); err != nil || w.total > 66 {
+			t.Fatalf("%d units counted, %v; log %s", w.total, err, w.text())
+		}
+	}
+}
+
+// Leases given back leave room for entries closer together than merging would
+// have them. Their number is bounded all the same, and what joins the last
+// one is held longer, not shorter.
+func TestWindowOfLeasesGivenBack(t *testing.T) {
+	var w Window
+	unit := Ask{Window: window, Limit: 1000, Need: 1}
+	lease := Ask{Window: window, Limit: 1000, Extra: 1, Ahead: MaxAhead}
+	now := start
+	for i := range int64(200) {
+		a := w.call(now, &lease)
+		w.Return(now, &Grant{Window: window, Stamp: a.Stamp, Mark: a.Mark, Units: 1})
+		now++
+		if a := w.call(now, &unit); a.Stamp < now || w.total != i+1 {
+			t.Fatalf("unit %d stamped %d at %d, %d counted", i, a.Stamp, now, w.total)
+		}
+		if err := w.sound(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(w.entries) != maxEntries {
+		t.Errorf("%d entries, want all %d", len(w.entries), maxEntries)
+	}
+	if w.Advance(now+window.Microseconds()-1, window); w.total == 0 {
+		t.Errorf("nothing counts a microsecond before the last unit expires")
+	}
+}
+
+// However large the limit and whatever the load, a log stays short, and under
+// steady load its oldest units leave on time.
+func TestWindowStaysShort(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	loads := []struct {
+		name string
+		step func() int64
+	}{
+		{"steady", func() int64 { return 1000 }},
+		{"a third of a merged span", func() int64 { return micros(1) / 3 }},
+		{"just under a merged span", func() int64 { return micros(1) - 1 }},
+		{"just a merged span", func() int64 { return micros(1) }},
+		{"random", func() int64 { return rng.Int64N(micros(2)) }},
+		{"bursts", func() int64 { return rng.Int64N(2) * rng.Int64N(micros(10)) }},
+	}
+	for _, load := range loads {
+		t.Run(load.name, func(t *testing.T) {
+			var w Window
+			a := Ask{Window: window, Limit: 1_000_000, Need: 1}
+			var exact model
+			most := 0
+			for now := start; now < start+5*micros(64); now += load.step() {
+				if a := w.call(now, &a); !a.Granted {
+					t.Fatalf("refused: %+v", a)
+				}
+				exact.add(now, 1)
+				exact.expire(now, window+window/mergeParts)
+				if w.total > exact.total {
+					t.Fatalf("%d units counted after %ds, of %d in a window and a merged span", w.total, (now-start)/1e6, exact.total)
+				}
+				most = max(most, len(w.entries))
+			}
+			t.Logf("at most %d entries", most)
+			if err := w.sound(); err != nil || most > mergeParts+2 {
+				t.Errorf("at most %d entries, want %d; %v", most, mergeParts+2, err)
+			}
+		})
+	}
+}
+
+// A client that asks for more than it may have gets nearly what an exact log
+// would give it.
+func TestWindowUtilisation(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for _, limit := range []int64{1, 10, 64, 65, 100, 1000, 5000} {
+		for _, load := range []float64{1.02, 1.5, 10} { // asked for, of what the limit allows
+			var w Window
+			var exact model
+			a := Ask{Window: window, Limit: limit, Need: 1}
+			granted, want := 0, 0
+			step := max(2, int64(float64(2*window.Microseconds())/float64(limit)/load))
+			// Delays add up; it takes many windows to see them.
+			end := start + max(20, 6400/limit)*window.Microseconds()
+			for now := start; now < end; now += 1 + rng.Int64N(step) {
+				if w.call(now, &a).Granted {
+					granted++
+				}
+				if exact.expire(now, window); exact.total < limit {
+					exact.add(now, 1)
+					want++
+				}
+			}
+			share := float64(granted) / float64(want)
+			t.Logf("limit %d, load %g: %d of %d, %.4f", limit, load, granted, want, share)
+			if share < 0.97 || share > 1.01 {
+				t.Errorf("limit %d, load %g: %d granted, %.4f of the %d of an exact log", limit, load, granted, share, want)
+			}
+		}
+	}
+}
+
+func BenchmarkWindow(b *testing.B) {
+	for _, limit := range []int64{10, 64, 1_000_000} {
+		b.Run(fmt.Sprint("limit ", limit), func(b *testing.B) {
+			var w Window
+			a := Ask{Window: window, Limit: limit, Need: 1}
+			now := start
+			b.ReportAllocs()
+			for b.Loop() {
+				now += window.Microseconds() / 64
+				w.call(now, &a)
+			}
+		})
+	}
+}
