@@ -1,0 +1,139 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// Bounds on the timeouts of [Options].
+const (
+	// MaxTimeout bounds how long an operation may take, whatever its caller
+	// is willing to wait.
+	MaxTimeout = 30 * time.Second
+	// MinTimeout is the shortest deadline there is sense in. A shorter one
+	// would close connections over every pause of either process.
+	MinTimeout = 100 * time.Millisecond
+)
+
+const (
+	// idleTime is how long an unused connection is kept: less than the few
+	// minutes after which middleboxes forget one without a word.
+	idleTime = 3 * time.Minute
+)
+
+// client is the connections of a store. Operations of different lives share
+// them.
+type client struct {
+	*redis.Client
+	timeout time.Duration
+	lives   []*redis.Client // for timeout, twice, four times... up to MaxTimeout
+}
+
+// newClient returns a client that has not dialled. The library's defaults are
+// those of a cache; where they are not a limiter's, the reason is here.
+func newClient(o Options) *client {
+	network, address, _ := o.endpoint()
+	c := redis.NewClient(&redis.Options{
+		Network:  network,
+		Addr:     address,
+		Username: o.Username,
+		Password: o.Password,
+		DB:       o.DB,
+		Dialer:   dialer(o),
+
+		// Nothing is ever sent again: it could be counted again.
+		MaxRetries:    -1,
+		DialerRetries: 1,
+		DialTimeout:   o.DialTimeout,
+
+		// The deadline of an operation is its own, not a request's: one that
+		// is missed costs the connection, and the next handshake then runs
+		// inside the next request's deadline, so that a short brown-out
+		// would destroy every connection again and again.
+		ContextTimeoutEnabled: false,
+		ReadTimeout:           o.Timeout,
+		WriteTimeout:          o.Timeout,
+
+		// There is a connection for each batch under way, so that none waits
+		// for one. Pipelines would otherwise have a pool beside this one.
+		PoolSize:         o.PoolSize,
+		PoolTimeout:      o.DialTimeout,
+		PipelinePoolSize: -1,
+		ConnMaxIdleTime:  idleTime,
+
+		// No pushed messages, hence none to look for before each read; no
+		// look-up of the host's name while options are being read, and no
+		// further round trips in the handshake.
+		Protocol:                 2,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		DisableIdentity:          true,
+	})
+	cl := &client{Client: c, timeout: o.Timeout}
+	for life := o.Timeout; ; life *= 2 {
+		cl.lives = append(cl.lives, c.WithTimeout(min(life, MaxTimeout)))
+		if life >= MaxTimeout {
+			return cl
+		}
+	}
+}
+
+// living returns a client over the same connections whose operations may take
+// life or somewhat longer.
+func (c *client) living(life time.Duration) *redis.Client {
+	i := 0
+	for l := c.timeout; l < life && i < len(c.lives)-1; l *= 2 {
+		i++
+	}
+	return c.lives[i]
+}
+
+// dialer opens connections for the library's pool, which it never tells that
+// one could not be opened: the pool would write a line to standard error for
+// each attempt, through a logger that all users of the library in this
+// process share, and after a few would refuse to dial for up to a second
+// while a goroutine of its own tries. Instead the pool gets a connection on
+// which everything fails, and drops it at the handshake.
+func dialer(o Options) func(context.Context, string, string) (net.Conn, error) {
+	plain := &net.Dialer{Timeout: o.DialTimeout}
+	dial := plain.DialContext
+	if o.TLS != nil {
+		dial = (&tls.Dialer{NetDialer: plain, Config: o.TLS}).DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
+		defer cancel()
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return deadConn{dialError{err}}, nil
+		}
+		return conn, nil
+	}
+}
+
+// dialError is a failure to connect. It wraps nothing, since the library
+// would unwrap it and lose what it says.
+type dialError struct{ err error }
+
+func (e dialError) Error() string { return e.err.Error() }
+
+// deadConn is a connection that was never made.
+type deadConn struct{ err error }
+
+func (c deadConn) Read([]byte) (int, error)       { return 0, c.err }
+func (c deadConn) Write([]byte) (int, error)      { return 0, c.err }
+func (deadConn) Close() error                     { return nil }
+func (deadConn) LocalAddr() net.Addr              { return deadAddr{} }
+func (deadConn) RemoteAddr() net.Addr             { return deadAddr{} }
+func (deadConn) SetDeadline(time.Time) error      { return nil }
+func (deadConn) SetReadDeadline(time.Time) error  { return nil }
+func (deadConn) SetWriteDeadline(time.Time) error { return nil }
+
+type deadAddr struct{}
+
+func (deadAddr) Network() string { return "none" }
+func (deadAddr) String() string  { return "not connected" }

@@ -1,0 +1,16 @@
+package redis
+
+import (
+	"testing"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
+)
+
+func TestConformance(t *testing.T) {
+	server := redistest.Start(t)
+	shared := func(t *testing.T) store.Store { return open(t, Options{Address: server.Addr}) }
+	storetest.Run(t, shared)
+	t.Run("shared", func(t *testing.T) { storetest.RunShared(t, shared) })
+}

@@ -1,0 +1,150 @@
+package redis
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// patience is how long a call waits whose test is not about waiting: an
+// outage of the machine is no failure of the store.
+const patience = 5 * time.Second
+
+// open returns a store that is closed with its test.
+func open(t testing.TB, o Options) *Store {
+	t.Helper()
+	s, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// one asks for a unit of a limit of any client, in a window that does not
+// pass during a test.
+func one(client string, limit int64) store.Ask {
+	return store.Ask{Key: store.Key{Zone: "zone", Client: client}, Window: time.Hour, Limit: limit, Need: 1}
+}
+
+// take asks and wants an answer.
+func take(t testing.TB, s *Store, asks ...store.Ask) []store.Answer {
+	t.Helper()
+	answers := make([]store.Answer, len(asks))
+	if err := s.Take(patience, asks, answers); err != nil {
+		t.Fatalf("Take(%+v): %v", asks, err)
+	}
+	return answers
+}
+
+// granted wants one unit to be granted.
+func granted(t testing.TB, s *Store, a store.Ask) {
+	t.Helper()
+	if got := take(t, s, a)[0]; !got.Granted {
+		t.Fatalf("%+v: refused: %+v", a, got)
+	}
+}
+
+// failed asks and wants an error of a kind.
+func failed(t testing.TB, s *Store, wait time.Duration, kinds ...store.Kind) *store.Error {
+	t.Helper()
+	err := s.Take(wait, []store.Ask{one("failed", 1000)}, make([]store.Answer, 1))
+	var e *store.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("Take: %v; want a store.Error of %v", err, kinds)
+	}
+	for _, kind := range kinds {
+		if e.Kind == kind {
+			return e
+		}
+	}
+	t.Fatalf("Take: %v (unexecuted %v); want one of %v", e, e.Unexecuted, kinds)
+	return nil
+}
+
+// used looks at how many units of a limit are in use.
+func used(t testing.TB, s *Store, client string, limit int64) int64 {
+	t.Helper()
+	a := one(client, limit)
+	a.Need = 0
+	return limit - take(t, s, a)[0].Remaining
+}
+
+// eventually waits until something holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if holds() {
+			return
+		}
+	}
+	t.Fatalf("never: %s", what)
+}
+
+// warmed opens a store and waits until its script is loaded.
+func warmed(t testing.TB, o Options) *Store {
+	t.Helper()
+	s := open(t, o)
+	granted(t, s, one("warm", 1000))
+	return s
+}
+
+// clockScript is the script with a clock that the caller sets: the seconds
+// and the microseconds come before the other arguments.
+func clockScript(t testing.TB) string {
+	t.Helper()
+	const line = "\nlocal time = redis.call('TIME')\n"
+	if strings.Count(source, line) != 1 || strings.Count(source, "'TIME'") != 1 {
+		t.Fatalf("the script does not read the clock in one line %q", line)
+	}
+	return strings.Replace(source, line, "\nlocal time = {table.remove(ARGV, 1), table.remove(ARGV, 1)}\n", 1)
+}
+
+// clocked runs the script at moments of the test's choice.
+type clocked struct {
+	conn *redistest.Conn
+	sha  string
+	keys *keys
+}
+
+func newClocked(t testing.TB, server *redistest.Server) *clocked {
+	t.Helper()
+	sha := server.Do(t, "SCRIPT", "LOAD", clockScript(t)).(string)
+	return &clocked{conn: server.Dial(t), sha: sha, keys: newKeys(DefaultKeyPrefix, nil)}
+}
+
+// send sends a command of the script, to be executed at a moment.
+func (c *clocked) send(now int64, command []any) error {
+	n := command[2].(int)
+	args := append([]any{"EVALSHA", c.sha}, command[2:3+n]...)
+	args = append(args, strconv.FormatInt(now/1e6, 10), strconv.FormatInt(now%1e6, 10))
+	return c.conn.Send(append(args, command[3+n:]...)...)
+}
+
+// take runs one call.
+func (c *clocked) take(t testing.TB, now int64, asks ...store.Ask) []store.Answer {
+	t.Helper()
+	if err := c.send(now, c.keys.takeCommand(asks)); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := c.conn.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := make([]store.Answer, len(asks))
+	if err := readAnswers(reply.(string), answers); err != nil {
+		t.Fatal(err)
+	}
+	return answers
+}
+
+// keyOf is the server's name of a log.
+func (c *clocked) keyOf(key store.Key, window time.Duration) string {
+	h := c.keys.hash(key.Client)
+	return c.keys.key(key.Zone, window, &h)
+}

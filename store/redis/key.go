@@ -1,0 +1,97 @@
+package redis
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"hash"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// keys turns the keys of a store into those of the server:
+//
+//	prefix:zone:window:{hash of the client}
+//
+// The hash keeps what a stranger sent out of the keys, whatever its bytes and
+// its length, and, with a secret, keeps those who see the keys from finding
+// the client by trying. It alone decides the Cluster slot, so that zones which
+// count the same client can be asked in one call.
+type keys struct {
+	prefix string
+	macs   sync.Pool // of hash.Hash, if there is a secret
+	secret bool
+}
+
+// hashSize is how much of the hash is in the key. Clients that nobody can
+// make collide in 128 bits share no log.
+const hashSize = 16
+
+func newKeys(prefix string, secret []byte) *keys {
+	k := &keys{prefix: prefix, secret: len(secret) > 0}
+	k.macs.New = func() any { return hmac.New(sha256.New, secret) }
+	return k
+}
+
+// clientHash is the hash of a client as it stands in its keys.
+type clientHash [22]byte
+
+func (k *keys) hash(client string) (h clientHash) {
+	var buf [store.MaxClientBytes]byte
+	var sum [sha256.Size]byte
+	if k.secret {
+		mac := k.macs.Get().(hash.Hash)
+		mac.Reset()
+		mac.Write(append(buf[:0], client...))
+		mac.Sum(sum[:0])
+		k.macs.Put(mac)
+	} else {
+		sum = sha256.Sum256(append(buf[:0], client...))
+	}
+	base64.RawURLEncoding.Encode(h[:], sum[:hashSize])
+	return h
+}
+
+func (k *keys) key(zone string, window time.Duration, h *clientHash) string {
+	var buf [128]byte
+	b := append(buf[:0], k.prefix...)
+	b = append(b, ':')
+	b = appendZone(b, zone)
+	b = append(b, ':')
+	b = appendWindow(b, window)
+	b = append(b, ":{"...)
+	b = append(b, h[:]...)
+	b = append(b, '}')
+	return string(b)
+}
+
+// appendZone writes what could be taken for another part of the key, a brace
+// above all, in percent encoding.
+func appendZone(b []byte, zone string) []byte {
+	const hex = "0123456789ABCDEF"
+	for i := range len(zone) {
+		c := zone[i]
+		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.' {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', hex[c>>4], hex[c&15])
+		}
+	}
+	return b
+}
+
+// appendWindow writes a window in the largest unit that needs no fraction, so
+// that there is one way to write each.
+func appendWindow(b []byte, window time.Duration) []byte {
+	switch {
+	case window%time.Second == 0:
+		return append(strconv.AppendInt(b, int64(window/time.Second), 10), 's')
+	case window%time.Millisecond == 0:
+		return append(strconv.AppendInt(b, window.Milliseconds(), 10), "ms"...)
+	default:
+		return append(strconv.AppendInt(b, window.Microseconds(), 10), "us"...)
+	}
+}

@@ -1,0 +1,76 @@
+package redis
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+func TestKey(t *testing.T) {
+	// SHA-256 of "10.0.0.1", its first 16 bytes.
+	const hash = "{9QRzRBIvDe6ZdLpnYeYcaw}"
+	k := newKeys("drl", nil)
+	for _, test := range []struct {
+		zone   string
+		window time.Duration
+		want   string
+	}{
+		{"30-per-1m", time.Minute, "drl:30-per-1m:60s:"},
+		{"login", 30 * 24 * time.Hour, "drl:login:2592000s:"},
+		{"a.b_c", 1500 * time.Millisecond, "drl:a.b_c:1500ms:"},
+		{"x", time.Second + time.Microsecond, "drl:x:1000001us:"},
+		{"x:60s", time.Second, "drl:x%3A60s:1s:"},
+		{"{x}%", time.Second, "drl:%7Bx%7D%25:1s:"},
+		{"é", time.Second, "drl:%C3%A9:1s:"},
+	} {
+		h := k.hash("10.0.0.1")
+		got := k.key(test.zone, test.window, &h)
+		if got != test.want+hash {
+			t.Errorf("key(%q, %v) = %q, want %q", test.zone, test.window, got, test.want+hash)
+		}
+	}
+}
+
+// TestKeySecret: who knows a client, but not the secret, cannot tell its key.
+func TestKeySecret(t *testing.T) {
+	seen := map[clientHash]string{}
+	for what, k := range map[string]*keys{
+		"none": newKeys("drl", nil), "one": newKeys("drl", []byte("one")), "two": newKeys("drl", []byte("two")),
+	} {
+		h := k.hash("client")
+		if h != k.hash("client") {
+			t.Errorf("secret %s: two hashes of one client", what)
+		}
+		if other, ok := seen[h]; ok {
+			t.Errorf("secrets %s and %s make one hash", what, other)
+		}
+		seen[h] = what
+	}
+}
+
+// TestClientsAreNotInKeys: nothing that a stranger sent stands in a key.
+func TestClientsAreNotInKeys(t *testing.T) {
+	server := redistest.Start(t)
+	for _, secret := range [][]byte{nil, []byte("pepper")} {
+		s := warmed(t, Options{Address: server.Addr, KeySecret: secret, KeyPrefix: "own"})
+		for _, client := range []string{"10.20.30.40", "}{", "a\r\nSET x y\r\n", "\x00\xff", "", "*", strings.Repeat("z", store.MaxClientBytes)} {
+			granted(t, s, one(client, 10))
+		}
+	}
+	keys := server.Keys(t)
+	if len(keys) != 2*8 {
+		t.Errorf("%d keys of 8 clients under 2 secrets: %q", len(keys), keys)
+	}
+	for _, key := range keys {
+		rest, ok := strings.CutPrefix(key, "own:zone:3600s:{")
+		rest, ok2 := strings.CutSuffix(rest, "}")
+		if !ok || !ok2 || len(rest) != len(clientHash{}) || strings.ContainsFunc(rest, func(r rune) bool {
+			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_')
+		}) {
+			t.Errorf("key %q", key)
+		}
+	}
+}

@@ -1,0 +1,36 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// TestMain fails if the library logged anything during the tests, servers that
+// are down included: its logger is the whole process's, not ours to redirect,
+// and its lines are not limited in number.
+func TestMain(m *testing.M) {
+	logged := &lines{}
+	redis.SetLogger(logged)
+	code := m.Run()
+	for _, line := range logged.list {
+		fmt.Println("the library logged:", line)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+type lines struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (l *lines) Printf(_ context.Context, format string, v ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, fmt.Sprintf(format, v...))
+}

@@ -1,0 +1,128 @@
+package redis
+
+import (
+	"reflect"
+	"time"
+	"unsafe"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// model is what the script ought to do: store.Window for each key, written
+// back only when the script would write.
+type model struct {
+	logs map[string]*store.Window
+	name func(store.Key, time.Duration) string
+}
+
+// take decides asks, and returns which logs it wrote.
+func (m *model) take(now int64, asks []store.Ask) (answers []store.Answer, written map[string]time.Duration) {
+	answers = make([]store.Answer, len(asks))
+	written = make(map[string]time.Duration)
+	logs := make([]*store.Window, len(asks))
+	all := true
+	for i := range asks {
+		a := &asks[i]
+		name := m.name(a.Key, a.Window)
+		logs[i] = m.advanced(now, name, a.Window, written)
+		answers[i] = logs[i].Ask(now, a)
+		all = all && (answers[i].Granted || a.Advisory)
+	}
+	for i := range asks {
+		a := &asks[i]
+		if all && answers[i].Granted {
+			logs[i].Charge(now, a, &answers[i])
+			if answers[i].Charged() {
+				name := m.name(a.Key, a.Window)
+				m.logs[name], written[name] = logs[i], a.Window
+			}
+		}
+	}
+	return answers, written
+}
+
+// give gives grants back.
+func (m *model) give(now int64, grants []store.Grant) (units []int64, written map[string]time.Duration) {
+	written = make(map[string]time.Duration)
+	units = make([]int64, len(grants))
+	for i := range grants {
+		g := &grants[i]
+		name := m.name(g.Key, g.Window)
+		log := m.advanced(now, name, g.Window, written)
+		before := inside(log).total
+		log.Return(now, g)
+		units[i] = before - inside(log).total
+		if units[i] > 0 {
+			m.logs[name], written[name] = log, g.Window
+		}
+	}
+	return units, written
+}
+
+// advanced returns a copy of a log as of now. A clock that stepped back is
+// the one reason to write it back at once.
+func (m *model) advanced(now int64, name string, window time.Duration, written map[string]time.Duration) *store.Window {
+	log := &store.Window{}
+	if old := m.logs[name]; old != nil {
+		*inside(log) = *inside(old)
+		inside(log).entries = append([]entry(nil), inside(old).entries...)
+	}
+	mark := inside(log).mark
+	log.Advance(now, window)
+	if !log.Empty() && inside(log).mark != mark {
+		m.logs[name], written[name] = log, window
+		return m.advanced(now, name, window, written)
+	}
+	return log
+}
+
+// innards are the fields of store.Window, which has no reason to show them to
+// anybody but this test.
+type innards struct {
+	entries []entry
+	total   int64
+	first   int64
+	mark    int64
+}
+
+type entry struct{ stamp, units int64 }
+
+func inside(w *store.Window) *innards {
+	return (*innards)(unsafe.Pointer(w))
+}
+
+// sameInnards reports whether innards still is what store.Window is.
+func sameInnards() bool {
+	got, want := reflect.TypeFor[store.Window](), reflect.TypeFor[innards]()
+	if got.NumField() != want.NumField() || got.Size() != want.Size() {
+		return false
+	}
+	for i := range want.NumField() {
+		if got.Field(i).Name != want.Field(i).Name || got.Field(i).Offset != want.Field(i).Offset {
+			return false
+		}
+	}
+	e, f := got.Field(0).Type.Elem(), reflect.TypeFor[entry]()
+	return e.Size() == f.Size() && e.NumField() == 2 && e.Field(0).Name == "stamp" && e.Field(1).Name == "units"
+}
+
+// packed is a log as the script stores it.
+func packed(w *store.Window) string {
+	in := inside(w)
+	b := appendNumber(nil, in.mark, 7)
+	b = appendNumber(b, in.total, 6)
+	b = appendNumber(b, in.first, 7)
+	for _, e := range in.entries {
+		b = appendNumber(b, e.stamp, 7)
+		b = appendNumber(b, e.units, 6)
+	}
+	return string(b)
+}
+
+// appendNumber writes a number in so many bytes.
+func appendNumber(b []byte, n int64, size int) []byte {
+	for i := size - 1; i >= 0; i-- {
+		b = append(b, byte(n>>(8*i)))
+	}
+	return b
+}

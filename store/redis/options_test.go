@@ -1,0 +1,181 @@
+package redis
+
+import (
+	"crypto/tls"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseURL(t *testing.T) {
+	for _, test := range []struct {
+		url  string
+		want Options
+		tls  bool
+	}{
+		{url: "redis://localhost", want: Options{Address: "localhost:6379"}},
+		{url: " redis://localhost:6380/3\n", want: Options{Address: "localhost:6380", DB: 3}},
+		{url: "redis://localhost/?db=4", want: Options{Address: "localhost:6379", DB: 4}},
+		{url: "redis://:secret@10.0.0.1:1234", want: Options{Address: "10.0.0.1:1234", Password: "secret"}},
+		{url: "redis://user:p%40ss%2F@host", want: Options{Address: "host:6379", Username: "user", Password: "p@ss/"}},
+		{url: "redis://[::1]:7000", want: Options{Address: "[::1]:7000"}},
+		{url: "redis://[::1]", want: Options{Address: "[::1]:6379"}},
+		{url: "rediss://host:6390/1", want: Options{Address: "host:6390", DB: 1}, tls: true},
+		{url: "unix:///run/redis.sock?db=2", want: Options{Address: "unix//run/redis.sock", DB: 2}},
+		{url: "unix://user:pw@/run/redis.sock", want: Options{Address: "unix//run/redis.sock", Username: "user", Password: "pw"}},
+	} {
+		got, err := ParseURL(test.url)
+		if err != nil {
+			t.Errorf("ParseURL(%q): %v", test.url, err)
+			continue
+		}
+		if (got.TLS != nil) != test.tls {
+			t.Errorf("ParseURL(%q): TLS %v", test.url, got.TLS)
+		}
+		got.TLS = nil
+		if got.Identity() != test.want.Identity() || got.Address != test.want.Address {
+			t.Errorf("ParseURL(%q) = %+v, want %+v", test.url, got, test.want)
+		}
+	}
+}
+
+// TestParseURLErrors has a password in every URL, as far as its writer is
+// concerned, and in no error.
+func TestParseURLErrors(t *testing.T) {
+	for _, url := range []string{
+		"redis://user:hun/ter2@host:6379",
+		"redis://user:12/hunter2@host:6379",
+		"redis://user:hun#hunter2@host:6379",
+		"redis://user:12#hunter2@host:6379",
+		"redis://user:12?hunter2@host:6379",
+		"redis://user:12?hunter2=%zz@host:6379",
+		"redis://user:hunter2%zz@host:6379",
+		"redis://user:hunter2@host:port",
+		"redis://user:hunter2@host:99999",
+		"redis://user:hunter2@host:6379/hunter2",
+		"redis://user:hunter2@host:6379/-1",
+		"redis://user:hunter2@host:6379/1?db=2",
+		"redis://user:hunter2@host:6379?timeout=hunter2",
+		"redis://user:hunter2@:6379",
+		"redis://hunter2@host:6379",
+		"redis:hunter2@host:6379",
+		"hunter2@host:6379",
+		"user:hunter2@host:6379",
+		"http://user:hunter2@host:6379",
+		"unix://user:hunter2@run/redis.sock",
+		"unix:hunter2",
+		"redis://user:hunter2@ho st:6379",
+		"redis://user:hunter2 @host:6379#",
+		"",
+	} {
+		_, err := ParseURL(url)
+		switch {
+		case err == nil:
+			t.Errorf("ParseURL(%q): no error", url)
+		case strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "hun") || strings.Contains(err.Error(), "user:"):
+			t.Errorf("ParseURL(%q) repeats it: %v", url, err)
+		case !strings.HasPrefix(err.Error(), "redis: "):
+			t.Errorf("ParseURL(%q): %v", url, err)
+		}
+	}
+}
+
+func FuzzParseURL(f *testing.F) {
+	f.Add("redis://user:password@host:6379/0?db=1#x")
+	f.Add("unix://:password@/path")
+	f.Fuzz(func(t *testing.T, url string) {
+		o, err := ParseURL(url)
+		if err != nil {
+			return
+		}
+		if err := o.Validate(); err != nil {
+			t.Errorf("ParseURL(%q) = %+v: %v", url, o, err)
+		}
+		if o.Password != "" && len(o.Password) > 8 && strings.Contains(o.name(), o.Password) &&
+			!strings.Contains(o.Address, o.Password) {
+			t.Errorf("the name %q has the password of %q in it", o.name(), url)
+		}
+	})
+}
+
+func TestValidate(t *testing.T) {
+	good := Options{Address: "localhost:6379"}
+	if err := good.Validate(); err != nil {
+		t.Errorf("%+v: %v", good, err)
+	}
+	for _, test := range []struct {
+		change func(*Options)
+		want   string
+	}{
+		{func(o *Options) { o.Address = "" }, "no address"},
+		{func(o *Options) { o.Address = "localhost" }, "host:port"},
+		{func(o *Options) { o.Address = ":6379" }, "host:port"},
+		{func(o *Options) { o.Address = "redis://user:hunter2@host:6379" }, "host:port"},
+		{func(o *Options) { o.Address = "user:hunter2@host:6379" }, "host:port"},
+		{func(o *Options) { o.Address = "hunter2@host:6379" }, "host:port"},
+		{func(o *Options) { o.Address = "host:0" }, "port"},
+		{func(o *Options) { o.Address = "unix/redis.sock" }, "not absolute"},
+		{func(o *Options) { o.Address, o.TLS = "/redis.sock", &tls.Config{} }, "TLS"},
+		{func(o *Options) { o.DB = -1 }, "negative"},
+		{func(o *Options) { o.Username = "hunter2" }, "no password"},
+		{func(o *Options) { o.KeyPrefix = "a{b" }, "brace"},
+		{func(o *Options) { o.KeyPrefix = "a b" }, "space"},
+		{func(o *Options) { o.KeyPrefix = "a\nb" }, "control"},
+		{func(o *Options) { o.KeyPrefix = strings.Repeat("a", 65) }, "64"},
+		{func(o *Options) { o.PoolSize = -1 }, "pool size"},
+		{func(o *Options) { o.QueueSize = -1 }, "queue size"},
+		{func(o *Options) { o.Timeout = time.Hour }, "timeout"},
+		{func(o *Options) { o.DialTimeout = -1 }, "dial timeout"},
+	} {
+		o := good
+		test.change(&o)
+		err := o.Validate()
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%+v: %v; want %q", o, err, test.want)
+		}
+		if s, err := Open(o); err == nil {
+			s.Close()
+			t.Errorf("%+v was opened", o)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	base := Options{Address: "host:6379", Username: "user", Password: "hunter2", KeySecret: []byte("pepper")}
+	for _, secret := range []string{"hunter2", "pepper", "user"} {
+		if strings.Contains(base.Identity(), secret) {
+			t.Errorf("%q has %q in it", base.Identity(), secret)
+		}
+	}
+	for what, change := range map[string]func(*Options){
+		"address":    func(o *Options) { o.Address = "host:6380" },
+		"db":         func(o *Options) { o.DB = 1 },
+		"prefix":     func(o *Options) { o.KeyPrefix = "other" },
+		"user name":  func(o *Options) { o.Username = "other" },
+		"password":   func(o *Options) { o.Password = "other" },
+		"key secret": func(o *Options) { o.KeySecret = []byte("other") },
+		"a shift":    func(o *Options) { o.Username, o.Password = "userh", "unter2" },
+	} {
+		o := base
+		change(&o)
+		if o.Identity() == base.Identity() {
+			t.Errorf("another %s, and the same identity", what)
+		}
+	}
+	for what, change := range map[string]func(*Options){
+		"default prefix": func(o *Options) { o.KeyPrefix = DefaultKeyPrefix },
+		"timeout":        func(o *Options) { o.Timeout = time.Second },
+		"pool size":      func(o *Options) { o.PoolSize = 3 },
+		"TLS":            func(o *Options) { o.TLS = &tls.Config{} },
+	} {
+		o := base
+		change(&o)
+		if o.Identity() != base.Identity() {
+			t.Errorf("the %s makes another identity", what)
+		}
+	}
+	a, b := Options{Address: "unix//run/redis.sock"}, Options{Address: "/run/redis.sock"}
+	if a.Identity() != b.Identity() {
+		t.Error("two ways to write a path make two identities")
+	}
+}

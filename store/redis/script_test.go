@@ -1,0 +1,314 @@
+package redis
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// step is one call of a history, with what the model says about it.
+type step struct {
+	now     int64
+	asks    []store.Ask
+	answers []store.Answer
+	grants  []store.Grant
+	units   []int64
+	logs    []state
+}
+
+// state is what is stored of a log after a step.
+type state struct {
+	name    string
+	value   string
+	expires int64
+	written bool
+}
+
+func (s *step) String() string {
+	if s.asks != nil {
+		return fmt.Sprintf("at %d: take %+v", s.now, s.asks)
+	}
+	return fmt.Sprintf("at %d: give %+v", s.now, s.grants)
+}
+
+// TestScriptAgainstModel drives the script and store.Window with the same
+// random histories, and compares every answer, every stored byte and every
+// time to live. Clocks run, stand still and step back; limits change; what is
+// given back was granted, or not, or twice.
+func TestScriptAgainstModel(t *testing.T) {
+	if !sameInnards() {
+		t.Fatal("store.Window has changed; so must innards, and surely the script")
+	}
+	server := redistest.Start(t)
+	script := newClocked(t, server)
+	histories := 0
+	rapid.Check(t, func(t *rapid.T) {
+		histories++
+		h := newHistory(script, fmt.Sprintf("h%d", histories))
+		h.draw(t)
+		replay(t, script, h.steps)
+	})
+}
+
+type history struct {
+	model  model
+	zone   string
+	dense  bool // as many entries as there can be
+	now    int64
+	steps  []step
+	grants []store.Grant // that were made, to be given back
+}
+
+func newHistory(script *clocked, zone string) *history {
+	return &history{model: model{logs: make(map[string]*store.Window), name: script.keyOf}, zone: zone}
+}
+
+func (h *history) draw(t *rapid.T) {
+	h.now = 1_700_000_000_000_000 + rapid.Int64Range(0, 2_000_000).Draw(t, "start")
+	window := rapid.SampledFrom([]time.Duration{
+		time.Second, 1500*time.Millisecond + time.Microsecond, 10 * time.Second, time.Minute, time.Hour, store.MaxWindow,
+	}).Draw(t, "window")
+	limits := []int64{rapid.SampledFrom([]int64{1, 3, 64, 65, 100, 1000, 1_000_000, store.MaxEvents}).Draw(t, "limit")}
+	if rapid.Bool().Draw(t, "limits change") {
+		limits = append(limits, rapid.SampledFrom([]int64{0, 2, limits[0] / 2, limits[0] * 2 % store.MaxEvents}).Draw(t, "other limit"))
+	}
+	least, most := 1, 150
+	if h.dense = rapid.IntRange(0, 5).Draw(t, "dense") == 5; h.dense {
+		least, most, limits = 150, 300, []int64{1_000_000}
+	}
+	for range rapid.IntRange(least, most).Draw(t, "steps") {
+		h.tick(t, window)
+		gives := []bool{true, false, false, false}
+		if h.dense {
+			gives = []bool{false, false, false, false, false, true}
+		}
+		if rapid.SampledFrom(gives).Draw(t, "give") && len(h.grants) > 0 {
+			h.give(t)
+		} else {
+			h.take(t, window, limits)
+		}
+	}
+}
+
+// tick moves the clock.
+func (h *history) tick(t *rapid.T, window time.Duration) {
+	w := window.Microseconds()
+	if h.dense {
+		h.now += rapid.SampledFrom([]int64{w/64 + 1, w/64 + 1, w / 64, w / 65, w / 300}).Draw(t, "ahead")
+		return
+	}
+	switch rapid.IntRange(0, 11).Draw(t, "tick") {
+	case 0, 1:
+	case 2, 3, 4:
+		h.now += rapid.Int64Range(0, w/64).Draw(t, "ahead")
+	case 5, 6, 7:
+		h.now += rapid.Int64Range(w/100, w/30).Draw(t, "ahead")
+	case 8:
+		h.now += rapid.SampledFrom([]int64{1, w / 64, w - 1, w, w + 1, 3 * w}).Draw(t, "ahead")
+	case 9:
+		h.now += rapid.Int64Range(0, w).Draw(t, "ahead")
+	case 10:
+		h.now -= rapid.Int64Range(0, 4_000_000).Draw(t, "back")
+	case 11:
+		if rapid.IntRange(0, 5).Draw(t, "far") == 0 {
+			h.now -= rapid.Int64Range(0, 5*3600*1_000_000).Draw(t, "back")
+		}
+	}
+}
+
+func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
+	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3}).Draw(t, "asks")
+	if h.dense {
+		n = 1
+	}
+	var asks []store.Ask
+	for i := range n {
+		limit := rapid.SampledFrom(limits).Draw(t, "limit")
+		a := store.Ask{
+			Key:      store.Key{Zone: h.zone, Client: fmt.Sprint("client", i)},
+			Window:   window,
+			Limit:    limit,
+			Need:     rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, min(limit/8+1, store.MaxEvents))).Draw(t, "need"),
+			Advisory: rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
+		}
+		if i == 2 {
+			a.Key.Client, a.Key.Zone = "client0", h.zone+"b"
+		}
+		if rapid.IntRange(0, 2).Draw(t, "more") == 0 {
+			a.Extra = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "extra")
+			a.Ahead = time.Duration(rapid.Int64Range(0, 1_000_000).Draw(t, "ahead")) * time.Microsecond
+		}
+		asks = append(asks, a)
+	}
+	h.addTake(asks...)
+}
+
+// addTake adds a call, and notes what it is granted.
+func (h *history) addTake(asks ...store.Ask) []store.Answer {
+	s := step{now: h.now, asks: asks}
+	var written map[string]time.Duration
+	s.answers, written = h.model.take(h.now, asks)
+	for i, a := range s.answers {
+		if a.Charged() {
+			h.grants = append(h.grants, store.Grant{
+				Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Units: asks[i].Need + a.Extra,
+			})
+		}
+	}
+	h.add(s, written)
+	return s.answers
+}
+
+// addGive adds a give-back.
+func (h *history) addGive(grants ...store.Grant) {
+	s := step{now: h.now, grants: grants}
+	var written map[string]time.Duration
+	s.units, written = h.model.give(h.now, grants)
+	h.add(s, written)
+}
+
+func (h *history) give(t *rapid.T) {
+	var grants []store.Grant
+	for range rapid.SampledFrom([]int{1, 1, 2, 4}).Draw(t, "grants") {
+		if h.dense {
+			// The last entry goes, and another one begins sooner.
+			grants = append(grants, h.grants[len(h.grants)-1])
+			h.grants = h.grants[:len(h.grants)-1]
+			break
+		}
+		// Most of the time a recent one.
+		i := len(h.grants) - 1 - min(rapid.IntRange(0, 30).Draw(t, "grant"), len(h.grants)-1)
+		g := h.grants[i]
+		switch rapid.IntRange(0, 9).Draw(t, "kind") {
+		case 0:
+			g.Mark++
+		case 1:
+			g.Stamp -= rapid.Int64Range(0, g.Window.Microseconds()).Draw(t, "earlier")
+		case 2:
+			g.Stamp += rapid.Int64Range(0, g.Window.Microseconds()).Draw(t, "later")
+		case 3:
+			g.Units = min(g.Units*2, store.MaxEvents)
+		case 4, 5, 6:
+			g.Units = rapid.Int64Range(1, g.Units).Draw(t, "units")
+		}
+		grants = append(grants, g)
+	}
+	h.addGive(grants...)
+}
+
+// add notes what is stored after a step.
+func (h *history) add(s step, written map[string]time.Duration) {
+	note := func(key store.Key, window time.Duration) {
+		st := state{name: h.model.name(key, window)}
+		if log := h.model.logs[st.name]; log != nil && !log.Empty() {
+			st.value, st.expires = packed(log), log.Expires(window)
+		}
+		_, st.written = written[st.name]
+		s.logs = append(s.logs, st)
+	}
+	for i := range s.asks {
+		note(s.asks[i].Key, s.asks[i].Window)
+	}
+	for i := range s.grants {
+		note(s.grants[i].Key, s.grants[i].Window)
+	}
+	h.steps = append(h.steps, s)
+}
+
+// result is what the server says about a step.
+type result struct {
+	reply  any
+	err    error
+	values []any
+	ttls   []any
+}
+
+// replay runs a history and compares.
+func replay(t rapid.TB, script *clocked, steps []step) {
+	start := time.Now()
+	for i := range steps {
+		s := &steps[i]
+		command := script.keys.giveCommand(s.grants)
+		if s.asks != nil {
+			command = script.keys.takeCommand(s.asks)
+		}
+		if err := script.send(s.now, command); err != nil {
+			t.Fatal(err)
+		}
+		for _, log := range s.logs {
+			_ = script.conn.Send("GET", log.name)
+			_ = script.conn.Send("PTTL", log.name)
+		}
+	}
+	// Everything is received before anything is compared: what is left would
+	// be taken for the replies to the next history.
+	results := make([]result, len(steps))
+	for i := range steps {
+		r := &results[i]
+		r.reply, r.err = script.conn.Receive()
+		for range steps[i].logs {
+			value, _ := script.conn.Receive()
+			ttl, _ := script.conn.Receive()
+			r.values, r.ttls = append(r.values, value), append(r.ttls, ttl)
+		}
+	}
+	// The clock of the test is not the one by which the server lets keys
+	// expire, which are kept for a second at least.
+	took := time.Since(start)
+	if took > 900*time.Millisecond {
+		t.Skip("the machine was too slow for this history")
+	}
+	for i := range steps {
+		compare(t, &steps[i], &results[i], took)
+		if t.Failed() {
+			t.Fatalf("step %d of %d", i, len(steps))
+		}
+	}
+}
+
+func compare(t rapid.TB, s *step, r *result, took time.Duration) {
+	if r.err != nil {
+		t.Fatalf("%v\ngot %v", s, r.err)
+	}
+	if s.asks != nil {
+		answers := make([]store.Answer, len(s.asks))
+		if err := readAnswers(r.reply.(string), answers); err != nil {
+			t.Fatalf("%v\ngot %v", s, err)
+		}
+		if !slices.Equal(answers, s.answers) {
+			t.Errorf("%v\ngot  %+v\nwant %+v", s, answers, s.answers)
+		}
+	} else {
+		var want []byte
+		for _, units := range s.units {
+			want = appendNumber(want, units, giveReply)
+		}
+		if r.reply != string(want) {
+			t.Errorf("%v\ngave back %x, want %x", s, r.reply, want)
+		}
+	}
+	for i, log := range s.logs {
+		value, _ := r.values[i].(string)
+		if value != log.value {
+			t.Errorf("%v\nstored at %s: %x\nwant   %x", s, log.name, value, log.value)
+		}
+		ttl, _ := r.ttls[i].(int64)
+		switch {
+		case log.value == "" && ttl != -2:
+			t.Errorf("%v\nempty log %s has %d ms to live", s, log.name, ttl)
+		case log.value != "" && ttl < 0:
+			t.Errorf("%v\n%s lives for ever: %d", s, log.name, ttl)
+		case log.value != "" && log.written:
+			want := (log.expires-s.now+999)/1000 + 1000
+			if ttl > want || ttl < want-took.Milliseconds()-1 {
+				t.Errorf("%v\n%s has %d ms to live, want %d", s, log.name, ttl, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,302 @@
+package redis
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// settled waits until there are no more goroutines than there were.
+func settled(t *testing.T, before int) {
+	t.Helper()
+	eventually(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+func TestOpenWarms(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	open(t, Options{Address: proxy.Addr})
+	eventually(t, "the script is loaded", func() bool {
+		return server.Do(t, "SCRIPT", "EXISTS", scriptSHA).([]any)[0] == int64(1)
+	})
+	if proxy.Accepted() != 1 {
+		t.Errorf("%d connections to warm up", proxy.Accepted())
+	}
+	if keys := server.Keys(t); len(keys) != 0 {
+		t.Errorf("warming up left keys %q", keys)
+	}
+}
+
+// TestOpenWhileDown opens a store of a server that comes later.
+func TestOpenWhileDown(t *testing.T) {
+	server := redistest.Start(t)
+	server.Kill()
+	start := time.Now()
+	s := open(t, Options{Address: server.Addr})
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("opening took %v", took)
+	}
+	failed(t, s, patience, store.KindUnavailable)
+	server.Restart(t)
+	eventually(t, "the script is loaded", func() bool {
+		return server.Do(t, "SCRIPT", "EXISTS", scriptSHA).([]any)[0] == int64(1)
+	})
+}
+
+// TestClose closes stores at every stage of their lives: nothing remains.
+func TestClose(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	warmed(t, Options{Address: server.Addr}).Close() // goroutines that the library starts once
+	before := runtime.NumGoroutine()
+	closed := func(what string) {
+		t.Helper()
+		eventually(t, what+": connections are closed", func() bool { return proxy.Open() == 0 })
+		settled(t, before)
+	}
+
+	o := Options{Address: proxy.Addr, Timeout: 5 * time.Second}
+	open(t, o).Close()
+	closed("at once")
+
+	s := warmed(t, o)
+	granted(t, s, one("client", plenty))
+	s.Close()
+	s.Close()
+	closed("idle")
+
+	// Late calls of an old configuration.
+	granted(t, s, one("client", plenty))
+	granted(t, s, one("client", plenty))
+	closed("used after it was closed")
+	if got := used(t, s, "client", plenty); got != 3 {
+		t.Errorf("%d units used, want 3", got)
+	}
+	closed("looked at after it was closed")
+
+	// Calls under way.
+	s = warmed(t, o)
+	var group sync.WaitGroup
+	var c tally
+	for range 16 {
+		group.Go(func() {
+			for range 50 {
+				c.take(t, s, "flight", patience)
+			}
+		})
+	}
+	time.Sleep(5 * time.Millisecond)
+	s.Close()
+	group.Wait()
+	if c.granted.Load() != 16*50 {
+		t.Errorf("%d of %d calls granted while the store was closed", c.granted.Load(), 16*50)
+	}
+	closed("in use")
+
+	// A server that is down, and one that says nothing.
+	server.Stop()
+	s = open(t, o)
+	failed(t, s, 20*time.Millisecond, store.KindTimeout)
+	s.Close()
+	server.Cont()
+	closed("stopped server")
+	server.Kill()
+	s = open(t, o)
+	failed(t, s, patience, store.KindUnavailable, store.KindBroken)
+	s.Close()
+	closed("killed server")
+}
+
+func TestReturn(t *testing.T) {
+	server := redistest.Start(t)
+	s := warmed(t, Options{Address: server.Addr})
+	ask := one("client", 10)
+	ask.Need = 4
+	answer := take(t, s, ask)[0]
+	grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: 1}
+	other := one("other", 10)
+	answer = take(t, s, other)[0]
+	// Two of one key in one call, and one of another that empties its log.
+	err := s.Return(patience, []store.Grant{grant, {Key: other.Key, Window: other.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: 1}, grant})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := used(t, s, "client", 10); got != 2 {
+		t.Errorf("%d units used, want 2", got)
+	}
+	if got := server.Keys(t); len(got) != 2 { // and the one of warming up
+		t.Errorf("keys %q; the empty log should be gone", got)
+	}
+	if err := s.Return(patience, nil); err != nil {
+		t.Errorf("nothing to return: %v", err)
+	}
+	grant.Units = -1
+	if err := s.Return(patience, []store.Grant{grant}); err == nil {
+		t.Error("a negative grant was returned")
+	}
+	server.Kill()
+	grant.Units = 1
+	if err := s.Return(patience, []store.Grant{grant}); err == nil {
+		t.Error("a grant was returned to a server that is down")
+	}
+}
+
+// TestLeastRights is what a user must be allowed, and no more. The manual says
+// the same.
+func TestLeastRights(t *testing.T) {
+	server := redistest.Start(t)
+	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "resetchannels", "-@all",
+		"+evalsha", "+script|load", "+time", "+get", "+set", "+del")
+	s := warmed(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
+	ask := one("client", 10)
+	answer := take(t, s, ask)[0]
+	if err := s.Return(patience, []store.Grant{{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: 1}}); err != nil {
+		t.Errorf("Return: %v", err)
+	}
+	if got := used(t, s, "client", 10); got != 0 {
+		t.Errorf("%d units used after all went back", got)
+	}
+
+	// Another prefix is none of its keys.
+	s = open(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2", KeyPrefix: "other"})
+	if e := failed(t, s, patience, store.KindReply); !e.Unexecuted {
+		t.Errorf("%v: not certain that it was not executed", e)
+	}
+	// Another database takes one right more.
+	o := Options{Address: server.Addr, Username: "limiter", Password: "hunter2", DB: 3}
+	failed(t, open(t, o), patience, store.KindUnavailable)
+	server.Do(t, "ACL", "SETUSER", "limiter", "+select")
+	warmed(t, o)
+}
+
+func TestWrongPassword(t *testing.T) {
+	server := redistest.Start(t, "--requirepass", "right-one")
+	for _, o := range []Options{
+		{Password: "hunter2"},
+		{Username: "somebody", Password: "hunter2"},
+		{Username: "default", Password: "hunter2"},
+		{},
+	} {
+		o.Address = server.Addr
+		s := open(t, o)
+		e := failed(t, s, patience, store.KindUnavailable, store.KindReply)
+		if !e.Unexecuted {
+			t.Errorf("%v: not certain that it was not executed", e)
+		}
+		if strings.Contains(e.Error(), "hunter2") || strings.Contains(s.String(), "hunter2") {
+			t.Errorf("the password is in %q or %q", e, s)
+		}
+	}
+	warmed(t, Options{Address: server.Addr, Password: "right-one"})
+}
+
+func TestRedact(t *testing.T) {
+	s := &Store{options: Options{Password: "hunter2"}}
+	e := s.failure(errors.New("cannot log in with hunter2"), false)
+	if strings.Contains(e.Error(), "hunter2") {
+		t.Error(e)
+	}
+}
+
+func TestUnixSocket(t *testing.T) {
+	server := redistest.Start(t)
+	for _, address := range []string{server.Socket, "unix/" + server.Socket} {
+		s := warmed(t, Options{Address: address})
+		granted(t, s, one(address, 10))
+		if got, want := s.String(), "redis "+address+" db 0"; got != want {
+			t.Errorf("String() = %q, want %q", got, want)
+		}
+	}
+}
+
+func TestTLS(t *testing.T) {
+	authority := redistest.NewAuthority(t)
+	server := redistest.StartTLS(t, authority)
+	s := warmed(t, Options{Address: server.Addr, TLS: authority.Config(t)})
+	var group sync.WaitGroup
+	for range 16 {
+		group.Go(func() {
+			for range 20 {
+				var answers [1]store.Answer
+				if err := s.Take(patience, []store.Ask{one("client", plenty)}, answers[:]); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if got := used(t, s, "client", plenty); got != 16*20 {
+		t.Errorf("%d units used, want %d", got, 16*20)
+	}
+
+	for what, config := range map[string]*tls.Config{
+		"unknown authority": {RootCAs: x509.NewCertPool(), Certificates: authority.Config(t).Certificates},
+		"wrong name":        {RootCAs: authority.Config(t).RootCAs, Certificates: authority.Config(t).Certificates, ServerName: "example.com"},
+	} {
+		s := open(t, Options{Address: server.Addr, TLS: config})
+		e := failed(t, s, patience, store.KindUnavailable)
+		if !e.Unexecuted || !strings.Contains(e.Error(), "certificate") {
+			t.Errorf("%s: %v, unexecuted %v", what, e, e.Unexecuted)
+		}
+	}
+	failed(t, open(t, Options{Address: server.Addr}), patience, store.KindUnavailable, store.KindBroken)
+}
+
+// TestClusterSlots: on a server that insists on slots, one call asks all the
+// zones of a client.
+func TestClusterSlots(t *testing.T) {
+	server := redistest.Start(t, "--cluster-enabled", "yes")
+	server.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+	eventually(t, "the cluster is up", func() bool {
+		return strings.Contains(server.Do(t, "CLUSTER", "INFO").(string), "cluster_state:ok")
+	})
+	s := warmed(t, Options{Address: server.Addr})
+	a, b := one("client", 2), one("client", 1)
+	b.Key.Zone, b.Window = "other", time.Minute
+	answers := take(t, s, a, b)
+	if !answers[0].Charged() || !answers[1].Charged() {
+		t.Errorf("%+v; want both charged", answers)
+	}
+	err := s.Return(patience, []store.Grant{
+		{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Units: 1},
+		{Key: b.Key, Window: b.Window, Stamp: answers[1].Stamp, Mark: answers[1].Mark, Units: 1},
+	})
+	if err != nil {
+		t.Errorf("Return: %v", err)
+	}
+}
+
+// TestDatabases: databases, prefixes and secrets keep counts apart.
+func TestDatabases(t *testing.T) {
+	server := redistest.Start(t)
+	names := map[string]bool{}
+	for _, o := range []Options{
+		{},
+		{DB: 1},
+		{KeyPrefix: "other"},
+		{KeySecret: []byte("pepper"), KeyPrefix: "secret"},
+	} {
+		o.Address = server.Addr
+		s := warmed(t, o)
+		if got := take(t, s, one("client", 2))[0]; got.Remaining != 1 {
+			t.Errorf("%v: %+v; counts are not its own", s, got)
+		}
+		names[s.String()] = true
+	}
+	if len(names) != 4 {
+		t.Errorf("four stores have the names %v", names)
+	}
+	for name := range names {
+		if strings.Contains(name, "pepper") {
+			t.Errorf("the name %q has a secret in it", name)
+		}
+	}
+}

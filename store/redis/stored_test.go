@@ -1,0 +1,182 @@
+package redis
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// TestStoredSize runs loads that make as many entries as they can, against
+// the model too, and weighs what is stored.
+func TestStoredSize(t *testing.T) {
+	server := redistest.Start(t)
+	const limit = 1_000_000
+	// A short window: grants can be stamped further ahead than entries of it
+	// are apart.
+	const window = 10 * time.Second
+	const width = int64(window / time.Microsecond)
+
+	tests := []struct {
+		name  string
+		least int // entries there must have been for the test to be one
+		load  func(h *history, ask store.Ask)
+	}{
+		{"steady", 60, func(h *history, ask store.Ask) {
+			for range 1000 {
+				h.now += width / 500
+				h.addTake(ask)
+			}
+		}},
+		{"just not merging", 63, func(h *history, ask store.Ask) {
+			for range 200 {
+				h.now += width/64 + 1
+				h.addTake(ask)
+			}
+		}},
+		// Each grant ahead begins an entry that a give-back removes, after
+		// which the next stamp begins another one however near it is.
+		{"given back", 68, func(h *history, ask store.Ask) {
+			for range 200 {
+				h.now += 1000
+				ahead := ask
+				ahead.Extra, ahead.Ahead = 5, store.MaxAhead
+				h.addTake(ahead)
+				h.addGive(h.grants[len(h.grants)-1])
+				h.addTake(ask)
+			}
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			script := newClocked(t, server)
+			h := newHistory(script, strings.ReplaceAll(test.name, " ", "-"))
+			h.now = 1_700_000_000_000_000
+			ask := one("client", limit)
+			ask.Key.Zone, ask.Window, ask.Need = h.zone, window, 10
+			test.load(h, ask)
+
+			most := 0
+			for i := range h.steps {
+				most = max(most, (len(h.steps[i].logs[0].value)-headerSize)/entrySize)
+			}
+			if most < test.least || most > 68 {
+				t.Errorf("%d entries at most; want %d to 68", most, test.least)
+			}
+			replay(t, script, h.steps)
+
+			name := script.keyOf(ask.Key, window)
+			size := server.Do(t, "STRLEN", name).(int64)
+			memory := server.Do(t, "MEMORY", "USAGE", name).(int64)
+			t.Logf("%d entries at most; in the end %d bytes, %d in memory", most, size, memory)
+			if size == 0 || size > headerSize+68*entrySize || memory >= 2048 {
+				t.Errorf("%d bytes, %d in memory; want less than 2048", size, memory)
+			}
+		})
+	}
+}
+
+const (
+	headerSize = 20
+	entrySize  = 13
+)
+
+// TestGarbage puts things in the place of a log which are none: they count as
+// no log, and are replaced.
+func TestGarbage(t *testing.T) {
+	server := redistest.Start(t)
+	s := warmed(t, Options{Address: server.Addr})
+	ask := one("client", 10)
+	h := s.keys.hash("client")
+	name := s.keys.key(ask.Key.Zone, ask.Window, &h)
+
+	for what, put := range map[string][]any{
+		"text":        {"SET", name, "hello"},
+		"empty":       {"SET", name, ""},
+		"header only": {"SET", name, strings.Repeat("\x00", headerSize)},
+		"odd length":  {"SET", name, strings.Repeat("\x01", headerSize+entrySize+1)},
+		"zeros":       {"SET", name, strings.Repeat("\x00", headerSize+entrySize)},
+		"too long":    {"SET", name, strings.Repeat("\x7f", headerSize+69*entrySize)},
+		"hash":        {"HSET", name, "field", "value"},
+		"list":        {"RPUSH", name, "element"},
+	} {
+		server.Do(t, "DEL", name)
+		server.Do(t, put...)
+		answer := take(t, s, ask)[0]
+		if !answer.Granted || answer.Remaining != 9 {
+			t.Errorf("%s: %+v; want as if there was nothing", what, answer)
+		}
+		if got := server.Do(t, "TYPE", name); got != "string" {
+			t.Errorf("%s: a %v afterwards", what, got)
+		}
+		if ttl := server.Do(t, "PTTL", name).(int64); ttl < 0 {
+			t.Errorf("%s: lives for ever afterwards", what)
+		}
+	}
+
+	// Of the right length, it counts for a window at most.
+	server.Do(t, "SET", name, strings.Repeat("\x77", headerSize+entrySize))
+	answer := take(t, s, ask)[0]
+	if answer.Granted || answer.RetryAfter > ask.Window+3*time.Second {
+		t.Errorf("stamps of a far future: %+v", answer)
+	}
+	if ttl := server.Do(t, "PTTL", name).(int64); ttl < 0 {
+		t.Errorf("stamps of a far future live for ever")
+	}
+}
+
+// TestRefusalWritesNothing looks at the server's own count of writes.
+func TestRefusalWritesNothing(t *testing.T) {
+	server := redistest.Start(t)
+	s := warmed(t, Options{Address: server.Addr})
+	shared, own := one("shared", 100), one("own", 2)
+	for range 2 {
+		take(t, s, shared, own)
+	}
+	before := server.Calls(t, "set") + server.Calls(t, "del")
+	for range 10 {
+		answers := take(t, s, shared, own)
+		if !answers[0].Granted || answers[0].Charged() || answers[1].Granted {
+			t.Fatalf("over the limit: %+v", answers)
+		}
+	}
+	look := one("own", 2)
+	look.Need = 0
+	take(t, s, look)
+	if after := server.Calls(t, "set") + server.Calls(t, "del"); after != before {
+		t.Errorf("%d writes by refusals and a look", after-before)
+	}
+	if got := used(t, s, "shared", 100); got != 2 {
+		t.Errorf("%d units of the shared limit used, want 2", got)
+	}
+}
+
+// TestEveryKeyExpires leaves keys behind in every way there is.
+func TestEveryKeyExpires(t *testing.T) {
+	server := redistest.Start(t)
+	s := warmed(t, Options{Address: server.Addr})
+	for i := range 50 {
+		ask := one(string(rune('a'+i)), 1000)
+		ask.Need, ask.Extra, ask.Ahead = 2, int64(i%3), time.Second
+		ask.Window = time.Duration(i+1) * time.Minute
+		if i == 0 {
+			ask.Window = store.MaxWindow
+		}
+		answer := take(t, s, ask)[0]
+		grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: int64(i % 5)}
+		if err := s.Return(patience, []store.Grant{grant, grant}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys := server.Keys(t)
+	if len(keys) < 10 {
+		t.Errorf("%d keys left", len(keys))
+	}
+	for _, key := range keys {
+		if ttl := server.Do(t, "PTTL", key).(int64); ttl <= 0 || ttl > (store.MaxWindow+4*time.Second).Milliseconds() {
+			t.Errorf("%s has %d ms to live", key, ttl)
+		}
+	}
+}

@@ -1,0 +1,82 @@
+package redis
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// ParseURL reads options from a URL:
+//
+//	redis://[[user]:password@]host[:port][/db]
+//	rediss://...                               the same over TLS
+//	unix://[[user]:password@]/path/to.sock[?db=n]
+//
+// Its errors repeat nothing of the URL: whatever part of it is misread may be
+// a password, which is often the reason why it was misread.
+func ParseURL(raw string) (Options, error) {
+	const escape = "; characters of a password other than letters, digits and -._~ are written in percent encoding, such as %40 for @, or the password is given by itself"
+
+	u, err := url.Parse(strings.TrimSpace(raw))
+	if err != nil {
+		return Options{}, errors.New("redis: the URL cannot be read" + escape)
+	}
+	if u.Fragment != "" || strings.HasSuffix(raw, "#") {
+		return Options{}, errors.New("redis: the URL has a # in it" + escape)
+	}
+	if u.Opaque != "" {
+		return Options{}, errors.New("redis: the URL has no // after its scheme; write redis://host:port")
+	}
+
+	o := Options{Username: u.User.Username()}
+	o.Password, _ = u.User.Password()
+	if o.Username != "" && o.Password == "" {
+		return Options{}, errors.New("redis: the URL has a user name but no password; a password alone is written as :password@host")
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return Options{}, errors.New("redis: the part of the URL after the ? cannot be read" + escape)
+	}
+	db := query.Get("db")
+	query.Del("db")
+	if len(query) > 0 {
+		return Options{}, errors.New("redis: the URL has parameters other than db; other options have a name of their own" + escape)
+	}
+
+	switch u.Scheme {
+	case "redis", "rediss":
+		if u.Hostname() == "" {
+			return Options{}, errors.New("redis: the URL has no host; write redis://host:port")
+		}
+		port := u.Port()
+		if port == "" {
+			port = "6379"
+		}
+		o.Address = net.JoinHostPort(u.Hostname(), port)
+		if path := strings.Trim(u.Path, "/"); path != "" {
+			if db != "" {
+				return Options{}, errors.New("redis: the URL names its database twice, in its path and as db")
+			}
+			db = path
+		}
+		if u.Scheme == "rediss" {
+			o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+	case "unix":
+		if u.Host != "" || u.Path == "" {
+			return Options{}, errors.New("redis: the path of a unix URL is not absolute; write unix:///path/to.sock")
+		}
+		o.Address = "unix/" + u.Path
+	default:
+		return Options{}, errors.New("redis: the URL begins with none of redis://, rediss:// and unix://")
+	}
+	if db != "" {
+		if o.DB, err = strconv.Atoi(db); err != nil {
+			return Options{}, errors.New("redis: the database of the URL is not a number" + escape)
+		}
+	}
+	return o, o.Validate()
+}

@@ -1,0 +1,238 @@
+-- Decides all asks of one call, or gives units back: the twin of store.Window.
+-- Whoever changes one changes both.
+--
+-- KEYS     the log of each ask or grant, all of one Cluster slot. Only a
+--          give may name one twice.
+-- ARGV[1]  'take' or 'give', then for each key
+--   take   window, limit, need, extra, ahead, advisory (0 or 1)
+--   give   window, stamp, mark, units
+-- Reply    one string (a reply of many integers costs the server more than
+--          all the arithmetic), with for each key
+--   take   granted (1 byte, 0 or 1), extra and remaining (6 each), reset,
+--          retry after, stamp and mark (7 each); the last two are 0 if
+--          nothing was charged
+--   give   the units that went back (6 bytes)
+--
+-- Times are microseconds of the server's clock.
+--
+-- A log is a string: mark, total, first stamp of the last entry, then the
+-- entries, each a stamp and its units. A time takes 7 bytes, for 6 ended in
+-- 1978; units take 6.
+--
+-- Nothing is written before everything is decided: an error, whichever it
+-- is, means that nothing was written.
+
+local HEADER, ENTRY, ONE = '>I7I6I7', '>I7I6', '>I7I6I7I7I6'
+local ANSWER, UNITS = '>I1I6I6I7I7I7I7', '>I6'
+local HEADER_SIZE, ENTRY_SIZE = 20, 13
+local MERGE_ABOVE, MERGE_PARTS, MAX_ENTRIES = 64, 64, 68
+local MAX_SKEW = 2000000
+
+local pack, unpack, sub = struct.pack, struct.unpack, string.sub
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+local function fetch(key)
+  local value = redis.pcall('GET', key)
+  if type(value) ~= 'table' then
+    return value
+  end
+  -- Another type was put here: that is no log, and SET will replace it. Any
+  -- other error is raised again.
+  if not string.find(value.err, 'WRONGTYPE', 1, true) then
+    redis.call('GET', key)
+  end
+  return false
+end
+
+-- parse returns a log as of now: s, from, upto, stamp, units, total, first,
+-- mark, lowered. The entries before the last one stay packed, at s[from..upto];
+-- stamp and units are the last one's. A mark of 0 means that nothing counts.
+local function parse(s, window)
+  local size = s and #s - HEADER_SIZE or 0
+  if size < ENTRY_SIZE or size % ENTRY_SIZE ~= 0 or size > MAX_ENTRIES * ENTRY_SIZE then
+    return '', 1, 0, 0, 0, 0, 0, 0, false
+  end
+
+  local mark, total, first, stamp, units = unpack(ONE, s)
+  local from, upto = HEADER_SIZE + 1, size + HEADER_SIZE - ENTRY_SIZE
+  while stamp + window <= now do
+    if from > upto then
+      return '', 1, 0, 0, 0, 0, 0, 0, false
+    end
+    total = total - units
+    from = from + ENTRY_SIZE
+    stamp, units = unpack(ENTRY, s, from)
+  end
+  if from <= upto then
+    stamp, units = unpack(ENTRY, s, upto + 1)
+  end
+
+  local latest = now + MAX_SKEW
+  if stamp <= latest then
+    return s, from, upto, stamp, units, total, first, mark, false
+  end
+  -- The clock stepped back: what lies further ahead than any grant could
+  -- becomes one entry, and grants of before can no longer be given back.
+  while from <= upto do
+    local earlier, more = unpack(ENTRY, s, upto - ENTRY_SIZE + 1)
+    if earlier < latest then
+      break
+    end
+    units = units + more
+    upto = upto - ENTRY_SIZE
+  end
+  return s, from, upto, latest, units, total, latest, mark == now and now + 1 or now, true
+end
+
+-- encode returns a log as a string, and its time to live.
+local function encode(window, middle, stamp, units, total, first, mark)
+  local ttl = math.ceil((stamp + window - now) / 1000) + 1000
+  return pack(HEADER, mark, total, first) .. middle .. pack(ENTRY, stamp, units), string.format('%.0f', ttl)
+end
+
+local granted = true
+
+-- ask decides one ask. It returns its answer, and what is then to be written
+-- or false, and the time to live of that: first for the case that the call is
+-- granted, then for the case that it is not.
+local function ask(i)
+  local a = 6 * i - 4
+  local window, limit, need = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+  local s, from, upto, stamp, units, total, first, mark, lowered = parse(fetch(KEYS[i]), window)
+  local free = limit - total
+  local remaining = free > 0 and free or 0
+  local reset = mark > 0 and stamp + window - now or 0
+  local value, ttl = false, false
+  if lowered then
+    value, ttl = encode(window, sub(s, from, upto), stamp, units, total, first, mark)
+  end
+
+  if need > 0 and need > free then
+    if ARGV[a + 5] == '0' then
+      granted = false
+    end
+    local excess, retry = need - free, window
+    local at = from
+    while excess > 0 and at <= upto do
+      local earlier, more = unpack(ENTRY, s, at)
+      excess = excess - more
+      retry = earlier + window - now
+      at = at + ENTRY_SIZE
+    end
+    if excess > 0 then
+      retry = excess <= units and stamp + window - now or window
+    end
+    local answer = pack(ANSWER, 0, 0, remaining, reset, retry, 0, 0)
+    return answer, value, ttl, answer, value, ttl
+  end
+
+  local plain = false
+  if #KEYS > 1 then
+    plain = pack(ANSWER, 1, 0, remaining, reset, 0, 0, 0)
+  end
+  local extra = tonumber(ARGV[a + 3])
+  if extra > free - need then
+    extra = free - need
+  end
+  local more = need + extra
+  if more <= 0 then
+    local answer = plain or pack(ANSWER, 1, 0, remaining, reset, 0, 0, 0)
+    return answer, value, ttl, answer, value, ttl
+  end
+
+  local at = now
+  if extra > 0 then
+    at = now + tonumber(ARGV[a + 4])
+  end
+  total = total + more
+  if mark == 0 then
+    if unpack('>I7', pack('>I7', now)) ~= now then
+      error('this server is built for 32 bits, which cannot hold a time in microseconds')
+    end
+    stamp, units, first, mark = at, more, at, now
+  else
+    if at < stamp then
+      at = stamp
+    end
+    if at == stamp
+      or (limit > MERGE_ABOVE and (at - first) * MERGE_PARTS < window)
+      or upto - from + 1 >= (MAX_ENTRIES - 1) * ENTRY_SIZE then
+      stamp, units = at, units + more
+    else
+      -- The last entry is s[upto+1..] as it was: one that was lowered is
+      -- joined, for no grant is as far ahead.
+      stamp, units, first, upto = at, more, at, upto + ENTRY_SIZE
+    end
+  end
+  local charged, lives = encode(window, sub(s, from, upto), stamp, units, total, first, mark)
+  return pack(ANSWER, 1, extra, limit - total, stamp + window - now, 0, stamp, mark), charged, lives, plain, value, ttl
+end
+
+if ARGV[1] == 'take' then
+  local decided = {}
+  for i = 1, #KEYS do
+    decided[i] = {ask(i)}
+  end
+  local case = granted and 1 or 4
+  local reply = ''
+  for i = 1, #KEYS do
+    local d = decided[i]
+    if d[case + 1] then
+      redis.call('SET', KEYS[i], d[case + 1], 'PX', d[case + 2])
+    end
+    reply = reply .. d[case]
+  end
+  return reply
+end
+
+-- Giving back: units leave the first entry that can hold them.
+local values, lives, reply = {}, {}, ''
+for i = 1, #KEYS do
+  local key, a = KEYS[i], 4 * i - 2
+  local window, given, back = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), 0
+  local s, from, upto, stamp, units, total, first, mark, lowered = parse(values[key] or fetch(key), window)
+  local middle = sub(s, from, upto)
+  if mark > 0 and mark == tonumber(ARGV[a + 2]) and given + window > now and given <= stamp then
+    local at = 1
+    while at <= #middle and unpack(ENTRY, middle, at) < given do
+      at = at + ENTRY_SIZE
+    end
+    back = tonumber(ARGV[a + 3])
+    if at <= #middle then
+      local earlier, more = unpack(ENTRY, middle, at)
+      back = math.min(back, more)
+      local rest = ''
+      if back < more then
+        rest = pack(ENTRY, earlier, more - back)
+      end
+      middle = sub(middle, 1, at - 1) .. rest .. sub(middle, at + ENTRY_SIZE)
+    else
+      back = math.min(back, units)
+      units = units - back
+      if units == 0 and #middle > 0 then
+        -- The first stamp of the entry that is now the last one is not known;
+        -- nothing but an equal stamp may join it.
+        stamp, units = unpack(ENTRY, middle, #middle - ENTRY_SIZE + 1)
+        middle, first = sub(middle, 1, -ENTRY_SIZE - 1), 0
+      end
+    end
+    total = total - back
+  end
+  if back > 0 or lowered then
+    values[key], lives[key] = '', false
+    if units > 0 then
+      values[key], lives[key] = encode(window, middle, stamp, units, total, first, mark)
+    end
+  end
+  reply = reply .. pack(UNITS, back)
+end
+for key, value in pairs(values) do
+  if lives[key] then
+    redis.call('SET', key, value, 'PX', lives[key])
+  else
+    redis.call('DEL', key)
+  end
+end
+return reply
