@@ -126,23 +126,6 @@ func (c *clocked) send(now int64, command []any) error {
 	return c.conn.Send(append(args, command[3+n:]...)...)
 }
 
-// take runs one call.
-func (c *clocked) take(t testing.TB, now int64, asks ...store.Ask) []store.Answer {
-	t.Helper()
-	if err := c.send(now, c.keys.takeCommand(asks)); err != nil {
-		t.Fatal(err)
-	}
-	reply, err := c.conn.Receive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answers := make([]store.Answer, len(asks))
-	if err := readAnswers(reply.(string), answers); err != nil {
-		t.Fatal(err)
-	}
-	return answers
-}
-
 // keyOf is the server's name of a log.
 func (c *clocked) keyOf(key store.Key, window time.Duration) string {
 	h := c.keys.hash(key.Client)

@@ -1,0 +1,183 @@
+package distributedratelimit
+
+import (
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// Problem types of draft-ietf-httpapi-ratelimit-headers, section 5.
+const (
+	problemQuotaExceeded   = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+	problemReducedCapacity = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+)
+
+// storeRetryAfter is how long clients are asked to wait when the store is
+// away: nobody knows how long it takes.
+const storeRetryAfter = time.Second
+
+// refusal is what a client that may not pass is told.
+type refusal struct {
+	Type     string   `json:"type"`
+	Title    string   `json:"title"`
+	Status   int      `json:"status"`
+	Detail   string   `json:"detail,omitempty"`
+	Violated []string `json:"violated-policies,omitempty"`
+
+	retryAfter int64 // s; 0 if a retry does not help
+}
+
+// refuse answers a request that may not pass.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *decision) error {
+	d.p.forgetHeaders()
+	answer := h.refusal(d)
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	if answer.retryAfter > 0 {
+		header.Set("Retry-After", strconv.FormatInt(answer.retryAfter, 10))
+		d.p.told.retryAfter = answer.retryAfter
+	}
+	if d.problem == problemNone {
+		h.headers.set(header, d.headerZones(answer.retryAfter))
+	}
+
+	err := caddyhttp.Error(answer.Status, errors.New(answer.Detail))
+	if h.rendersError(r, err) {
+		return err
+	}
+	body, failed := json.Marshal(answer)
+	if failed != nil {
+		panic(failed) // strings and a number
+	}
+	body = append(body, '\n')
+	header.Set("Content-Type", "application/problem+json")
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(answer.Status)
+	_, _ = w.Write(body) // the client may have gone
+	return nil
+}
+
+func (h *Handler) refusal(d *decision) refusal {
+	switch d.problem {
+	case problemStore:
+		return refusal{
+			Type: problemReducedCapacity, Title: "Limits cannot be checked at the moment",
+			Status: http.StatusServiceUnavailable, Detail: "The limit on requests cannot be checked at the moment; try again shortly.",
+			retryAfter: wholeSeconds(h.jittered(storeRetryAfter)),
+		}
+	case problemEmptyKey:
+		return refusal{
+			Type: "about:blank", Title: http.StatusText(http.StatusForbidden),
+			Status: http.StatusForbidden, Detail: "The request lacks what tells this client from others.",
+		}
+	}
+
+	var longest time.Duration
+	var violated []string
+	for i := range d.verdicts {
+		v := &d.verdicts[i]
+		if v.granted || v.zone.DryRun {
+			continue
+		}
+		longest = max(longest, v.answer.RetryAfter)
+		violated = append(violated, v.zone.Name)
+	}
+	seconds := max(wholeSeconds(h.jittered(longest)), 1)
+	return refusal{
+		Type: problemQuotaExceeded, Title: "Too many requests", Status: h.Status,
+		Detail:   "The limit on requests is reached; try again in " + strconv.FormatInt(seconds, 10) + " s.",
+		Violated: violated, retryAfter: seconds,
+	}
+}
+
+// jittered lengthens a wait at random. It is never shortened: a client that
+// comes back too early is refused again.
+func (h *Handler) jittered(wait time.Duration) time.Duration {
+	if h.Jitter == 0 {
+		return wait
+	}
+	return wait + time.Duration(float64(wait)*h.Jitter/100*rand.Float64())
+}
+
+// rendersError decides between returning an error, which the site's
+// handle_errors renders, and writing the response here.
+func (h *Handler) rendersError(r *http.Request, err caddyhttp.HandlerError) bool {
+	if r.Context().Value(caddyhttp.ErrorCtxKey) != nil {
+		// This is an error route: an error out of it is logged as a failure
+		// and leaves the response empty.
+		return false
+	}
+	switch h.Refusal {
+	case refusalError:
+		return true
+	case refusalProblem:
+		return false
+	}
+	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if server == nil || server.Errors == nil {
+		return false
+	}
+	return handlesError(server, r, err)
+}
+
+// handlesError reports whether an error route of the server is meant for the
+// request with this error. The error routes belong to the listener, not to
+// the site: those of a neighbouring site, or for other statuses, do nothing
+// for this request, and it would be answered with an empty body.
+func handlesError(server *caddyhttp.Server, r *http.Request, err caddyhttp.HandlerError) bool {
+	// Look at the request as the server would hand it to the error routes:
+	// as it came in, with the error in its context and placeholders.
+	probe := r.WithContext(r.Context())
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		probe.Method, probe.RemoteAddr, probe.RequestURI = original.Method, original.RemoteAddr, original.RequestURI
+		u := new(url.URL)
+		*u = *original.URL
+		probe.URL = u
+	}
+	probe = server.Errors.WithError(probe, err)
+	defer forgetError(r)
+	return anyHandles(server.Errors.Routes, probe, make(map[string]bool))
+}
+
+// forgetError removes the placeholders that handlesError set for the sake of
+// the matchers; no error has happened as long as none is returned.
+func forgetError(r *http.Request) {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	for _, name := range []string{"", ".status_code", ".status_text", ".id", ".trace", ".message"} {
+		repl.Delete("http.error" + name)
+	}
+}
+
+// anyHandles walks routes as the server would, and reports whether the
+// request meets a handler in them that is not just a list of routes.
+func anyHandles(routes caddyhttp.RouteList, r *http.Request, groups map[string]bool) bool {
+	for _, route := range routes {
+		if route.Group != "" && groups[route.Group] {
+			continue
+		}
+		matches, err := route.MatcherSets.AnyMatchWithError(r)
+		if err != nil || !matches {
+			continue
+		}
+		if route.Group != "" {
+			groups[route.Group] = true
+		}
+		for _, handler := range route.Handlers {
+			subroute, ok := handler.(*caddyhttp.Subroute)
+			if !ok || anyHandles(subroute.Routes, r, groups) {
+				return true
+			}
+		}
+		if route.Terminal {
+			return false
+		}
+	}
+	return false
+}

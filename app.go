@@ -1,0 +1,213 @@
+package distributedratelimit
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+}
+
+const appID = "distributed_ratelimit"
+
+// App holds what all distributed_ratelimit handlers of a configuration share:
+// the store, and defaults. It need not be configured: without it the store is
+// the memory of this process.
+type App struct {
+	// The store of all handlers that have none of their own. Default: memory,
+	// in which each instance counts for itself.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=distributed_ratelimit.stores inline_key=module"`
+
+	// Where the client's address comes from, for handlers that do not say.
+	ClientAddress
+
+	// The default of the handlers' on_store_error: `local`, `allow` or
+	// `deny`. Default: `local`.
+	OnStoreError string `json:"on_store_error,omitempty"`
+
+	// The default of the handlers' budget. Default: 100ms.
+	Budget caddy.Duration `json:"budget,omitempty"`
+
+	ctx      caddy.Context
+	logger   *zap.Logger
+	ipSource caddyhttp.IPRangeSource
+
+	mu       sync.Mutex
+	shared   *backend // opened by the first handler that needs it
+	backends []*backend
+	zones    map[zoneID]*Zone
+}
+
+// zoneID is the identity of a limit within a configuration: its name, in the
+// data behind one store.
+type zoneID struct{ store, zone string }
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  appID,
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision sets up the app. The store is opened here if it is configured,
+// and otherwise when the first handler needs it.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx, a.logger = ctx, ctx.Logger()
+	a.zones = make(map[zoneID]*Zone)
+	if problem := a.check(); problem != nil {
+		return problem
+	}
+	if err := registerMetrics(ctx); err != nil {
+		return err
+	}
+	if a.TrustedProxiesRaw != nil {
+		var err error
+		if a.ipSource, err = loadIPSource(ctx, &a.ClientAddress); err != nil {
+			return err
+		}
+		if _, err := newSourceTrust(a.ipSource); err != nil {
+			return err
+		}
+	}
+	if a.StoreRaw != nil {
+		_, err := a.sharedBackend()
+		return err
+	}
+	return nil
+}
+
+func (a *App) check() *configError {
+	if problem := a.ClientAddress.check(); problem != nil {
+		return problem
+	}
+	return checkStoreUse(a.OnStoreError, a.Budget)
+}
+
+// Start puts into force what must not change before the configuration runs:
+// bounds of a store that is shared with the configuration that runs now.
+func (a *App) Start() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range a.backends {
+		if s, ok := b.store.(interface{ start() }); ok {
+			s.start()
+		}
+	}
+	return nil
+}
+
+// Stop does nothing: requests may still be on their way through handlers.
+func (a *App) Stop() error { return nil }
+
+// Cleanup releases the backends.
+func (a *App) Cleanup() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var err error
+	for _, b := range a.backends {
+		if e := b.release(); e != nil && err == nil {
+			err = e
+		}
+	}
+	a.backends, a.shared = nil, nil
+	return err
+}
+
+// sharedBackend returns the backend of the handlers without a store of their
+// own.
+func (a *App) sharedBackend() (*backend, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.shared != nil {
+		return a.shared, nil
+	}
+	var module any
+	var err error
+	if a.StoreRaw != nil {
+		module, err = a.ctx.LoadModule(a, "StoreRaw")
+	} else {
+		module, err = a.ctx.LoadModuleByID("distributed_ratelimit.stores.memory", nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("loading the store: %v", err)
+	}
+	a.shared, err = a.newBackendLocked(module, a.logger)
+	return a.shared, err
+}
+
+// newBackend makes a backend of a store module. It lives as long as the app.
+func (a *App) newBackend(module any, logger *zap.Logger) (*backend, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.newBackendLocked(module, logger)
+}
+
+func (a *App) newBackendLocked(module any, logger *zap.Logger) (*backend, error) {
+	s, ok := module.(store.Store)
+	if !ok {
+		return nil, fmt.Errorf("module %T is not a store: it must implement the interface store.Store", module)
+	}
+	b, err := openBackend(s, logger)
+	if err != nil {
+		return nil, err
+	}
+	a.backends = append(a.backends, b)
+	return b, nil
+}
+
+// registerZone makes sure that zones of one name, which are one limit, are
+// configured alike. It is kept in the app's instance because that exists once
+// for each configuration: during a reload, and while a configuration is only
+// being validated, the zones of the running one must not be in the way.
+func (a *App) registerZone(store string, z *Zone) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	id := zoneID{store, z.storeName}
+	other, ok := a.zones[id]
+	if !ok {
+		a.zones[id] = z
+		return nil
+	}
+	if problem := z.conflict(other); problem != nil {
+		problem.zone = z.Name
+		return problem
+	}
+	return nil
+}
+
+// conflict tells what keeps z and other, which have one name, from being one
+// limit.
+func (z *Zone) conflict(other *Zone) *configError {
+	const remedy = "zones of one name are one limit: make them equal, or rename one"
+	switch {
+	case z.Window != other.Window:
+		return wrong("window", "window %s here and %s in another handler; "+remedy,
+			windowText(time.Duration(z.Window)), windowText(time.Duration(other.Window)))
+	case !sameKey(z.Key, other.Key):
+		return wrong("key", "key %s here and %s in another handler; "+remedy, keyText(z.Key), keyText(other.Key))
+	case z.ipv4Prefix() != other.ipv4Prefix():
+		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
+	case z.ipv6Prefix() != other.ipv6Prefix():
+		return wrong("ipv6_prefix", "ipv6_prefix %d here and %d in another handler; "+remedy, z.ipv6Prefix(), other.ipv6Prefix())
+	case *z.Events != *other.Events:
+		return wrong("events", "events %d here and %d in another handler; "+remedy, *z.Events, *other.Events)
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

@@ -1,0 +1,222 @@
+package distributedratelimit
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+)
+
+func init() {
+	httpcaddyfile.RegisterGlobalOption(directive, parseApp)
+}
+
+// parseApp parses the global option:
+//
+//	distributed_ratelimit {
+//	    store memory|redis ...
+//	    trusted_proxies <ip source module> ...
+//	    client_ip_headers <header>
+//	    on_store_error local|allow|deny
+//	    budget <duration>
+//	}
+func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // the option
+	if existing != nil {
+		return nil, d.Err("distributed_ratelimit is configured twice in the global options; merge the blocks")
+	}
+	if d.NextArg() {
+		return nil, d.Errf("the global option %s takes a block, not %q; limits belong into sites", directive, d.Val())
+	}
+	app, at := new(App), make(places)
+	for d.NextBlock(0) {
+		if err := at.once(d, ""); err != nil {
+			return nil, err
+		}
+		var err error
+		switch d.Val() {
+		case "store":
+			app.StoreRaw, err = parseStore(d)
+		case "trusted_proxies":
+			err = parseTrustedProxies(d, &app.ClientAddress)
+		case "client_ip_headers":
+			err = parseClientIPHeaders(d, &app.ClientAddress)
+		case "on_store_error":
+			err = parseWord(d, &app.OnStoreError)
+		case "budget":
+			err = parseDuration(d, &app.Budget)
+		case "zone":
+			err = d.Err("zone belongs into a site's distributed_ratelimit; the global option has what all sites share")
+		default:
+			err = unknownOption(d, "store, trusted_proxies, client_ip_headers, on_store_error or budget")
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if problem := app.check(); problem != nil {
+		return nil, at.locate(d, problem)
+	}
+	return httpcaddyfile.App{Name: appID, Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// UnmarshalCaddyfile parses:
+//
+//	memory {
+//	    max_keys <n>
+//	}
+func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the name
+	if d.NextArg() {
+		return d.Errf("store memory takes no argument; remove %q", d.Val())
+	}
+	at := make(places)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := at.once(d, ""); err != nil {
+			return err
+		}
+		switch d.Val() {
+		case "max_keys":
+			if err := parseInteger(d, &m.MaxKeys); err != nil {
+				return err
+			}
+			if m.MaxKeys == 0 {
+				return d.Errf("max_keys 0 is not between 1 and %d", maxMaxKeys)
+			}
+		default:
+			return d.Errf("unknown option %q of store memory; write max_keys", d.Val())
+		}
+	}
+	if problem := m.check(); problem != nil {
+		return at.locate(d, problem)
+	}
+	return nil
+}
+
+// UnmarshalCaddyfile parses:
+//
+//	redis [<url>] {
+//	    address <host:port>|unix/<path>
+//	    username <s>
+//	    password <s>
+//	    db <n>
+//	    key_prefix <s>
+//	    key_secret <s>
+//	    tls { ... }
+//	    timeout <duration>
+//	    dial_timeout <duration>
+//	    pool_size <n>
+//	    queue_size <n>
+//	}
+func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the name
+	start := *d
+	switch args := d.RemainingArgs(); len(args) {
+	case 0:
+	case 1:
+		s.URL = args[0]
+	default:
+		return d.Errf("store redis takes one URL, not %d arguments; other settings stand in its block", len(args))
+	}
+	at := places{{"", "store"}: start}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := at.once(d, ""); err != nil {
+			return err
+		}
+		var err error
+		switch d.Val() {
+		case "address":
+			err = parseWord(d, &s.Address)
+		case "username":
+			err = parseWord(d, &s.Username)
+		case "password":
+			err = parseWord(d, &s.Password)
+		case "db":
+			s.DB = new(int)
+			err = parseInteger(d, s.DB)
+		case "key_prefix":
+			err = parseWord(d, &s.KeyPrefix)
+		case "key_secret":
+			err = parseWord(d, &s.KeySecret)
+		case "tls":
+			s.TLS, err = parseRedisTLS(d)
+		case "timeout":
+			err = parseDuration(d, &s.Timeout)
+		case "dial_timeout":
+			err = parseDuration(d, &s.DialTimeout)
+		case "pool_size":
+			err = parsePositive(d, &s.PoolSize)
+		case "queue_size":
+			err = parsePositive(d, &s.QueueSize)
+		default:
+			err = d.Errf("unknown option %q of store redis; write address, username, password, db, key_prefix, key_secret, tls, "+
+				"timeout, dial_timeout, pool_size or queue_size", d.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if problem := s.check(); problem != nil {
+		return at.locate(d, problem)
+	}
+	return nil
+}
+
+func parsePositive(d *caddyfile.Dispenser, into *int) error {
+	word := d.Val()
+	if err := parseInteger(d, into); err != nil {
+		return err
+	}
+	if *into == 0 {
+		return d.Errf("%s 0 makes no sense; write 1 or above, or remove it", word)
+	}
+	return nil
+}
+
+// parseRedisTLS parses:
+//
+//	tls {
+//	    ca <file>
+//	    cert <file>
+//	    key <file>
+//	    server_name <s>
+//	    insecure_skip_verify
+//	}
+func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
+	if d.NextArg() {
+		return nil, d.Errf("tls takes a block or nothing, not %q", d.Val())
+	}
+	t, at := new(RedisTLS), make(places)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := at.once(d, ""); err != nil {
+			return nil, err
+		}
+		var err error
+		switch d.Val() {
+		case "ca":
+			err = parseWord(d, &t.CA)
+		case "cert":
+			err = parseWord(d, &t.Cert)
+		case "key":
+			err = parseWord(d, &t.Key)
+		case "server_name":
+			err = parseWord(d, &t.ServerName)
+		case "insecure_skip_verify":
+			t.InsecureSkipVerify = true
+			if d.NextArg() {
+				err = d.Errf("insecure_skip_verify takes no argument; remove %q", d.Val())
+			}
+		default:
+			err = d.Errf("unknown option %q of tls; write ca, cert, key, server_name or insecure_skip_verify", d.Val())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// Interface guards
+var (
+	_ caddyfile.Unmarshaler = (*MemoryStore)(nil)
+	_ caddyfile.Unmarshaler = (*RedisStore)(nil)
+)

@@ -1,0 +1,165 @@
+package distributedratelimit
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// The parsers of the handler, the app and the stores share what follows.
+
+// places remembers where options stand, so that each is given once, and
+// mistakes that are found later point at their line.
+type places map[place]caddyfile.Dispenser
+
+type place struct{ zone, field string } // zone is empty outside of zones
+
+// mark remembers that a field stands at the current token.
+func (p places) mark(d *caddyfile.Dispenser, zone, field string) { p[place{zone, field}] = *d }
+
+// once marks the option at the current token, and rejects it if it was there
+// before.
+func (p places) once(d *caddyfile.Dispenser, zone string) error {
+	if first, ok := p[place{zone, d.Val()}]; ok {
+		return d.Errf("%s is already given on line %d; remove one", d.Val(), first.Line())
+	}
+	p.mark(d, zone, d.Val())
+	return nil
+}
+
+// locate turns a mistake into an error that points at its line, or at the
+// nearest thing that is written at all.
+func (p places) locate(d *caddyfile.Dispenser, problem *configError) error {
+	for _, where := range []place{{problem.zone, problem.field}, {"", problem.field}, {problem.zone, "zone"}, {"", "zone"}} {
+		if at, ok := p[where]; ok {
+			return at.Errf("%v", problem)
+		}
+	}
+	return d.Errf("%v", problem)
+}
+
+func parseWord(d *caddyfile.Dispenser, into *string) error {
+	word := d.Val()
+	args := d.RemainingArgs()
+	if len(args) != 1 {
+		return d.Errf("%s takes one argument, not %d", word, len(args))
+	}
+	if args[0] == "" {
+		return d.Errf("%s is empty; write a value, or remove it for the default", word)
+	}
+	*into = args[0]
+	return nil
+}
+
+func parseInteger(d *caddyfile.Dispenser, into *int) error {
+	word, text := d.Val(), ""
+	if err := parseWord(d, &text); err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return d.Errf("%s %q is not a whole number", word, text)
+	}
+	*into = n
+	return nil
+}
+
+func parseDuration(d *caddyfile.Dispenser, into *caddy.Duration) error {
+	word, text := d.Val(), ""
+	if err := parseWord(d, &text); err != nil {
+		return err
+	}
+	duration, err := caddy.ParseDuration(text)
+	if err != nil || duration <= 0 {
+		return d.Errf("%s %q is not a duration above zero; write for example 100ms, 10s, 1m or 1d", word, text)
+	}
+	*into = caddy.Duration(duration)
+	return nil
+}
+
+func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
+	if !d.NextArg() {
+		return d.Err("trusted_proxies needs an IP source; write for example: trusted_proxies static private_ranges")
+	}
+	name := d.Val()
+	if looksLikeRange(name) {
+		rest := append([]string{name}, d.RemainingArgs()...)
+		return d.Errf("%q is not an IP source; write: trusted_proxies static %s", name, strings.Join(rest, " "))
+	}
+	id := "http.ip_sources." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		return d.Errf("there is no IP source %q; write for example: trusted_proxies static private_ranges, or build Caddy with the plugin that has the module %s", name, id)
+	}
+	module, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return err
+	}
+	source, ok := module.(caddyhttp.IPRangeSource)
+	if !ok {
+		return d.Errf("module %q is not an IP source; write for example: trusted_proxies static private_ranges", name)
+	}
+	into.TrustedProxiesRaw = caddyconfig.JSONModuleObject(source, "source", name, nil)
+	return nil
+}
+
+func looksLikeRange(word string) bool {
+	if word == "private_ranges" {
+		return true
+	}
+	if _, err := netip.ParsePrefix(word); err == nil {
+		return true
+	}
+	_, err := netip.ParseAddr(word)
+	return err == nil
+}
+
+func parseClientIPHeaders(d *caddyfile.Dispenser, into *ClientAddress) error {
+	if into.ClientIPHeaders = d.RemainingArgs(); len(into.ClientIPHeaders) == 0 {
+		return d.Err("client_ip_headers needs the name of a header; write for example: client_ip_headers X-Forwarded-For")
+	}
+	return nil
+}
+
+// parseStore parses: store <name> ...
+func parseStore(d *caddyfile.Dispenser) (json.RawMessage, error) {
+	if !d.NextArg() {
+		return nil, d.Err("store needs a name; write memory or redis")
+	}
+	name := d.Val()
+	id := "distributed_ratelimit.stores." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		return nil, d.Errf("there is no store %q; write memory or redis, or build Caddy with the plugin that has the module %s", name, id)
+	}
+	module, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return nil, err
+	}
+	s, ok := module.(store.Store)
+	if !ok {
+		return nil, d.Errf("module %s is not a store", id)
+	}
+	return caddyconfig.JSONModuleObject(s, "module", name, nil), nil
+}
+
+// unknownOption rejects an option that is none; known lists those that are.
+// Options of other rate limiters are answered with what to write here.
+func unknownOption(d *caddyfile.Dispenser, known string) error {
+	switch word := d.Val(); word {
+	case "distributed":
+		return d.Err("distributed is not an option here: limits are shared by all instances with the same store; write the global option: distributed_ratelimit { store redis <url> }")
+	case "storage":
+		return d.Err("storage is not an option here; write the global option: distributed_ratelimit { store redis <url> }")
+	case "sweep_interval":
+		return d.Err("sweep_interval is not an option here: nothing needs to be swept; remove it")
+	default:
+		return d.Errf("unknown option %q; write %s", word, known)
+	}
+}

@@ -1,0 +1,318 @@
+package distributedratelimit_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// Guest modules that stand for the world around the handler.
+
+func init() {
+	caddy.RegisterModule(new(bookWriter))
+	caddy.RegisterModule(new(rigStore))
+	caddy.RegisterModule(new(stageHandler))
+	caddy.RegisterModule(new(brokenMatcher))
+	caddy.RegisterModule(new(roamingSource))
+	httpcaddyfile.RegisterHandlerDirective("stage", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		h.Next()
+		s := new(stageHandler)
+		if !h.AllArgs(&s.Act) {
+			return nil, h.ArgErr()
+		}
+		return s, nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("stage", httpcaddyfile.Before, "respond")
+}
+
+// guests holds what the modules of a test refer to by name.
+var guests sync.Map
+
+// invite makes a guest known under a name until the test ends.
+func invite(t *testing.T, name string, guest any) {
+	t.Helper()
+	guests.Store(name, guest)
+	t.Cleanup(func() { guests.Delete(name) })
+}
+
+func guest[T any](name string) (T, error) {
+	g, _ := guests.Load(name)
+	t, ok := g.(T)
+	if !ok {
+		return t, errors.New("there is no guest " + name)
+	}
+	return t, nil
+}
+
+// logBook keeps everything that is logged.
+type logBook struct {
+	t    *testing.T
+	name string
+	mu   sync.Mutex
+	buf  bytes.Buffer
+}
+
+var books atomic.Int64
+
+func openLogBook(t *testing.T) *logBook {
+	t.Helper()
+	// Caddy keeps a writer open by its name; each test has one of its own,
+	// also when it runs several times.
+	book := &logBook{t: t, name: fmt.Sprintf("log %d of %s", books.Add(1), t.Name())}
+	invite(t, book.name, book)
+	return book
+}
+
+func (b *logBook) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBook) text() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// find returns the lines whose message holds some text.
+func (b *logBook) find(message string) []map[string]any {
+	b.t.Helper()
+	var found []map[string]any
+	for line := range strings.Lines(b.text()) {
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			b.t.Fatalf("log line %q: %v", line, err)
+		}
+		if msg, _ := fields["msg"].(string); strings.Contains(msg, message) {
+			found = append(found, fields)
+		}
+	}
+	return found
+}
+
+// says expects a number of lines with a message.
+func (b *logBook) says(times int, message string) []map[string]any {
+	b.t.Helper()
+	found := b.find(message)
+	if len(found) != times {
+		b.t.Errorf("log lines with %q: got %d, want %d; the log:\n%s", message, len(found), times, b.text())
+	}
+	return found
+}
+
+// bookWriter is a log output that writes into a book.
+type bookWriter struct {
+	Name string `json:"name"`
+}
+
+func (*bookWriter) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "caddy.logging.writers.book", New: func() caddy.Module { return new(bookWriter) }}
+}
+func (w *bookWriter) String() string    { return w.Name }
+func (w *bookWriter) WriterKey() string { return w.Name }
+func (w *bookWriter) OpenWriter() (io.WriteCloser, error) {
+	book, err := guest[*logBook](w.Name)
+	return bookCloser{book}, err
+}
+
+type bookCloser struct{ *logBook }
+
+func (bookCloser) Close() error { return nil }
+
+// rig is a store that does what a test says: it counts in memory until it is
+// told to fail or to hang.
+type rig struct {
+	memory *store.Memory
+	mu     sync.Mutex
+	err    error
+	delay  time.Duration
+	asks   []store.Ask
+	given  []store.Grant
+}
+
+func newRig(t *testing.T, name string) *rig {
+	t.Helper()
+	r := &rig{memory: store.NewMemory(0)}
+	invite(t, name, r)
+	return r
+}
+
+// breaks makes the store fail from now on; nil mends it.
+func (r *rig) breaks(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+}
+
+// hangs makes the store take that long.
+func (r *rig) hangs(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.delay = d
+}
+
+// asked returns what the store was asked for, and forgets it.
+func (r *rig) asked() []store.Ask {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	asks := r.asks
+	r.asks = nil
+	return asks
+}
+
+func (r *rig) returned() []store.Grant {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.given
+}
+
+// rigStore is the module of a rig.
+type rigStore struct {
+	Name string `json:"name"`
+	*rig
+}
+
+func (*rigStore) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "distributed_ratelimit.stores.rig", New: func() caddy.Module { return new(rigStore) }}
+}
+
+func (s *rigStore) Provision(caddy.Context) (err error) {
+	s.rig, err = guest[*rig](s.Name)
+	return err
+}
+
+func (s *rigStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if !d.AllArgs(&s.Name) {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+func (s *rigStore) String() string { return "rig " + s.Name }
+
+func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+	s.mu.Lock()
+	err, delay := s.err, s.delay
+	s.asks = append(s.asks, asks...)
+	s.mu.Unlock()
+	if delay > wait {
+		time.Sleep(wait)
+		return &store.Error{Kind: store.KindTimeout, Err: errors.New("no answer in time")}
+	}
+	time.Sleep(delay)
+	if err != nil {
+		// What a store leaves behind when it fails means nothing.
+		for i := range answers {
+			answers[i] = store.Answer{Granted: true, Remaining: 99, Stamp: 1, Mark: 1}
+		}
+		return err
+	}
+	return s.memory.Take(wait, asks, answers)
+}
+
+func (s *rigStore) Return(wait time.Duration, grants []store.Grant) error {
+	s.mu.Lock()
+	s.given = append(s.given, grants...)
+	s.mu.Unlock()
+	return s.memory.Return(wait, grants)
+}
+
+// stageHandler runs a function of a test as an HTTP handler.
+type stageHandler struct {
+	Act string `json:"act"`
+}
+
+type act func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error
+
+func (*stageHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.stage", New: func() caddy.Module { return new(stageHandler) }}
+}
+
+func (s *stageHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	play, err := guest[act](s.Act)
+	if err != nil {
+		return err
+	}
+	return play(w, r, next)
+}
+
+// brokenMatcher answers with an error, on all paths or on one.
+type brokenMatcher struct {
+	Path string `json:"path,omitempty"`
+}
+
+func (*brokenMatcher) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.matchers.broken", New: func() caddy.Module { return new(brokenMatcher) }}
+}
+
+func (m *brokenMatcher) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	d.Args(&m.Path)
+	return nil
+}
+
+func (m *brokenMatcher) MatchWithError(r *http.Request) (bool, error) {
+	if m.Path != "" && m.Path != r.URL.Path {
+		return false, nil
+	}
+	return false, caddyhttp.Error(http.StatusTeapot, errors.New("the matcher is broken"))
+}
+
+// roamingSource is a source of trusted ranges that change.
+type roamingSource struct {
+	Name string `json:"name"`
+}
+
+type roaming struct {
+	mu     sync.Mutex
+	ranges []netip.Prefix
+}
+
+func (r *roaming) set(ranges ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ranges = nil
+	for _, text := range ranges {
+		r.ranges = append(r.ranges, netip.MustParsePrefix(text))
+	}
+}
+
+func (*roamingSource) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.ip_sources.roaming", New: func() caddy.Module { return new(roamingSource) }}
+}
+
+func (s *roamingSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if !d.AllArgs(&s.Name) {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+func (s *roamingSource) GetIPRanges(*http.Request) []netip.Prefix {
+	r, err := guest[*roaming](s.Name)
+	if err != nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ranges
+}

@@ -1,0 +1,223 @@
+package distributedratelimit
+
+import (
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// headerStyle says which headers tell clients about their limits, and when.
+type headerStyle struct {
+	draft, legacy bool
+	when          headersWhen
+}
+
+type headersWhen uint8
+
+const (
+	headersOff headersWhen = iota
+	headersRefused
+	headersAlways
+)
+
+func checkHeaderStyle(words []string) *configError {
+	for i, word := range words {
+		switch word {
+		case "draft", "legacy", "refused", "always", "off":
+		default:
+			return wrong("ratelimit_headers", "unknown word %q in ratelimit_headers; write draft, legacy or both, then refused or always; or off", word)
+		}
+		if slices.Contains(words[:i], word) {
+			return wrong("ratelimit_headers", "ratelimit_headers has %q twice; remove one", word)
+		}
+	}
+	if slices.Contains(words, "off") && len(words) > 1 {
+		return wrong("ratelimit_headers", "ratelimit_headers off stands alone; remove it or the other words")
+	}
+	if slices.Contains(words, "refused") && slices.Contains(words, "always") {
+		return wrong("ratelimit_headers", "ratelimit_headers refused and always exclude each other; always includes refusals")
+	}
+	return nil
+}
+
+// parseHeaderStyle reads words that checkHeaderStyle has passed.
+func parseHeaderStyle(words []string) headerStyle {
+	style := headerStyle{when: headersRefused}
+	for _, word := range words {
+		switch word {
+		case "draft":
+			style.draft = true
+		case "legacy":
+			style.legacy = true
+		case "always":
+			style.when = headersAlways
+		case "off":
+			style.when = headersOff
+		}
+	}
+	style.draft = style.draft || !style.legacy
+	return style
+}
+
+// headerZone is what headers tell about one zone.
+type headerZone struct {
+	name             string
+	limit, remaining int64
+	window, reset    int64 // s
+}
+
+// headerZones lists the zones of a decision that are in force. retryAfter is
+// that of the response, 0 if it is none: the header's reset must not promise
+// an earlier time for what was refused.
+func (d *decision) headerZones(retryAfter int64) []headerZone {
+	zones := make([]headerZone, 0, len(d.verdicts))
+	for i := range d.verdicts {
+		v := &d.verdicts[i]
+		if !v.counted || v.zone.DryRun {
+			continue
+		}
+		zone := headerZone{
+			name: v.zone.Name, limit: v.zone.limit, remaining: v.answer.Remaining,
+			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.answer.Reset),
+		}
+		if !v.granted {
+			zone.reset = retryAfter
+		}
+		zones = append(zones, zone)
+	}
+	return zones
+}
+
+// set writes the headers for some zones, replacing what is there.
+func (s headerStyle) set(header http.Header, zones []headerZone) {
+	if s.when == headersOff || len(zones) == 0 {
+		return
+	}
+	if s.draft {
+		var policy, limit []byte
+		for i, z := range zones {
+			if i > 0 {
+				policy, limit = append(policy, ", "...), append(limit, ", "...)
+			}
+			policy = appendItem(policy, z.name, "q", z.limit, "w", z.window)
+			limit = appendItem(limit, z.name, "r", z.remaining, "t", z.reset)
+		}
+		header["Ratelimit-Policy"] = []string{string(policy)}
+		header["Ratelimit"] = []string{string(limit)}
+	}
+	if s.legacy {
+		// These can tell of one zone only: the one nearest to its limit.
+		z := slices.MinFunc(zones, func(a, b headerZone) int {
+			return compareShares(a.remaining, a.limit, b.remaining, b.limit)
+		})
+		header["X-Ratelimit-Limit"] = []string{strconv.FormatInt(z.limit, 10)}
+		header["X-Ratelimit-Remaining"] = []string{strconv.FormatInt(z.remaining, 10)}
+		header["X-Ratelimit-Reset"] = []string{strconv.FormatInt(z.reset, 10)}
+	}
+}
+
+func compareShares(a, ofA, b, ofB int64) int {
+	x, y := float64(a)/float64(max(ofA, 1)), float64(b)/float64(max(ofB, 1))
+	switch {
+	case x < y:
+		return -1
+	case x > y:
+		return 1
+	}
+	return 0
+}
+
+// appendItem appends an item of a structured field list (RFC 9651): a string
+// with two integer parameters. Names of zones need no escaping in it.
+func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, value2 int64) []byte {
+	dst = append(dst, '"')
+	dst = append(dst, name...)
+	dst = append(dst, `";`...)
+	dst = append(dst, param1...)
+	dst = strconv.AppendInt(append(dst, '='), value1, 10)
+	dst = append(dst, ';')
+	dst = append(dst, param2...)
+	return strconv.AppendInt(append(dst, '='), value2, 10)
+}
+
+// headerWriter adds the headers to a granted response at the last moment,
+// when it shows whether the upstream has set some itself. Several handlers
+// that a request passes share one.
+type headerWriter struct {
+	*caddyhttp.ResponseWriterWrapper
+	style headerStyle
+	zones []headerZone
+	done  bool
+}
+
+// announce makes the response tell about the zones of d.
+func (p *passage) announce(w http.ResponseWriter, style headerStyle, d *decision) http.ResponseWriter {
+	if p.headers == nil || p.headers.done {
+		p.headers = &headerWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+		w = p.headers
+	}
+	hw := p.headers
+	hw.style.when = headersAlways
+	hw.style.draft = hw.style.draft || style.draft
+	hw.style.legacy = hw.style.legacy || style.legacy
+	hw.zones = append(hw.zones, d.headerZones(0)...)
+	return w
+}
+
+// forgetHeaders keeps what was announced out of the response: the request is
+// refused after all, and what earlier handlers granted is given back.
+func (p *passage) forgetHeaders() {
+	if p.headers != nil {
+		p.headers.zones = nil
+	}
+}
+
+// finishHeaders adds the headers to a response that nobody has begun to
+// write: the server will, or an error route.
+func (p *passage) finishHeaders(w http.ResponseWriter) {
+	if w == http.ResponseWriter(p.headers) {
+		p.headers.add()
+	}
+}
+
+func (hw *headerWriter) add() {
+	if hw.done {
+		return
+	}
+	hw.done = true
+	header := hw.Header()
+	style := hw.style
+	style.draft = style.draft && header["Ratelimit"] == nil && header["Ratelimit-Policy"] == nil
+	style.legacy = style.legacy && header["X-Ratelimit-Limit"] == nil &&
+		header["X-Ratelimit-Remaining"] == nil && header["X-Ratelimit-Reset"] == nil
+	style.set(header, hw.zones)
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (hw *headerWriter) WriteHeader(status int) {
+	if status >= 200 || status == http.StatusSwitchingProtocols {
+		hw.add()
+	}
+	hw.ResponseWriterWrapper.WriteHeader(status)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (hw *headerWriter) ReadFrom(r io.Reader) (int64, error) {
+	hw.add()
+	return hw.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// FlushError lets http.ResponseController flush: it sends the header.
+func (hw *headerWriter) FlushError() error {
+	hw.add()
+	return http.NewResponseController(hw.ResponseWriter).Flush()
+}
+
+// Write implements http.ResponseWriter.
+func (hw *headerWriter) Write(p []byte) (int, error) {
+	hw.add()
+	return hw.ResponseWriterWrapper.Write(p)
+}

@@ -1,0 +1,156 @@
+package distributedratelimit
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
+)
+
+// metrics are collected for the process and registered with the registry of
+// each configuration, so that counts go on over reloads. Label values come
+// from the configuration or from fixed lists, never from a request: the
+// number of series does not depend on clients.
+var metrics = struct {
+	requests      *prometheus.CounterVec
+	clients       *prometheus.CounterVec
+	storeDuration *prometheus.HistogramVec
+	storeErrors   *prometheus.CounterVec
+	storeUp       *prometheus.GaugeVec
+}{
+	requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "requests_total",
+		Help: "Requests by the zone that applied, what came of it (granted, refused, dry_run, exempt), and what decided (store, local, policy).",
+	}, []string{"zone", "outcome", "source"}),
+	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "clients_total",
+		Help: "Requests by how the client's address was found.",
+	}, []string{"reason"}),
+	storeDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_duration_seconds",
+		Help:    "How long requests waited for the store, failed calls included.",
+		Buckets: []float64{.00001, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
+	}, []string{"store"}),
+	storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_errors_total",
+		Help: "Calls that the store did not answer, by kind (timeout, unavailable, broken, overload, reply).",
+	}, []string{"store", "kind"}),
+	storeUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_up",
+		Help: "1 if the store answered when it was last asked, 0 if it did not.",
+	}, []string{"store"}),
+}
+
+// registerMetrics registers the collectors with the configuration's registry.
+func registerMetrics(ctx caddy.Context) error {
+	registry := ctx.GetMetricsRegistry()
+	for _, c := range []prometheus.Collector{metrics.requests, metrics.clients, metrics.storeDuration, metrics.storeErrors, metrics.storeUp} {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return err
+		}
+	}
+	return nil
+}
+
+// series deletes a label's series when no configuration holds its value any
+// more.
+type series struct {
+	mu     sync.Mutex
+	holds  map[string]int
+	forget func(value string)
+}
+
+func (s *series) retain(value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holds[value]++
+}
+
+func (s *series) release(value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holds[value]--; s.holds[value] > 0 {
+		return
+	}
+	delete(s.holds, value)
+	s.forget(value)
+}
+
+var (
+	zoneSeries = series{holds: make(map[string]int), forget: func(zone string) {
+		metrics.requests.DeletePartialMatch(prometheus.Labels{"zone": zone})
+	}}
+	storeSeries = series{holds: make(map[string]int), forget: func(name string) {
+		match := prometheus.Labels{"store": name}
+		metrics.storeDuration.DeletePartialMatch(match)
+		metrics.storeErrors.DeletePartialMatch(match)
+		metrics.storeUp.DeletePartialMatch(match)
+	}}
+)
+
+// outcome is what came of a request for a zone.
+type outcome uint8
+
+const (
+	outcomeNone outcome = iota
+	outcomeGranted
+	outcomeRefused
+	outcomeDryRun
+	outcomeExempt
+	outcomes // how many there are
+)
+
+var outcomeNames = [outcomes]string{"", "granted", "refused", "dry_run", "exempt"}
+
+func (o outcome) String() string { return outcomeNames[o] }
+
+// source is what decided.
+type source uint8
+
+const (
+	sourceStore  source = iota
+	sourceLocal         // this process, while the store was away
+	sourcePolicy        // nothing was counted
+	sources             // how many there are
+)
+
+var sourceNames = [sources]string{"store", "local", "policy"}
+
+func (s source) String() string { return sourceNames[s] }
+
+// outcomeCounters are a zone's counters, looked up once each: with the label
+// values in hand the look-up costs more than the count.
+type outcomeCounters struct {
+	zone string
+	seen [outcomes][sources]atomic.Pointer[prometheus.Counter]
+}
+
+func (c *outcomeCounters) inc(o outcome, s source) {
+	slot := &c.seen[o][s]
+	counter := slot.Load()
+	if counter == nil {
+		fresh := metrics.requests.WithLabelValues(c.zone, o.String(), s.String())
+		counter = &fresh
+		slot.Store(counter)
+	}
+	(*counter).Inc()
+}
+
+var identityCounters [32]atomic.Pointer[prometheus.Counter]
+
+// identityMetric returns the counter of a reason.
+func identityMetric(reason ipident.Reason) prometheus.Counter {
+	slot := &identityCounters[reason]
+	counter := slot.Load()
+	if counter == nil {
+		fresh := metrics.clients.WithLabelValues(reason.String())
+		counter = &fresh
+		slot.Store(counter)
+	}
+	return *counter
+}

@@ -1,0 +1,327 @@
+// Package distributedratelimit gives many Caddy instances one set of rate
+// limits: in every interval of one window, all instances together grant at
+// most the limit.
+//
+// Its HTTP handler, directive distributed_ratelimit, limits requests by zones
+// (limits with a name); its app, the global option of the same name, holds
+// the store that the instances share. What the package does not promise: a
+// store that loses acknowledged writes forgets what it had granted, and while
+// the store is away each zone follows its on_store_error.
+package distributedratelimit
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+// Handler limits the rate of requests. Requests that would exceed the limit
+// of a zone are refused with status 429 and a true Retry-After; a request is
+// charged to all the zones that apply to it, or, when one refuses, to none.
+//
+// These placeholders are set for what runs after the handler, for error
+// routes and for the access log:
+//
+// Placeholder | Description
+// ------------|---------------
+// `{http.distributed_ratelimit.client_ip}` | The client's address, as the handler decided it
+// `{http.distributed_ratelimit.outcome}` | `granted`, `refused`, `dry_run` (granted, but a zone in dry run would have refused) or `exempt`; empty if no zone applied
+// `{http.distributed_ratelimit.zone}` | The zone that refused, else the one nearest to its limit
+// `{http.distributed_ratelimit.limit}` | The limit of that zone, in requests
+// `{http.distributed_ratelimit.remaining}` | What is left of it
+// `{http.distributed_ratelimit.reset}` | Seconds until all of it is free again
+// `{http.distributed_ratelimit.retry_after}` | Seconds until a retry can succeed, if refused
+// `{http.distributed_ratelimit.source}` | What decided: `store`, `local` (the store was away) or `policy` (nothing was counted)
+type Handler struct {
+	// The limits, in the order in which they are checked and reported.
+	// A request is limited by all the zones whose matchers match it.
+	Zones []*Zone `json:"zones,omitempty"`
+
+	// Where the client's address comes from, for this handler. Default: what
+	// the app has, else what the HTTP server has.
+	ClientAddress
+
+	// What to do with a request when the store gives no answer: `local`
+	// limits it in this process alone, so that N instances may grant N times
+	// the limit; `allow` lets it pass uncounted; `deny` answers 503.
+	// Default: the app's, else `local`.
+	OnStoreError string `json:"on_store_error,omitempty"`
+
+	// The longest time that the handler may hold up a request while it waits
+	// for the store. Default: the app's, else 100ms.
+	Budget caddy.Duration `json:"budget,omitempty"`
+
+	// Which response headers tell clients about their limits: `draft`
+	// (RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers)
+	// and `legacy` (X-RateLimit-Limit, -Remaining and -Reset); and when:
+	// `refused` or `always`. Or `off` alone. With `always`, shared caches may
+	// keep one client's numbers for another. Default: `draft`, `refused`.
+	RateLimitHeaders []string `json:"ratelimit_headers,omitempty"`
+
+	// How a refusal is rendered: `error` returns an error to the error routes
+	// (handle_errors), `problem` writes application/problem+json, and `auto`
+	// does the former if an error route matches the request and the latter
+	// otherwise. Inside an error route it is always written. Default: `auto`.
+	Refusal string `json:"refusal,omitempty"`
+
+	// The status of a refusal, 400 to 599. Default: 429.
+	Status int `json:"status,omitempty"`
+
+	// Lengthens Retry-After at random by up to this many percent, 0 to 1000,
+	// so that refused clients do not all come back at the same moment.
+	Jitter float64 `json:"jitter,omitempty"`
+
+	// Adds the key to the log lines of refusals. Keys may be secrets, such
+	// as API keys: by default they are not logged.
+	LogKey bool `json:"log_key,omitempty"`
+
+	// A store for this handler alone. Default: the app's store, which is
+	// what makes several handlers and several instances share their limits.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=distributed_ratelimit.stores inline_key=module"`
+
+	logger   *zap.Logger
+	app      *App
+	backend  *backend
+	identity *identity
+	headers  headerStyle
+	budget   time.Duration
+	policy   string   // on_store_error of zones that have none of their own
+	held     []string // zones whose metrics this handler holds
+	matchers bool     // some zone has matchers
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.distributed_ratelimit",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets up the handler. It does not need the store to be reachable.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	if problem := h.check(); problem != nil {
+		return problem
+	}
+
+	app, err := ctx.App(appID)
+	if err != nil {
+		return fmt.Errorf("loading the %s app: %v", appID, err)
+	}
+	h.app = app.(*App)
+
+	if err := registerMetrics(ctx); err != nil {
+		return err
+	}
+	if err := h.provisionBackend(ctx); err != nil {
+		return err
+	}
+	h.identity, err = provisionIdentity(ctx, &h.ClientAddress, &h.app.ClientAddress, h.app.ipSource, h.logger)
+	if err != nil {
+		return err
+	}
+	h.budget = time.Duration(firstNonZero(h.Budget, h.app.Budget, caddy.Duration(defaultBudget)))
+	h.policy = firstNonZero(h.OnStoreError, h.app.OnStoreError, policyLocal)
+	h.headers = parseHeaderStyle(h.RateLimitHeaders)
+	if h.Status == 0 {
+		h.Status = http.StatusTooManyRequests
+	}
+
+	for _, zone := range h.Zones {
+		if err := zone.provision(ctx, h); err != nil {
+			return fmt.Errorf("zone %q: %v", zone.Name, err)
+		}
+		if err := h.app.registerZone(h.backend.store.String(), zone); err != nil {
+			return err
+		}
+		h.matchers = h.matchers || len(zone.match) > 0 || len(zone.exempt) > 0
+		zoneSeries.retain(zone.Name)
+		h.held = append(h.held, zone.Name)
+	}
+	return nil
+}
+
+func (h *Handler) provisionBackend(ctx caddy.Context) error {
+	if h.StoreRaw == nil {
+		var err error
+		h.backend, err = h.app.sharedBackend()
+		return err
+	}
+	module, err := ctx.LoadModule(h, "StoreRaw")
+	if err != nil {
+		return fmt.Errorf("loading the handler's store: %v", err)
+	}
+	h.backend, err = h.app.newBackend(module, h.logger)
+	return err
+}
+
+// Cleanup releases what Provision loaded, and no more than that: it also runs
+// after a Provision that failed midway. Requests still in the handler go on:
+// what they use is closed by its owner when it is idle.
+func (h *Handler) Cleanup() error {
+	for _, zone := range h.held {
+		zoneSeries.release(zone)
+	}
+	h.held = nil
+	return nil
+}
+
+const (
+	policyLocal = "local"
+	policyAllow = "allow"
+	policyDeny  = "deny"
+
+	refusalAuto    = "auto"
+	refusalError   = "error"
+	refusalProblem = "problem"
+
+	defaultBudget = 100 * time.Millisecond
+	maxBudget     = time.Minute
+	maxJitter     = 1000.0
+)
+
+// configError is a mistake in a configuration: which field it is in, by its
+// name in the Caddyfile, so that the parser can point to the line, and what
+// to write instead.
+type configError struct {
+	zone  string // name of the zone, empty if the mistake is not in one
+	field string
+	err   error
+}
+
+func (e *configError) Error() string {
+	if e.zone != "" {
+		return fmt.Sprintf("zone %q: %v", e.zone, e.err)
+	}
+	return e.err.Error()
+}
+
+func (e *configError) Unwrap() error { return e.err }
+
+func wrong(field, format string, args ...any) *configError {
+	return &configError{field: field, err: fmt.Errorf(format, args...)}
+}
+
+// check finds the first mistake in the configuration. The Caddyfile's parser
+// and Provision both use it, so that JSON is held to the same rules. It
+// returns nil if all is well.
+func (h *Handler) check() *configError {
+	if len(h.Zones) == 0 {
+		return wrong("zone", "no limit given; write for example: distributed_ratelimit 30 1m, or a zone with events and window")
+	}
+	names := make(map[string]bool, len(h.Zones))
+	for i, zone := range h.Zones {
+		if zone == nil {
+			return wrong("zone", "zone %d is null; give it a name, events and window, or remove it", i)
+		}
+		if problem := zone.check(); problem != nil {
+			problem.zone = zone.Name
+			return problem
+		}
+		if names[zone.Name] {
+			return &configError{zone: zone.Name, field: "zone", err: fmt.Errorf("the handler has two zones of this name; rename one or merge them")}
+		}
+		names[zone.Name] = true
+	}
+	if problem := h.ClientAddress.check(); problem != nil {
+		return problem
+	}
+	if problem := checkStoreUse(h.OnStoreError, h.Budget); problem != nil {
+		return problem
+	}
+	if problem := checkHeaderStyle(h.RateLimitHeaders); problem != nil {
+		return problem
+	}
+	switch h.Refusal {
+	case "", refusalAuto, refusalError, refusalProblem:
+	default:
+		return wrong("refusal", "unknown refusal %q; write auto, error or problem", h.Refusal)
+	}
+	if h.Status != 0 && (h.Status < 400 || h.Status > 599) {
+		return wrong("status", "status %d is not an error status; write 400 to 599, normally 429", h.Status)
+	}
+	if !(h.Jitter >= 0 && h.Jitter <= maxJitter) {
+		return wrong("jitter", "jitter %v is not between 0 and %v percent", h.Jitter, maxJitter)
+	}
+	return nil
+}
+
+// checkStoreUse checks what the handler and the app both have.
+func checkStoreUse(onStoreError string, budget caddy.Duration) *configError {
+	if problem := checkPolicy(onStoreError); problem != nil {
+		return problem
+	}
+	if budget < 0 || time.Duration(budget) > maxBudget || (budget > 0 && time.Duration(budget) < time.Millisecond) {
+		return wrong("budget", "budget %v is not between 1ms and %v", time.Duration(budget), maxBudget)
+	}
+	return nil
+}
+
+func checkPolicy(policy string) *configError {
+	switch policy {
+	case "", policyLocal, policyAllow, policyDeny:
+		return nil
+	}
+	return wrong("on_store_error", "unknown on_store_error %q; write local, allow or deny", policy)
+}
+
+// firstNonZero returns the first of values that is set.
+func firstNonZero[T comparable](values ...T) T {
+	var zero T
+	for _, v := range values {
+		if v != zero {
+			return v
+		}
+	}
+	return zero
+}
+
+// windowText renders a window the way people write it: 1m, 1h30m, 30d.
+func windowText(d time.Duration) string {
+	if d < 0 {
+		return d.String()
+	}
+	var b strings.Builder
+	for _, unit := range []struct {
+		size time.Duration
+		name string
+	}{
+		{24 * time.Hour, "d"},
+		{time.Hour, "h"},
+		{time.Minute, "m"},
+		{time.Second, "s"},
+		{time.Millisecond, "ms"},
+		{time.Microsecond, "us"},
+	} {
+		if n := d / unit.size; n > 0 {
+			fmt.Fprintf(&b, "%d%s", n, unit.name)
+			d -= n * unit.size
+		}
+	}
+	if b.Len() == 0 {
+		return "0s"
+	}
+	return b.String()
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+	_ store.Store                 = (*MemoryStore)(nil)
+	_ store.Store                 = (*RedisStore)(nil)
+)

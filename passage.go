@@ -1,0 +1,194 @@
+package distributedratelimit
+
+import (
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// passage is a request's way through the handlers of this module: what they
+// have charged it for, and what placeholders say about it. It belongs to the
+// goroutine of the request.
+type passage struct {
+	client  ipident.Result
+	charges []charge
+	told    placeholders
+	headers *headerWriter // set by the first handler that sends headers always
+}
+
+// charge is a grant that the request holds, and who can take it back.
+type charge struct {
+	data  string // name of the store's data, for which on the store's failure the local memory stands in
+	store store.Store
+	grant store.Grant
+}
+
+const passageVar = "distributed_ratelimit.passage"
+
+// passageOf returns the passage of the request, and begins it at the first
+// handler. It lives in the request's variables, which error routes see too.
+func passageOf(r *http.Request) *passage {
+	if p, ok := caddyhttp.GetVar(r.Context(), passageVar).(*passage); ok {
+		return p
+	}
+	p := new(passage)
+	caddyhttp.SetVar(r.Context(), passageVar, p)
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Map(p.placeholder)
+	return p
+}
+
+// hasCharged reports whether the request was charged for this already, by a
+// handler that it passed before: a limit that is met twice counts once.
+func (p *passage) hasCharged(data string, ask *store.Ask) bool {
+	for i := range p.charges {
+		c := &p.charges[i]
+		if c.data == data && c.grant.Key == ask.Key && c.grant.Window == ask.Window {
+			return true
+		}
+	}
+	return false
+}
+
+// giveBack returns all that the request was charged for, because it is
+// refused after all. It waits at most wait; what does not fit into it goes on
+// in the background, for at most as long as one more default budget.
+func (p *passage) giveBack(wait time.Duration) {
+	charges := p.charges
+	p.charges = nil
+	if len(charges) == 0 {
+		return
+	}
+	if wait < time.Millisecond {
+		go returnCharges(charges, defaultBudget)
+		return
+	}
+	returnCharges(charges, wait)
+}
+
+// returnCharges gives each store its grants in one call. Its failure is not
+// reported: the units stay spent until their window has passed, and the
+// store's next call tells that it is away.
+func returnCharges(charges []charge, wait time.Duration) {
+	for len(charges) > 0 {
+		first := charges[0].store
+		var grants []store.Grant
+		rest := charges[:0]
+		for _, c := range charges {
+			if c.store == first {
+				grants = append(grants, c.grant)
+			} else {
+				rest = append(rest, c)
+			}
+		}
+		charges = rest
+		_ = first.Return(wait, grants)
+	}
+}
+
+// placeholders is what the last handler has to tell about the request.
+type placeholders struct {
+	outcome    outcome
+	zone       string
+	counted    bool
+	limit      int64
+	remaining  int64
+	reset      int64 // s
+	retryAfter int64 // s, 0 if not refused
+	source     source
+}
+
+const placeholderPrefix = "http.distributed_ratelimit."
+
+// publish takes over what placeholders tell from a decision. They are about
+// the request, not about the handler that it met last: one that has nothing
+// to say leaves what an earlier one said, and one that grants leaves a
+// refusal, a dry run's, or a zone that is nearer to its limit.
+func (p *passage) publish(d *decision) {
+	shown := d.shown()
+	if shown == nil {
+		if len(d.exempt) > 0 && p.told.outcome == outcomeNone {
+			p.told = placeholders{outcome: outcomeExempt, zone: d.exempt[0].Name, source: sourcePolicy}
+		}
+		return
+	}
+	told := placeholders{
+		outcome: outcomeGranted, zone: shown.zone.Name, source: shown.source,
+		counted: shown.counted, limit: shown.zone.limit, remaining: shown.answer.Remaining, reset: wholeSeconds(shown.answer.Reset),
+	}
+	switch {
+	case !d.passes():
+		told.outcome = outcomeRefused
+		told.retryAfter = wholeSeconds(shown.answer.RetryAfter)
+	case !shown.granted:
+		told.outcome = outcomeDryRun
+	}
+	switch p.told.outcome {
+	case outcomeRefused:
+		if told.outcome != outcomeRefused {
+			return
+		}
+	case outcomeDryRun:
+		if told.outcome == outcomeGranted {
+			return
+		}
+	case outcomeGranted:
+		if told.outcome == outcomeGranted && p.told.share() <= told.share() {
+			return
+		}
+	}
+	p.told = told
+}
+
+// share is what is left of the limit, as that of a verdict.
+func (t *placeholders) share() float64 { return share(t.counted, t.remaining, t.limit) }
+
+// placeholder is the replacer's view of the passage.
+func (p *passage) placeholder(key string) (any, bool) {
+	name, ok := strings.CutPrefix(key, placeholderPrefix)
+	if !ok {
+		return nil, false
+	}
+	told := &p.told
+	none := told.outcome == outcomeNone
+	switch name {
+	case "client_ip":
+		return p.client.String(), true
+	case "outcome":
+		return told.outcome.String(), true
+	case "zone":
+		return told.zone, true
+	case "limit":
+		return numberIf(told.counted, told.limit), true
+	case "remaining":
+		return numberIf(told.counted, told.remaining), true
+	case "reset":
+		return numberIf(told.counted, told.reset), true
+	case "retry_after":
+		return numberIf(told.retryAfter > 0, told.retryAfter), true
+	case "source":
+		if none {
+			return "", true
+		}
+		return told.source.String(), true
+	}
+	return nil, false
+}
+
+func numberIf(known bool, n int64) any {
+	if !known {
+		return ""
+	}
+	return n
+}
+
+// wholeSeconds rounds up to seconds.
+func wholeSeconds(d time.Duration) int64 {
+	return int64((d + time.Second - 1) / time.Second)
+}

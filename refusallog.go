@@ -1,0 +1,41 @@
+package distributedratelimit
+
+import (
+	"sync"
+	"time"
+)
+
+// logLimiter keeps strangers from filling the log: it allows a few lines in
+// each span of time and counts the others. Its zero value is ready; it is
+// safe for concurrent use.
+type logLimiter struct {
+	mu         sync.Mutex
+	began      time.Time
+	lines      int
+	suppressed int64
+}
+
+const (
+	logSecond = time.Second
+	logMinute = time.Minute
+	// refusalLines is how many refusals a zone may log in a second.
+	refusalLines = 3
+)
+
+// allow reports whether a line may be written now, and how many were
+// suppressed since the last one.
+func (l *logLimiter) allow(most int, span time.Duration) (suppressed int64, ok bool) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.began) >= span {
+		l.began, l.lines = now, 0
+	}
+	if l.lines >= most {
+		l.suppressed++
+		return 0, false
+	}
+	l.lines++
+	suppressed, l.suppressed = l.suppressed, 0
+	return suppressed, true
+}

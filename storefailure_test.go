@@ -1,0 +1,291 @@
+package distributedratelimit_test
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+var errAway = &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: errors.New("connection refused")}
+
+// outage runs a site whose store is called away, and breaks that.
+func outage(t *testing.T, sites string) (*edge, *rig) {
+	t.Helper()
+	r := newRig(t, "away")
+	e := start(t, "{\n\tdistributed_ratelimit {\n\t\tstore rig away\n\t\tbudget 5s\n\t}\n}\n"+sites)
+	r.breaks(errAway)
+	return e, r
+}
+
+const tell = `respond "{http.distributed_ratelimit.outcome} {http.distributed_ratelimit.source} {http.distributed_ratelimit.remaining}"`
+
+func TestStoreAwayLocal(t *testing.T) {
+	e, r := outage(t, `
+http://a.test {
+	distributed_ratelimit 2 1h z
+	`+tell+`
+}`)
+	r.breaks(nil)
+	e.body("granted store 1", alice, "http://a.test/")
+	r.breaks(errAway)
+	e.body("granted local 1", alice, "http://a.test/")
+	e.body("granted local 0", alice, "http://a.test/")
+	a := e.refused(alice, "http://a.test/")
+	a.waits(t, 3500, 3600)
+	e.body("granted local 1", bob, "http://a.test/")
+	r.breaks(nil)
+	e.body("granted store 0", alice, "http://a.test/")
+	e.sample("requests_total", "granted local z", 3)
+	e.sample("requests_total", "refused local z", 1)
+	e.sample("requests_total", "granted store z", 2)
+}
+
+func TestStoreAwayAllow(t *testing.T) {
+	e, _ := outage(t, `
+http://a.test {
+	distributed_ratelimit 2 1h z {
+		on_store_error allow
+		ratelimit_headers always
+	}
+	`+tell+`
+}`)
+	for range 5 {
+		a := e.get(alice, "http://a.test/")
+		if a.StatusCode != http.StatusOK || a.body != "granted policy " {
+			t.Fatalf("got status %d, body %q, want granted by policy", a.StatusCode, a.body)
+		}
+		a.header(t, "RateLimit", "")
+	}
+	e.sample("requests_total", "granted policy z", 5)
+}
+
+func TestStoreAwayDeny(t *testing.T) {
+	e, _ := outage(t, `
+http://a.test {
+	distributed_ratelimit 2 1h z {
+		on_store_error deny
+	}
+	`+tell+`
+}
+http://b.test {
+	distributed_ratelimit 2 1h z {
+		on_store_error deny
+	}
+	handle_errors {
+		respond "{err.status_code} {http.distributed_ratelimit.outcome} {http.distributed_ratelimit.source} {http.distributed_ratelimit.retry_after}"
+	}
+}`)
+	a := e.status(http.StatusServiceUnavailable, alice, "http://a.test/")
+	a.header(t, "Retry-After", "1")
+	a.header(t, "Cache-Control", "no-store")
+	a.header(t, "Content-Type", "application/problem+json")
+	a.header(t, "RateLimit", "")
+	var problem struct {
+		Type   string
+		Status int
+	}
+	if err := json.Unmarshal([]byte(a.body), &problem); err != nil || problem.Status != 503 ||
+		problem.Type != "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity" {
+		t.Errorf("body: got %s (%v)", a.body, err)
+	}
+
+	a = e.status(http.StatusServiceUnavailable, alice, "http://b.test/")
+	a.header(t, "Retry-After", "1")
+	if a.body != "503 refused policy 1" {
+		t.Errorf("body of handle_errors: got %q", a.body)
+	}
+	e.sample("requests_total", "refused policy z", 2)
+	for line := range strings.Lines(e.log.text()) {
+		if strings.Contains(line, `"level":"error"`) {
+			t.Errorf("a denied request logs an error: %s", line)
+		}
+	}
+}
+
+// Each zone follows its own policy. One that denies decides; then nothing is
+// charged, not even locally.
+func TestStoreAwayWithPoliciesOfZones(t *testing.T) {
+	e, _ := outage(t, `
+http://a.test {
+	distributed_ratelimit {
+		zone shared {
+			events 2
+			window 1h
+		}
+		zone open {
+			events 1
+			window 1h
+			on_store_error allow
+		}
+		zone closed {
+			match path /closed
+			events 10
+			window 1h
+			on_store_error deny
+		}
+		zone trial {
+			events 10
+			window 1h
+			on_store_error deny
+			dry_run
+		}
+		on_store_error local
+	}
+	`+tell+`
+}`)
+	for range 5 {
+		e.status(http.StatusServiceUnavailable, alice, "http://a.test/closed")
+	}
+	e.granted(2, alice, "http://a.test/")
+	a := e.refused(alice, "http://a.test/")
+	a.header(t, "RateLimit-Policy", `"shared";q=2;w=3600`)
+	e.status(http.StatusServiceUnavailable, alice, "http://a.test/closed")
+}
+
+// The global option has the default; handlers and zones come before it.
+func TestStoreAwayWithGlobalPolicy(t *testing.T) {
+	r := newRig(t, "away")
+	e := start(t, `
+{
+	distributed_ratelimit {
+		store rig away
+		on_store_error deny
+		budget 5s
+	}
+}
+http://a.test {
+	distributed_ratelimit 2 1h a
+}
+http://b.test {
+	distributed_ratelimit 2 1h b {
+		on_store_error allow
+	}
+	respond "ok"
+}`)
+	r.breaks(errAway)
+	e.status(http.StatusServiceUnavailable, alice, "http://a.test/")
+	e.granted(5, alice, "http://b.test/")
+}
+
+// The failure of a later handler's store gives back what an earlier one
+// charged, from the store or from the local memory.
+func TestStoreAwayInASecondHandler(t *testing.T) {
+	e, r := outage(t, `
+http://a.test {
+	route {
+		distributed_ratelimit 2 1h first
+		distributed_ratelimit 0 1h second
+	}
+}
+http://first.test {
+	distributed_ratelimit 2 1h first
+	`+tell+`
+}`)
+	for range 5 {
+		e.refused(alice, "http://a.test/")
+	}
+	e.body("granted local 1", alice, "http://first.test/")
+	if given := r.returned(); len(given) > 0 {
+		t.Errorf("given back to the store that was away: got %+v, want nothing", given)
+	}
+}
+
+// Whatever the store does, a request waits no longer than the budget.
+func TestStoreThatHangs(t *testing.T) {
+	r := newRig(t, "slow")
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit 2 1h z {
+		store rig slow
+		budget 50ms
+	}
+	`+tell+`
+}`)
+	r.hangs(time.Minute)
+	begin := time.Now()
+	e.body("granted local 1", alice, "http://a.test/")
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("a request with a store that hangs: took %v, want about the budget of 50ms", took)
+	}
+	e.sample("store_errors_total", "timeout rig slow", 1)
+}
+
+// Errors of any other kind are failures of the store too, never a 500.
+func TestStoreErrorsAreNeverA500(t *testing.T) {
+	for _, err := range []error{
+		errAway,
+		&store.Error{Kind: store.KindTimeout, Err: errors.New("x")},
+		&store.Error{Kind: store.KindBroken, Err: errors.New("x")},
+		&store.Error{Kind: store.KindOverload, Err: errors.New("x")},
+		&store.Error{Kind: store.KindReply, Err: errors.New("x")},
+		errors.New("anything else"),
+	} {
+		t.Run(err.Error(), func(t *testing.T) {
+			e, r := outage(t, `
+http://a.test {
+	distributed_ratelimit 1 1h z
+	respond "ok"
+}`)
+			r.breaks(err)
+			e.granted(1, alice, "http://a.test/")
+			e.refused(alice, "http://a.test/")
+			e.sample("store_errors_total", string(store.ErrorKind(err))+" rig away", 2)
+		})
+	}
+}
+
+// One line for each change of state, whatever the number of requests.
+func TestStoreStateIsLoggedOncePerChange(t *testing.T) {
+	e, r := outage(t, `
+http://a.test {
+	distributed_ratelimit 1000 1h z
+	respond "ok"
+}`)
+	const away, back = "the store gives no answer", "the store is back"
+	e.granted(50, alice, "http://a.test/")
+	e.log.says(1, away)
+	e.log.says(0, back)
+	e.sample("store_up", "rig away", 0)
+
+	r.breaks(nil)
+	e.granted(50, alice, "http://a.test/")
+	e.log.says(1, away)
+	e.log.says(1, back)
+	e.sample("store_up", "rig away", 1)
+
+	// One failure among successes is none to speak of; a run of them is.
+	for range 10 {
+		r.breaks(errAway)
+		e.granted(2, alice, "http://a.test/")
+		r.breaks(nil)
+		e.granted(1, alice, "http://a.test/")
+	}
+	e.log.says(1, away)
+	r.breaks(errAway)
+	e.granted(20, alice, "http://a.test/")
+	lines := e.log.says(2, away)
+	if len(lines) == 2 && (lines[1]["store"] != "rig away" || lines[1]["kind"] != "unavailable" || lines[1]["budget"] == nil || lines[1]["waited"] == nil) {
+		t.Errorf("warning: got %v, want store, kind, budget and the time waited", lines[1])
+	}
+	e.sample("store_up", "rig away", 0)
+
+	// The state outlives a reload.
+	e.reload(strings.Replace(`
+{
+	distributed_ratelimit {
+		store rig away
+	}
+}
+http://a.test {
+	distributed_ratelimit 1000 1h z
+	respond "ok"
+}`, "1000", "1001", 1))
+	e.granted(5, alice, "http://a.test/")
+	e.log.says(2, away)
+	e.sample("store_up", "rig away", 0)
+}
