@@ -1,0 +1,28 @@
+# What a developer needs. Everything here also runs on a fresh machine that
+# has Go, git and make.
+
+FUZZTIME ?= 10s
+
+.PHONY: help run build test lint fuzz clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+run: build ## build Caddy with the plugin and serve Caddyfile.example on port 8080
+	bin/caddy run --config Caddyfile.example
+
+build: ## build Caddy with the plugin to bin/caddy
+	go build -o bin/caddy ./cmd/caddy
+
+test: ## run all tests with the race detector; installs redis-server on Debian and Ubuntu
+	scripts/test-needs
+	go test -race -timeout 15m ./...
+
+lint: ## check format, code, go.mod files and who imports what
+	scripts/lint
+
+fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
+	scripts/fuzz $(FUZZTIME)
+
+clean: ## remove what was built
+	rm -rf bin caddy
