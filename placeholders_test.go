@@ -130,13 +130,14 @@ http://error.test {
 	distributed_ratelimit 0 1h closed
 	handle_errors {
 		distributed_ratelimit 100 1h wide
-		respond "sorry"
+		respond "`+told+`"
 	}
 }`)
 	e.told("granted tight 2 1 HOUR  store 198.51.100.1", e.get(alice, "http://a.test/").body)
 	e.told("dry_run trial 0 0 0  policy 198.51.100.1", e.get(alice, "http://trial.test/").body)
-	e.refused(alice, "http://error.test/")
+	const refused = "refused closed 0 0 0 HOUR policy 198.51.100.1"
+	e.told(refused, e.refused(alice, "http://error.test/").body)
 	for _, line := range e.log.says(1, "handled request") {
-		e.told("refused closed 0 0 0 HOUR policy 198.51.100.1", logged(line))
+		e.told(refused, logged(line))
 	}
 }
