@@ -2,8 +2,9 @@
 // granted in the last window, and grants more only while they fit.
 //
 // The package holds the contract of a store ([Store]), the arithmetic that
-// every store shares ([Window]), and the store that needs no server
-// ([Memory]). It knows nothing of HTTP or of any particular server.
+// every store shares ([Window]), a layer that spares a shared store most of
+// its calls ([Leases]), and the store that needs no server ([Memory]). It
+// knows nothing of HTTP or of any particular server.
 //
 // # What it promises
 //
@@ -40,9 +41,9 @@ const (
 // Take decides all asks of one call together: either every ask that is not
 // Advisory is granted and charged, or none is. It fills answers, which must
 // be as long as asks; no two asks of one call may have the same Key and
-// Window. Every ask is answered also when another one of the call refuses:
-// then Granted tells whether this one would have been granted, and nothing
-// was charged.
+// Window. When one refuses the others are answered too, unless they are
+// Undecided: then Granted tells whether this one would have been granted, and
+// nothing was charged.
 //
 // Take returns at the latest after wait (give or take the scheduler), with an
 // error if there is no decision by then. An error means that no answer is
@@ -124,7 +125,21 @@ type Answer struct {
 	// Stamp and Mark identify what was charged, for giving it back.
 	// They are zero if nothing was charged.
 	Stamp, Mark int64
+	// Source is who decided.
+	Source Source
+	// Undecided: another ask of the call is refused for sure, so that nobody
+	// was asked about this one. The other fields are zero.
+	Undecided bool
 }
+
+// Source tells who decided an ask.
+type Source uint8
+
+const (
+	FromStore Source = iota // the store
+	FromLease               // this process, with units it had been granted before
+	FromCache               // this process, which remembers a refusal
+)
 
 // Charged reports whether the call charged units for this ask.
 func (a *Answer) Charged() bool { return a.Mark != 0 }
@@ -136,6 +151,7 @@ type Grant struct {
 	Stamp  int64 // of the answer
 	Mark   int64 // of the answer
 	Units  int64 // 1 to what was charged
+	Source Source
 }
 
 // Validate reports the first thing about a call that no store can serve: a

@@ -1,0 +1,394 @@
+package store
+
+import (
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Leases makes a shared store fast without making it less strict. A key that
+// is used much here is granted several units at once, a lease, which this
+// process then spends without asking; and a refusal is remembered until the
+// moment that the store named. Everything else is asked of the store below.
+//
+// # Why it is strict
+//
+// The units of a lease are stamped with its end, at most a second ahead. If
+// at every grant the units whose stamp + window lies in the future, the new
+// ones included, total at most the limit, then so do the units spent in any
+// interval of one window: take, of the units spent in it, the one granted
+// last. Every other one has a stamp after the interval's start, since it was
+// spent before its stamp, so that it was counted when that one was granted.
+//
+// It follows that no unit may be spent after its lease's end, by the store's
+// clock. The end is reckoned from the moment before the call was sent, on the
+// monotonic clock, so that it comes earlier than the store's end however the
+// clocks are set; a hundredth earlier, so that they may also run at different
+// speeds; and on the wall clock too, because the monotonic one stops while a
+// machine sleeps. A reply that does not come is no grant.
+//
+// # Why it wastes little
+//
+// Units of a lease that nobody spends are held until they are given back, and
+// then they are as if never granted. A lease has at most as many units as
+// were spent here in the last span of a lease, a 16th of what remains of the
+// limit, and a 64th of the limit: near the limit each unit is asked for by
+// itself. A key that is seen once never has a lease. A span is a 128th of the
+// window, at most a second, and there are no leases if it is less than four
+// round trips to the store.
+//
+// # What it does not promise
+//
+// A process that dies takes its leases with it: their units count as spent
+// until their window has passed. Units that other processes give back while a
+// refusal is remembered are not noticed, for at most a second. If the store's
+// clock leaps forward, leases that are out reach into a time for which they
+// do not count; they are over within a second.
+//
+// Leases is safe for concurrent use. Its table is bounded, see
+// [LeasesOptions].
+type Leases struct {
+	inner Store
+	clock func() moment
+	max   int // keys in a shard
+
+	seed   maphash.Seed
+	shards [leaseShards]leaseShard
+
+	roundTrip  atomic.Int64 // usual time of a call to inner, ns; 0 if none was made
+	closed     atomic.Bool
+	background atomic.Int64 // goroutines that ask for leases or give them back
+}
+
+// LeasesOptions bounds what [Leases] holds.
+type LeasesOptions struct {
+	// MaxKeys is how many keys are observed at most, DefaultLeaseKeys if it
+	// is 0; fewer than 64 are taken as 64. Keys with a lease or a remembered
+	// refusal are not given up for others; a key for which there is no room
+	// is asked of the store.
+	MaxKeys int
+}
+
+// DefaultLeaseKeys is the default of LeasesOptions.MaxKeys. A key takes about
+// half a kilobyte.
+const DefaultLeaseKeys = 65536
+
+const (
+	leaseShards = 64
+	// leaseParts is how many leases the limit is divided into at least, and
+	// remainingParts what remains of it.
+	leaseParts     = 64
+	remainingParts = 16
+	// spanParts is how many spans of a lease there are in a window.
+	spanParts = 128
+	// leastRoundTrips is how many round trips a span must be worth.
+	leastRoundTrips = 4
+	// driftParts: a lease ends here a hundredth of its span before it ends at
+	// the store.
+	driftParts = 100
+	// leastLease is the smallest lease worth a call of its own.
+	leastLease = 2
+	// refusalTime is how long a refusal is remembered at most.
+	refusalTime = time.Second
+	// maxBackground bounds the goroutines. Beyond it no leases are asked for
+	// ahead of need, and what is left of those that end stays spent.
+	maxBackground = 1024
+	// returnTime is how long giving back in the background may wait.
+	returnTime = time.Second
+	// closeGrants is how many leases are given back in one call on closing.
+	closeGrants = 256
+)
+
+// moment is a reading of both clocks, from any origin.
+type moment struct{ mono, wall time.Duration }
+
+func (m moment) add(d time.Duration) moment { return moment{m.mono + d, m.wall + d} }
+
+// before reports whether m is certainly before the end of a span that ends at
+// e by both clocks.
+func (m moment) before(e moment) bool { return m.mono < e.mono && m.wall < e.wall }
+
+// NewLeases returns a store that decides what it can by itself, and asks
+// inner for the rest. Its String is that of inner.
+func NewLeases(inner Store, o LeasesOptions) *Leases {
+	base := time.Now()
+	return newLeases(inner, o, func() moment {
+		now := time.Now()
+		return moment{mono: now.Sub(base), wall: time.Duration(now.UnixNano())}
+	})
+}
+
+func newLeases(inner Store, o LeasesOptions, clock func() moment) *Leases {
+	if o.MaxKeys <= 0 {
+		o.MaxKeys = DefaultLeaseKeys
+	}
+	l := &Leases{inner: inner, clock: clock, seed: maphash.MakeSeed(), max: max(1, o.MaxKeys/leaseShards)}
+	for i := range l.shards {
+		l.shards[i].keys = make(map[logKey]*leaseKey)
+	}
+	return l
+}
+
+// String names the data behind the store, see [Store].
+func (l *Leases) String() string { return l.inner.String() }
+
+// leaseSpan is how long leases of a window last.
+func leaseSpan(window time.Duration) time.Duration {
+	return min(window/spanParts, MaxAhead).Truncate(time.Microsecond)
+}
+
+// Take decides as [Store] says.
+func (l *Leases) Take(wait time.Duration, asks []Ask, answers []Answer) error {
+	if err := Validate(asks, answers); err != nil {
+		return err
+	}
+	for i := range asks {
+		if asks[i].Need == 0 || asks[i].Extra > 0 {
+			// Somebody who does without this layer.
+			return l.inner.Take(wait, asks, answers)
+		}
+	}
+	now := l.clock()
+	if len(asks) == 1 {
+		a := &asks[0]
+		s := l.shard(a)
+		s.mu.Lock()
+		k := s.keys[logKey{a.Key, a.Window}]
+		if k != nil && k.decide(a, &answers[0], now) {
+			units := l.refillLocked(k, a, now)
+			s.mu.Unlock()
+			if units > 0 {
+				go l.refill(*a, units)
+			}
+			return nil
+		}
+		s.mu.Unlock()
+	}
+	return l.ask(wait, asks, answers, now)
+}
+
+func (l *Leases) shard(a *Ask) *leaseShard {
+	return l.shardOf(logKey{a.Key, a.Window})
+}
+
+func (l *Leases) shardOf(key logKey) *leaseShard {
+	return &l.shards[maphash.Comparable(l.seed, key)%leaseShards]
+}
+
+// part is what this process has for one ask of a call.
+type part struct {
+	held    holding // units taken out of leases
+	refused bool    // by a remembered refusal
+	short   int64   // units to ask the store for
+	extra   int64   // units of a lease to ask for with them
+	index   int     // of the ask to inner, if short > 0
+}
+
+// ask decides a call for which the store is needed, or that has several asks.
+func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now moment) error {
+	parts := make([]part, len(asks))
+	inner := make([]Ask, 0, len(asks))
+	refused := false
+	for i := range asks {
+		p := &parts[i]
+		l.hold(&asks[i], p, &answers[i], now)
+		if p.refused {
+			refused = refused || !asks[i].Advisory
+		} else if p.short > 0 {
+			p.index = len(inner)
+			ask := asks[i]
+			ask.Need, ask.Extra, ask.Ahead = p.short, p.extra, leaseSpan(ask.Window)
+			inner = append(inner, ask)
+		}
+	}
+	if refused {
+		// The store need not be asked to know that nothing is charged; so
+		// nobody knows what it would have said to the others.
+		for i := range asks {
+			if !parts[i].refused {
+				l.putBack(&asks[i], &parts[i], now)
+				answers[i] = Answer{Undecided: true}
+			}
+		}
+		return nil
+	}
+
+	replies := make([]Answer, len(inner))
+	after := now
+	if len(inner) > 0 {
+		err := l.call(wait, inner, replies, now)
+		after = l.clock()
+		if err != nil {
+			for i := range asks {
+				l.putBack(&asks[i], &parts[i], after)
+			}
+			return err
+		}
+	}
+	charged := granted(inner, replies)
+	for i := range asks {
+		a, p, answer := &asks[i], &parts[i], &answers[i]
+		var reply *Answer
+		if p.short > 0 && !p.refused {
+			reply = &replies[p.index]
+		}
+		switch {
+		case p.refused:
+			// hold has answered.
+		case reply != nil && !reply.Granted:
+			l.refuse(a, p, answer, reply, now, after)
+		case charged:
+			l.spend(a, p, answer, reply, now, after)
+		case reply != nil:
+			l.putBack(a, p, after)
+			*answer = *reply
+		default:
+			l.putBack(a, p, after)
+			*answer = Answer{Undecided: true}
+		}
+	}
+	return nil
+}
+
+// call asks the store below, and learns how long that usually takes.
+func (l *Leases) call(wait time.Duration, asks []Ask, answers []Answer, sent moment) error {
+	err := l.inner.Take(wait, asks, answers)
+	took := int64(l.clock().mono - sent.mono)
+	usual := l.roundTrip.Load()
+	if err != nil && took < usual {
+		return err // a connection is refused faster than a call is answered
+	}
+	if usual == 0 {
+		usual = took
+	}
+	// A racing call's sample may be lost: there are many.
+	l.roundTrip.Store(usual + (took-usual)/8)
+	return err
+}
+
+// leaseLocked is the size of the lease that may be asked for, 0 if none may.
+func (l *Leases) leaseLocked(k *leaseKey, a *Ask, now moment) int64 {
+	if a.Limit < leaseParts || k.limit != a.Limit || k.refilling || !k.second.empty() || now.mono < k.refillAt || l.closed.Load() {
+		return 0
+	}
+	span := leaseSpan(a.Window)
+	if span < leastRoundTrips*time.Duration(l.roundTrip.Load()) {
+		return 0
+	}
+	return max(0, min(k.demand.last(span, now), k.remaining/remainingParts, a.Limit/leaseParts))
+}
+
+// refillLocked returns how many units are to be asked for ahead of need, and
+// 0 if there are enough. It marks the key as being refilled.
+//
+// A lease is asked for late, when what is left is what will be spent during
+// two round trips and a little more, so that little of it is left at its end;
+// and what is left counts towards it.
+func (l *Leases) refillLocked(k *leaseKey, a *Ask, now moment) int64 {
+	size := l.leaseLocked(k, a, now)
+	if size == 0 {
+		return 0
+	}
+	const parts = 64
+	reserve := int64(parts/8) + 2*l.roundTrip.Load()/int64(leaseSpan(a.Window)/parts)
+	if k.first.units > size*reserve/parts || size-k.first.units < leastLease || !l.goBackground() {
+		return 0
+	}
+	k.refilling = true
+	return size - k.first.units
+}
+
+// refill asks for a lease ahead of need.
+func (l *Leases) refill(a Ask, units int64) {
+	defer l.background.Add(-1)
+	a.Need, a.Extra, a.Ahead = 0, units, leaseSpan(a.Window)
+	sent := l.clock()
+	replies := [1]Answer{}
+	// What comes after the lease's end is of no use.
+	err := l.call(a.Ahead, []Ask{a}, replies[:], sent)
+	now := l.clock()
+
+	s := l.shard(&a)
+	s.mu.Lock()
+	k := s.keys[logKey{a.Key, a.Window}]
+	k.refilling = false
+	var useless holding
+	if err != nil {
+		k.refillAt = now.mono + a.Ahead/4
+	} else {
+		useless = l.learnLocked(k, &a, &replies[0], sent, now)
+	}
+	s.mu.Unlock()
+	l.giveBack(a.Key, a.Window, &useless)
+}
+
+// Return gives units back as [Store] says: those of a lease to the lease, if
+// it has not ended, all others to the store below.
+func (l *Leases) Return(wait time.Duration, grants []Grant) error {
+	now := l.clock()
+	var rest []Grant
+	for i := range grants {
+		g := &grants[i]
+		key := logKey{g.Key, g.Window}
+		s := l.shardOf(key)
+		s.mu.Lock()
+		k := s.keys[key]
+		home := false
+		if k != nil {
+			k.demand.add(key.window, -g.Units, now)
+			home = g.Source == FromLease && !l.closed.Load() && k.takeBack(g, now)
+		}
+		s.mu.Unlock()
+		if !home && g.Mark > 0 {
+			rest = append(rest, *g)
+		}
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	return l.giveBackNow(wait, rest)
+}
+
+// Close gives all leases back, and waits at most about wait in all, also for
+// what is being asked for or given back already. Calls that come later are
+// asked of the store below.
+func (l *Leases) Close(wait time.Duration) error {
+	l.closed.Store(true)
+	end := time.Now().Add(wait)
+	left := func() time.Duration { return time.Until(end) }
+	var grants []Grant
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.Lock()
+		for key, k := range s.keys {
+			for _, b := range [...]*batch{&k.first, &k.second} {
+				if !b.empty() {
+					grants = append(grants, b.grant(key.Key, key.window))
+					*b = batch{}
+				}
+			}
+		}
+		s.mu.Unlock()
+	}
+	var err error
+	for some := range slices.Chunk(grants, closeGrants) {
+		// A store that is away loses the rest too.
+		if err == nil && left() > 0 {
+			err = l.giveBackNow(left(), some)
+		}
+	}
+	for l.background.Load() > 0 && left() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	return err
+}
+
+// leaseShard holds the keys with its hash. mu guards all that it holds, and
+// is never held during a call to the store below.
+type leaseShard struct {
+	mu   sync.Mutex
+	keys map[logKey]*leaseKey
+	_    [40]byte
+}

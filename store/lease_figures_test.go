@@ -1,0 +1,238 @@
+package store
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// wholeSeconds is the wait that a client is told.
+func wholeSeconds(d time.Duration) time.Duration {
+	return max(time.Second, (d + time.Second - 1).Truncate(time.Second))
+}
+
+// mostIn is most, of entries that are not in order.
+func mostIn(spent []entry, window time.Duration) (units, at int64) {
+	if len(spent) == 0 {
+		return 0, 0
+	}
+	return most(slices.Clone(spent), window)
+}
+
+func setting(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+func TestLeasesSchedules(t *testing.T) {
+	first, count := 1, setting("LEASE_SCHEDULES", 180)
+	if seed := setting("LEASE_SEED", 0); seed > 0 {
+		first, count = seed, 1
+	}
+	var granted, refused, failed, byLease, byCache int64
+	for seed := first; seed < first+count && !t.Failed(); seed++ {
+		synctest.Test(t, func(t *testing.T) {
+			s := newPlan(uint64(seed)).play(t)
+			granted += s.granted.Load()
+			refused += s.refused.Load()
+			failed += s.failed.Load()
+			byLease += s.byLease.Load()
+			byCache += s.byCache.Load()
+		})
+	}
+	t.Logf("%d schedules: %d granted, %d of them from leases; %d refused, %d of them from memory; %d failed",
+		count, granted, byLease, refused, byCache, failed)
+}
+
+// load is a measurement: one key, asked for by several processes.
+type load struct {
+	processes int
+	limit     int64
+	window    time.Duration
+	rate      float64 // asked for, of what the limit allows
+	first     float64 // what is asked for in the first window, if not the same
+	uneven    bool
+	windows   int
+	length    time.Duration // if it is not a number of windows
+	trip      time.Duration // one way, usual
+}
+
+type measured struct {
+	granted, refused, exact, takes, gives, leased int64
+	shares                                        []int64
+	grantedSum, exactSum                          int64 // of what was granted at many moments of the last window
+}
+
+// share is how much is granted of what an exact log grants. It is an average
+// over a window: in bursts both may be at different ends of one.
+func (m measured) share() float64      { return float64(m.grantedSum) / float64(max(1, m.exactSum)) }
+func (m measured) perGranted() float64 { return 1000 * float64(m.takes) / float64(max(1, m.granted)) }
+func (l load) String() string {
+	return fmt.Sprintf("%d processes, limit %d, load %g", l.processes, l.limit, l.rate)
+}
+
+func (l load) measure(t *testing.T) (m measured) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSimulation(7, faults{delay: l.trip})
+		a := Ask{Key: Key{Zone: "zone", Client: "client"}, Window: l.window, Limit: l.limit, Need: 1}
+		var mu sync.Mutex
+		var exact model
+		m.shares = make([]int64, l.processes)
+		length := time.Duration(l.windows) * l.window
+		if l.length > 0 {
+			length = l.length
+		}
+		end := time.Now().Add(length)
+		weights, sum := make([]float64, l.processes), 0.0
+		for i := range weights {
+			weights[i] = 1
+			if l.uneven {
+				weights[i] = float64(int(1) << i)
+			}
+			sum += weights[i]
+		}
+		perSecond := l.rate * float64(l.limit) / l.window.Seconds()
+		var running sync.WaitGroup
+		for i := range l.processes {
+			p := s.process(&machine{rate: 1}, LeasesOptions{})
+			rng := rand.New(rand.NewPCG(uint64(i), 6))
+			running.Go(func() {
+				for {
+					gap := float64(time.Second) / (perSecond * weights[i] / sum)
+					if l.first > 0 && time.Since(epoch) < l.window {
+						gap *= l.rate / l.first
+					}
+					time.Sleep(time.Duration(rng.ExpFloat64() * gap))
+					if time.Now().After(end) {
+						return
+					}
+					mu.Lock()
+					if exact.expire(passed(), l.window); exact.total < l.limit {
+						exact.add(passed(), 1)
+						m.exact++
+					}
+					mu.Unlock()
+					s.wg.Go(func() {
+						if s.request(p, []Ask{a}, -1) != nil {
+							atomic.AddInt64(&m.shares[i], 1)
+						}
+					})
+				}
+			})
+		}
+		running.Go(func() {
+			const samples = 50
+			time.Sleep(length - l.window)
+			for range samples {
+				time.Sleep(l.window / samples)
+				mu.Lock()
+				m.exactSum += m.exact
+				mu.Unlock()
+				m.grantedSum += s.granted.Load()
+			}
+		})
+		running.Wait()
+		s.wg.Wait()
+		m.granted, m.refused, m.leased = s.granted.Load(), s.refused.Load(), s.byLease.Load()
+		m.takes, m.gives = s.takes.Load(), s.gives.Load()
+		if units, _ := mostIn(s.spent[logKey{a.Key, a.Window}], l.window); units > l.limit {
+			t.Errorf("%v: %d units in a window", l, units)
+		}
+		time.Sleep(5 * time.Second)
+	})
+	return m
+}
+
+// full reports whether the long measurements are wanted.
+func full() bool { return os.Getenv("LEASE_FULL") != "" }
+
+// Under saturation nearly everything is granted that an exact log would
+// grant, however many processes share the limit and however unevenly, and
+// each gets about its share of what is asked for.
+func TestLeasesUtilisation(t *testing.T) {
+	loads := []load{{processes: 8, limit: 100_000, rate: 1.02, windows: 3}}
+	limits, counts, rates := []int64{64, 100, 640, 6400}, []int{1, 3, 8}, []float64{1.02, 1.5}
+	if full() {
+		limits, counts, rates = append(limits, 100_000), []int{1, 2, 3, 4, 5, 6, 7, 8}, append(rates, 1.2, 4)
+	}
+	for _, limit := range limits {
+		for _, processes := range counts {
+			for _, rate := range rates {
+				l := load{processes: processes, limit: limit, rate: rate, windows: 5}
+				if limit < 1000 {
+					l.windows = 15
+				}
+				loads = append(loads, l)
+			}
+		}
+	}
+	for _, l := range loads {
+		l.window, l.uneven, l.trip = time.Minute, true, 500*time.Microsecond
+		m := l.measure(t)
+		t.Logf("%v: %.4f of an exact log, %.0f%% from leases; for 1000 granted %.0f calls and %.0f give-backs; granted to each %v",
+			l, m.share(), 100*float64(m.leased)/float64(m.granted), m.perGranted(), 1000*float64(m.gives)/float64(m.granted), m.shares)
+		if m.share() < 0.97 {
+			t.Errorf("%v: %.4f of an exact log, want 0.97", l, m.share())
+		}
+	}
+}
+
+// In the first window leases are spent slowly, to their end; in the next ones
+// every unit is taken the moment that it is free. It shows if units count
+// from before they are spent.
+func TestLeasesAreStrictAtTheirEnd(t *testing.T) {
+	for _, limit := range []int64{300, 640, 1000, 2000} {
+		for _, processes := range []int{1, 2, 4} {
+			load{
+				processes: processes, limit: limit, window: time.Minute, first: 0.97, rate: 20, windows: 2,
+				trip: 500 * time.Microsecond,
+			}.measure(t)
+		}
+	}
+}
+
+// Below the limit a lease is as large as what is spent in its time, so the
+// more is spent the fewer calls are made.
+func TestLeasesCalls(t *testing.T) {
+	tests := []struct {
+		load
+		most float64 // calls for 1000 granted
+	}{
+		{load{processes: 1, limit: 6400, rate: 0.8}, 40},
+		{load{processes: 4, limit: 6400, rate: 0.8}, 180},
+		{load{processes: 1, limit: 100_000, rate: 0.5}, 10},
+		{load{processes: 4, limit: 100_000, rate: 0.8}, 10},
+	}
+	for _, test := range tests {
+		l := test.load
+		l.window, l.windows, l.trip = time.Minute, 1, 500*time.Microsecond
+		m := l.measure(t)
+		t.Logf("%v: for 1000 granted %.1f calls and %.1f give-backs", l, m.perGranted(), 1000*float64(m.gives)/float64(m.granted))
+		if m.perGranted() > test.most || m.refused > 0 {
+			t.Errorf("%v: %.1f calls for 1000 granted, want at most %g; %d refused", l, m.perGranted(), test.most, m.refused)
+		}
+	}
+}
+
+// Who hammers on costs next to nothing.
+func TestLeasesCallsForRefused(t *testing.T) {
+	for _, processes := range []int{1, 4} {
+		perSecond := 2000 * float64(processes)
+		l := load{processes: processes, limit: 10, window: time.Minute, rate: perSecond * 60 / 10, length: 20 * time.Second, trip: 500 * time.Microsecond}
+		m := l.measure(t)
+		calls := 1000 * float64(m.takes) / float64(m.refused)
+		t.Logf("%v: for 1000 refused %.2f calls", l, calls)
+		if calls > 1 {
+			t.Errorf("%v: %.2f calls for 1000 refused, want at most 1", l, calls)
+		}
+	}
+}

@@ -1,0 +1,238 @@
+package store
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The clocks of a machine are set, its process is stopped, or it sleeps. By
+// whichever clock a lease has ended, it is not spent.
+func TestLeaseClocks(t *testing.T) {
+	tests := []struct {
+		name       string
+		mono, wall time.Duration // steps of the clocks
+		ended      bool
+	}{
+		{"wall clock set forward", 0, time.Hour, true},
+		{"wall clock set back", 0, -time.Hour, false},
+		{"stopped", time.Minute, time.Minute, true},
+		{"stopped for as long as the lease lasts", 469 * time.Millisecond, 469 * time.Millisecond, true},
+		{"asleep", 0, 10 * time.Second, true},
+		{"stopped, and the wall clock set back", time.Minute, -time.Hour, true},
+		{"nothing", 0, 0, false},
+	}
+	for _, test := range tests {
+		inBubble(t, func(r *rig) {
+			r.heat(r.ask)
+			before := r.sent()
+			r.machine.mu.Lock()
+			r.machine.stopped -= test.mono
+			r.machine.wall += test.wall
+			r.machine.mu.Unlock()
+			source := FromLease
+			if test.ended {
+				source = FromStore
+			}
+			if a := r.granted(r.ask, 1); a.Source != source {
+				t.Errorf("%s: %+v, want source %d", test.name, a, source)
+			}
+			if asked := r.sent() > before; asked != test.ended {
+				t.Errorf("%s: asked the store: %v", test.name, asked)
+			}
+			time.Sleep(2 * time.Second)
+			r.want("in hand at last", r.inHand(r.ask), 0)
+			r.heat(r.ask) // leases work as before
+		})
+	}
+}
+
+// A lease ends before it does at the store, reckoned from when the call was
+// sent, however long the reply takes. Here the request is fast and the reply
+// slow: reckoned from the reply, a unit would be spent when it counts no more.
+func TestLeaseEndsInTime(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.heat(r.ask)
+		time.Sleep(2 * time.Second)
+		r.heat(r.ask)
+		r.wire.set(func(w *wire) { w.there, w.back = 0, 50*time.Millisecond })
+		r.granted(r.ask, r.inHand(r.ask)+1)
+		executed := time.Now().Add(-50 * time.Millisecond)
+		_, reply := r.wire.last()
+		stamp := reply.Stamp
+		if r.inHand(r.ask) == 0 {
+			t.Fatal("no lease")
+		}
+		for r.inHand(r.ask) > 0 && r.granted(r.ask, 1).Source == FromLease {
+			if now := r.wire.now(); now > stamp || time.Since(executed) > leaseSpan(r.ask.Window) {
+				t.Fatalf("a unit is spent %dµs after its lease's end", now-stamp)
+			}
+			r.wire.set(func(w *wire) { w.there = time.Hour }) // no refills
+			time.Sleep(20 * time.Millisecond)
+			if now := r.wire.now(); now > stamp {
+				break
+			}
+		}
+		r.wire.set(func(w *wire) { w.there = 0 })
+		time.Sleep(time.Until(executed.Add(leaseSpan(r.ask.Window))))
+		if a := r.granted(r.ask, 1); a.Source == FromLease && a.Stamp == stamp {
+			t.Errorf("spent after the end: %+v", a)
+		}
+		time.Sleep(2 * time.Hour)
+	})
+}
+
+// A request for more than the lease has asks for the difference. If that is
+// refused, everything stays as it was.
+func TestLeaseDifference(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.heat(r.ask)
+		n, before := r.inHand(r.ask), r.total(r.ask)
+		r.refused(r.ask, 6400-before+n+1)
+		asked, _ := r.wire.last()
+		r.want("asked", asked.Need, 6400-before+1)
+		r.want("in hand", r.inHand(r.ask), n)
+
+		a := r.granted(r.ask, n+5)
+		asked, reply := r.wire.last()
+		r.want("asked", asked.Need, 5)
+		r.want("in hand", r.inHand(r.ask), reply.Extra)
+
+		// All of it goes back as one grant.
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, n + 5, a.Source}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if got := r.total(r.ask); got < before-n || got > before {
+			t.Errorf("%d units count, want about %d", got, before-n)
+		}
+		// What can never be granted does not ask for a difference that might.
+		if a := r.refused(r.ask, 6401); a.RetryAfter != r.ask.Window {
+			t.Errorf("more than the limit: %+v, want a retry after the window", a)
+		}
+	})
+}
+
+// A call holds the whole lease while it is asked about; meanwhile the next
+// lease comes. When the call is refused its units go back beside it, and what
+// nobody needs goes back to the store: nothing is lost.
+func TestLeaseHeldMeanwhile(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		used := r.heat(r.ask)
+		n := r.inHand(r.ask)
+		r.wire.set(func(w *wire) { w.there, w.back = 30*time.Millisecond, 30*time.Millisecond })
+		a := r.ask
+		a.Need = 6400
+		var wg sync.WaitGroup
+		wg.Go(func() { r.take(a) })
+		synctest.Wait()
+		r.want("in hand", r.inHand(r.ask), 0)
+		r.wire.set(func(w *wire) { w.there, w.back = 0, 0 })
+		r.granted(r.ask, 1)
+		used++
+		wg.Wait()
+		if got := r.inHand(r.ask); got < n {
+			t.Errorf("%d in hand, want the %d that were held", got, n)
+		}
+		time.Sleep(time.Second)
+		r.want("in hand at last", r.inHand(r.ask), 0)
+		r.want("units that count", r.total(r.ask), used)
+
+		// The same, but the refusal comes when the lease has ended.
+		used += r.heat(r.ask)
+		r.wire.set(func(w *wire) { w.there, w.back = 300*time.Millisecond, 300*time.Millisecond })
+		wg.Go(func() { r.take(a) })
+		wg.Wait()
+		r.want("in hand", r.inHand(r.ask), 0)
+		time.Sleep(2 * time.Second)
+		r.want("units that count", r.total(r.ask), used)
+	})
+}
+
+// Clients that come once get no lease, however many there are.
+func TestLeaseSeenOnce(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		for i := range 1000 {
+			r.ask.Key.Client = fmt.Sprint(i)
+			r.granted(r.ask, 1)
+		}
+		asked, _ := r.wire.asks()
+		for _, a := range asked {
+			if a.Extra > 0 {
+				t.Fatalf("a lease was asked for: %+v", a)
+			}
+		}
+	})
+}
+
+// A hundred clients at once, again and again, and one lease is asked for at a
+// time, whether ahead of need or with a unit that is needed.
+func TestLeaseAskedForOnce(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.wire.set(func(w *wire) { w.there = 20 * time.Millisecond })
+		var wg sync.WaitGroup
+		for range 50 {
+			for range 40 {
+				wg.Go(func() { r.take(r.ask) })
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		wg.Wait()
+		r.wire.set(func(w *wire) { r.want("leases asked for at once", int64(w.mostAtOnce), 1) })
+		time.Sleep(time.Second)
+		r.want("units that count", r.total(r.ask), 2000)
+	})
+}
+
+// Near the limit leases shrink, down to one unit at a time: no unit is in
+// another one's hand when it is needed.
+func TestLeaseNearTheLimit(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.heat(r.ask)
+		for r.take(r.ask)[0].Granted {
+			time.Sleep(100 * time.Microsecond)
+			synctest.Wait()
+		}
+		used, seen := int64(0), false
+		asked, replies := r.wire.asks()
+		for i := range asked {
+			a, reply := asked[i], replies[i]
+			left := r.ask.Limit - used
+			if a.Extra > r.ask.Limit/leaseParts || a.Extra > 1 && a.Extra > (left+a.Need+reply.Extra)/remainingParts {
+				t.Fatalf("%+v with %d left", a, left)
+			}
+			seen = seen || a.Extra > 50
+			used = r.ask.Limit - reply.Remaining
+		}
+		if !seen {
+			t.Error("no large lease")
+		}
+		if n := len(asked); asked[n-1].Extra+asked[n-2].Extra > 0 {
+			t.Error("the last units were asked for with others")
+		}
+	})
+}
+
+// Round trips that are long for the window, or a limit that is too small:
+// then leases would waste more than they save.
+func TestLeaseNotWorthIt(t *testing.T) {
+	tests := []struct {
+		limit int64
+		trip  time.Duration
+	}{{63, time.Millisecond}, {6400, 80 * time.Millisecond}}
+	for _, test := range tests {
+		inBubble(t, func(r *rig) {
+			r.ask.Limit = test.limit
+			r.wire.set(func(w *wire) { w.there, w.back = test.trip, test.trip })
+			for range 50 {
+				r.granted(r.ask, 1)
+			}
+			asked, _ := r.wire.asks()
+			for _, a := range asked {
+				r.want("asked for", a.Extra, 0)
+			}
+		})
+	}
+}
