@@ -83,7 +83,7 @@ func (h *Handler) refusal(d *decision) refusal {
 	var violated []string
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
-		if v.granted || v.zone.DryRun {
+		if v.granted || v.zone.DryRun || v.silent() {
 			continue
 		}
 		longest = max(longest, v.answer.RetryAfter)

@@ -1,10 +1,12 @@
 package distributedratelimit
 
 import (
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -17,6 +19,7 @@ type backend struct {
 	name   string // of the data behind the store
 	logger *zap.Logger
 	*health
+	duration func() prometheus.Observer // looked up once, when it is needed
 }
 
 // health is what outlives a reload: what this process counted while the store
@@ -56,7 +59,10 @@ func openBackend(s store.Store, logger *zap.Logger) (*backend, error) {
 		return nil, err
 	}
 	storeSeries.retain(name)
-	return &backend{store: s, name: name, logger: logger, health: pooled.(*health)}, nil
+	return &backend{
+		store: s, name: name, logger: logger, health: pooled.(*health),
+		duration: sync.OnceValue(func() prometheus.Observer { return metrics.storeDuration.WithLabelValues(name) }),
+	}, nil
 }
 
 func (b *backend) release() error {
@@ -66,15 +72,17 @@ func (b *backend) release() error {
 }
 
 // take asks the store, and takes note of how it fares.
-func (b *backend) take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	start := time.Now()
+func (b *backend) take(began time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error {
 	err := b.store.Take(wait, asks, answers)
-	b.observe(time.Since(start), wait, err)
+	if err == nil && !slices.ContainsFunc(answers, func(a store.Answer) bool { return a.Source == store.FromStore && !a.Undecided }) {
+		return nil // decided in this process: it says nothing about the store
+	}
+	b.observe(time.Since(began), wait, err)
 	return err
 }
 
 func (b *backend) observe(took, wait time.Duration, err error) {
-	metrics.storeDuration.WithLabelValues(b.name).Observe(took.Seconds())
+	b.duration().Observe(took.Seconds())
 	if err != nil {
 		metrics.storeErrors.WithLabelValues(b.name, string(store.ErrorKind(err))).Inc()
 	}

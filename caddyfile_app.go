@@ -106,6 +106,7 @@ func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    dial_timeout <duration>
 //	    pool_size <n>
 //	    queue_size <n>
+//	    lease on|off
 //	}
 func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the name
@@ -147,9 +148,11 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = parsePositive(d, &s.PoolSize)
 		case "queue_size":
 			err = parsePositive(d, &s.QueueSize)
+		case "lease":
+			s.Lease, err = parseOnOff(d)
 		default:
 			err = d.Errf("unknown option %q of store redis; write address, username, password, db, key_prefix, key_secret, tls, "+
-				"timeout, dial_timeout, pool_size or queue_size", d.Val())
+				"timeout, dial_timeout, pool_size, queue_size or lease", d.Val())
 		}
 		if err != nil {
 			return err
@@ -159,6 +162,18 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return at.locate(d, problem)
 	}
 	return nil
+}
+
+func parseOnOff(d *caddyfile.Dispenser) (*bool, error) {
+	word, text := d.Val(), ""
+	if err := parseWord(d, &text); err != nil {
+		return nil, err
+	}
+	if text != "on" && text != "off" {
+		return nil, d.Errf("%s %q is neither on nor off", word, text)
+	}
+	on := text == "on"
+	return &on, nil
 }
 
 func parsePositive(d *caddyfile.Dispenser, into *int) error {

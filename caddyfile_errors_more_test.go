@@ -78,7 +78,7 @@ func TestCaddyfileMistakesOfRedis(t *testing.T) {
 		{"cluster", redis("cluster" + here), []string{`unknown option "cluster"`}},
 		{"sentinel", redis("sentinel" + here), []string{`unknown option "sentinel"`}},
 		{"master_name", redis("master_name mymaster" + here), []string{`unknown option "master_name"`}},
-		{"lease", redis("lease off" + here), []string{`unknown option "lease"`}},
+		{"lease", redis("lease maybe" + here), []string{`lease "maybe" is neither on nor off`}},
 		{"on_data_loss", redis("on_data_loss cautious" + here), []string{`unknown option "on_data_loss"`}},
 		{"instances", redis("instances 3" + here), []string{`unknown option "instances"`}},
 	} {

@@ -58,7 +58,8 @@ type decision struct {
 	problem  problem // why the request is refused, if it is not for a limit
 }
 
-// verdict is what one zone says.
+// verdict is what one zone says. It is silent if another zone refused before
+// anybody was asked about this one.
 type verdict struct {
 	zone    *Zone
 	source  source
@@ -66,6 +67,8 @@ type verdict struct {
 	counted bool // answer holds numbers
 	answer  store.Answer
 }
+
+func (v *verdict) silent() bool { return !v.counted && v.source != sourcePolicy }
 
 // problem is a reason to refuse other than a limit.
 type problem uint8
@@ -174,11 +177,11 @@ func (d *decision) decide() {
 		return
 	}
 	d.answers = append(d.answers[:0], make([]store.Answer, len(d.asks))...)
-	if err := d.h.backend.take(d.h.budget, d.asks, d.answers); err != nil {
+	if err := d.h.backend.take(d.began, d.h.budget, d.asks, d.answers); err != nil {
 		d.withoutStore()
 		return
 	}
-	d.settle(d.h.backend.store, sourceStore)
+	d.settle(d.h.backend.store, false)
 }
 
 // dropAsks removes the verdicts that were to come from the store.
@@ -194,11 +197,18 @@ func (d *decision) dropAsks() {
 }
 
 // settle takes the answers of s over into the verdicts, and takes note of
-// what was charged.
-func (d *decision) settle(s store.Store, from source) {
+// what was charged. away tells that s stands in for a store that is away.
+func (d *decision) settle(s store.Store, away bool) {
 	for i := range d.asks {
 		v := &d.verdicts[d.index[i]]
-		v.source, v.counted, v.answer, v.granted = from, true, d.answers[i], d.answers[i].Granted
+		if d.answers[i].Undecided {
+			continue // it has nothing to say
+		}
+		v.source = sourceOf(d.answers[i].Source)
+		if away {
+			v.source = sourceLocal
+		}
+		v.counted, v.answer, v.granted = true, d.answers[i], d.answers[i].Granted
 		if v.answer.Charged() {
 			d.p.charges = append(d.p.charges, charge{
 				data:  d.h.backend.name,
@@ -206,6 +216,7 @@ func (d *decision) settle(s store.Store, from source) {
 				grant: store.Grant{
 					Key: d.asks[i].Key, Window: d.asks[i].Window,
 					Stamp: v.answer.Stamp, Mark: v.answer.Mark, Units: d.asks[i].Need + v.answer.Extra,
+					Source: v.answer.Source,
 				},
 			})
 		}
@@ -243,7 +254,7 @@ func (d *decision) withoutStore() {
 		// Memory fails only on asks that no store would take.
 		panic(err)
 	}
-	d.settle(local, sourceLocal)
+	d.settle(local, true)
 }
 
 // passes reports whether no zone in force refuses.
@@ -253,7 +264,7 @@ func (d *decision) passes() bool {
 	}
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
-		if !v.granted && !v.zone.DryRun && (v.counted || v.source == sourcePolicy) {
+		if !v.granted && !v.zone.DryRun && !v.silent() {
 			return false
 		}
 	}
@@ -267,6 +278,7 @@ func (d *decision) report() {
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
 		switch {
+		case v.silent():
 		case v.granted && passes:
 			v.zone.counters.inc(outcomeGranted, v.source)
 		case v.granted:
@@ -295,7 +307,7 @@ func (d *decision) shown() *verdict {
 		v := &d.verdicts[i]
 		refused := !v.granted && (passes || !v.zone.DryRun)
 		switch {
-		case !passes && !refused:
+		case v.silent(), !passes && !refused:
 			continue
 		case shown == nil,
 			refused && shown.granted,

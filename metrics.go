@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // metrics are collected for the process and registered with the registry of
@@ -24,7 +25,7 @@ var metrics = struct {
 }{
 	requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "requests_total",
-		Help: "Requests by the zone that applied, what came of it (granted, refused, dry_run, exempt), and what decided (store, local, policy).",
+		Help: "Requests by the zone that applied, what came of it (granted, refused, dry_run, exempt), and what decided (store, lease, cache, local, policy).",
 	}, []string{"zone", "outcome", "source"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "clients_total",
@@ -114,12 +115,24 @@ type source uint8
 
 const (
 	sourceStore  source = iota
+	sourceLease         // this process, with units that the store had granted it before
+	sourceCache         // this process, which remembers that the store refused
 	sourceLocal         // this process, while the store was away
 	sourcePolicy        // nothing was counted
 	sources             // how many there are
 )
 
-var sourceNames = [sources]string{"store", "local", "policy"}
+var sourceNames = [sources]string{"store", "lease", "cache", "local", "policy"}
+
+func sourceOf(s store.Source) source {
+	switch s {
+	case store.FromLease:
+		return sourceLease
+	case store.FromCache:
+		return sourceCache
+	}
+	return sourceStore
+}
 
 func (s source) String() string { return sourceNames[s] }
 

@@ -43,7 +43,7 @@ func init() {
 // `{http.distributed_ratelimit.remaining}` | What is left of it
 // `{http.distributed_ratelimit.reset}` | Seconds until all of it is free again
 // `{http.distributed_ratelimit.retry_after}` | Seconds until a retry can succeed, if refused
-// `{http.distributed_ratelimit.source}` | What decided: `store`, `local` (the store was away) or `policy` (nothing was counted)
+// `{http.distributed_ratelimit.source}` | What decided: `store`, `lease` (this instance, with units that the store had granted it), `cache` (this instance, which remembers a refusal), `local` (the store was away) or `policy` (nothing was counted)
 type Handler struct {
 	// The limits, in the order in which they are checked and reported.
 	// A request is limited by all the zones whose matchers match it.

@@ -160,7 +160,13 @@ type RedisStore struct {
 	// store counts as away. Default: 4096.
 	QueueSize int `json:"queue_size,omitempty"`
 
-	pooled  *redis.Store
+	// Whether a key that is used much may be granted several units at once,
+	// which this instance then spends without asking Redis, and whether
+	// refusals are remembered, for at most a second. The limits hold all the
+	// same. false asks Redis for each request. Default: true.
+	Lease *bool `json:"lease,omitempty"`
+
+	pooled  *pooledRedis
 	poolKey string
 }
 
@@ -202,20 +208,37 @@ func (s *RedisStore) Provision(caddy.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return pooledRedis{opened}, nil
+		if s.Lease != nil && !*s.Lease {
+			return &pooledRedis{Store: opened, redis: opened}, nil
+		}
+		leases := store.NewLeases(opened, store.LeasesOptions{})
+		return &pooledRedis{Store: leases, leases: leases, redis: opened}, nil
 	})
 	if err != nil {
 		return err
 	}
-	s.pooled = pooled.(pooledRedis).Store
+	s.pooled = pooled.(*pooledRedis)
 	return nil
 }
 
-type pooledRedis struct{ *redis.Store }
+// pooledRedis is a store that is shared by configurations.
+type pooledRedis struct {
+	store.Store
+	leases *store.Leases // nil if there are none
+	redis  *redis.Store
+}
+
+// leaseCloseTime is how long a reload or the shutdown may be held up by giving
+// leases back. What is not given back counts until its window has passed.
+const leaseCloseTime = 500 * time.Millisecond
 
 // Destruct implements caddy.Destructor.
-func (p pooledRedis) Destruct() error {
-	p.Close()
+func (p *pooledRedis) Destruct() error {
+	if p.leases != nil {
+		// A failure is no reason to complain: Redis may be away for good.
+		_ = p.leases.Close(leaseCloseTime)
+	}
+	p.redis.Close()
 	return nil
 }
 

@@ -156,9 +156,18 @@ func (p *process) reload(t *testing.T) error {
 // get sends a request over real HTTP.
 func (p *process) get(t *testing.T, path string, header ...string) reply {
 	t.Helper()
+	r, err := p.try(path, header...)
+	if err != nil {
+		t.Errorf("GET %s: %v", path, err)
+	}
+	return r
+}
+
+// try is get for a process that may not be there.
+func (p *process) try(path string, header ...string) (reply, error) {
 	r, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+p.addr+path, nil)
 	if err != nil {
-		t.Fatal(err)
+		return reply{}, err
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		r.Header.Add(header[i], header[i+1])
@@ -166,15 +175,11 @@ func (p *process) get(t *testing.T, path string, header ...string) reply {
 	sent := time.Now()
 	resp, err := p.client.Do(r)
 	if err != nil {
-		t.Errorf("GET %s: %v", path, err)
-		return reply{}
+		return reply{}, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Errorf("GET %s: %v", path, err)
-	}
-	return newReply(resp.StatusCode, resp.Header, string(body), sent)
+	return newReply(resp.StatusCode, resp.Header, string(body), sent), err
 }
 
 // metrics returns the lines of this module's metrics.
