@@ -103,7 +103,7 @@ func (h *Handler) jittered(wait time.Duration) time.Duration {
 	if h.Jitter == 0 {
 		return wait
 	}
-	return wait + time.Duration(float64(wait)*h.Jitter/100*rand.Float64())
+	return wait + time.Duration(float64(wait)*h.Jitter*rand.Float64())
 }
 
 // rendersError decides between returning an error, which the site's

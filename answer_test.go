@@ -123,7 +123,7 @@ func TestJitterOnlyLengthens(t *testing.T) {
 	e := start(t, `
 http://a.test {
 	distributed_ratelimit 0 1000s {
-		jitter 50
+		jitter 50%
 	}
 }`)
 	seen := make(map[string]bool)

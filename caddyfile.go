@@ -42,7 +42,7 @@ type handlerParser struct {
 //	    ratelimit_headers [draft] [legacy] [refused|always] | off
 //	    refusal auto|error|problem
 //	    status <code>
-//	    jitter <percent>
+//	    jitter <share>|<percent>%
 //	    log_key
 //	    store <name> ...
 //	    # in the short form also what a zone has: key, match, exempt, ...
@@ -132,7 +132,7 @@ func (p *handlerParser) handlerOption() error {
 	case "status":
 		return p.integer(&h.Status)
 	case "jitter":
-		return p.percent(&h.Jitter)
+		return p.share(&h.Jitter)
 	case "log_key":
 		h.LogKey = true
 		return p.noArgs()
@@ -375,14 +375,20 @@ func (p *handlerParser) duration(name, text string) (caddy.Duration, error) {
 	return caddy.Duration(d), nil
 }
 
-func (p *handlerParser) percent(into *float64) error {
+// share parses a share as users of Caddy's other rate limiter write it, 0.2,
+// or as percent, 20%.
+func (p *handlerParser) share(into *float64) error {
 	var text string
 	if err := p.word(&text); err != nil {
 		return err
 	}
-	n, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
+	number, percent := strings.CutSuffix(text, "%")
+	n, err := strconv.ParseFloat(number, 64)
 	if err != nil {
-		return p.Errf("jitter %q is not a number of percent; write for example 20", text)
+		return p.Errf("jitter %q is not a number; write for example 20%%, or 0.2, which is the same", text)
+	}
+	if percent {
+		n /= 100
 	}
 	*into = n
 	return nil

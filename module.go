@@ -79,8 +79,9 @@ type Handler struct {
 	// The status of a refusal, 400 to 599. Default: 429.
 	Status int `json:"status,omitempty"`
 
-	// Lengthens Retry-After at random by up to this many percent, 0 to 1000,
-	// so that refused clients do not all come back at the same moment.
+	// Lengthens Retry-After at random by up to this share of it, 0 to 1 (0.2
+	// is 20 %), so that refused clients do not all come back at the same
+	// moment. It is never shortened. Default: 0.
 	Jitter float64 `json:"jitter,omitempty"`
 
 	// Adds the key to the log lines of refusals. Keys may be secrets, such
@@ -190,7 +191,7 @@ const (
 
 	defaultBudget = 100 * time.Millisecond
 	maxBudget     = time.Minute
-	maxJitter     = 1000.0
+	maxJitter     = 1.0
 )
 
 // configError is a mistake in a configuration: which field it is in, by its
@@ -254,7 +255,7 @@ func (h *Handler) check() *configError {
 		return wrong("status", "status %d is not an error status; write 400 to 599, normally 429", h.Status)
 	}
 	if !(h.Jitter >= 0 && h.Jitter <= maxJitter) {
-		return wrong("jitter", "jitter %v is not between 0 and %v percent", h.Jitter, maxJitter)
+		return wrong("jitter", "jitter %v is not between 0 and %v; write for example 20%%, or 0.2, which is the same", h.Jitter, maxJitter)
 	}
 	return nil
 }
