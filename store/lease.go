@@ -186,10 +186,27 @@ type part struct {
 	index   int     // of the ask to inner, if short > 0
 }
 
+// desk is where a call is worked on. Desks are reused.
+type desk struct {
+	parts   []part
+	asks    []Ask
+	answers []Answer
+}
+
+var desks = sync.Pool{New: func() any { return new(desk) }}
+
+func (w *desk) clear() {
+	clear(w.asks) // they hold clients' names
+	w.parts, w.asks, w.answers = w.parts[:0], w.asks[:0], w.answers[:0]
+	desks.Put(w)
+}
+
 // ask decides a call for which the store is needed, or that has several asks.
 func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now moment) error {
-	parts := make([]part, len(asks))
-	inner := make([]Ask, 0, len(asks))
+	w := desks.Get().(*desk)
+	defer w.clear()
+	parts := append(w.parts, make([]part, len(asks))...)
+	inner := w.asks
 	refused := false
 	for i := range asks {
 		p := &parts[i]
@@ -203,6 +220,7 @@ func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now momen
 			inner = append(inner, ask)
 		}
 	}
+	w.parts, w.asks = parts, inner
 	if refused {
 		// The store need not be asked to know that nothing is charged; so
 		// nobody knows what it would have said to the others.
@@ -215,7 +233,8 @@ func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now momen
 		return nil
 	}
 
-	replies := make([]Answer, len(inner))
+	replies := append(w.answers, make([]Answer, len(inner))...)
+	w.answers = replies
 	after := now
 	if len(inner) > 0 {
 		err := l.call(wait, inner, replies, now)

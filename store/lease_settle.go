@@ -242,7 +242,7 @@ const (
 	// sampleKeys is how many keys are looked at when there is no room, and
 	// sweepKeys when there is. Those that were not asked for in idleKey are
 	// given up, so that the table shrinks again.
-	sampleKeys = 16
+	sampleKeys = 4
 	sweepKeys  = 2
 	idleKey    = 10 * time.Second
 )
