@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
@@ -84,7 +83,7 @@ var decisions = sync.Pool{New: func() any { return new(decision) }}
 func newDecision(h *Handler, r *http.Request, p *passage) *decision {
 	d := decisions.Get().(*decision)
 	d.h, d.r, d.p, d.began = h, r, p, time.Now()
-	d.keys.repl = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	d.keys.repl = p.repl
 	d.keys.remoteAddr = r.RemoteAddr
 	return d
 }

@@ -137,7 +137,7 @@ func adapt(caddyfile string) ([]byte, error) {
 	return config, err
 }
 
-func adapted(t *testing.T, caddyfile string) []byte {
+func adapted(t testing.TB, caddyfile string) []byte {
 	t.Helper()
 	config, err := adapt(caddyfile)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 // have charged it for, and what placeholders say about it. It belongs to the
 // goroutine of the request.
 type passage struct {
+	repl    *caddy.Replacer
 	client  ipident.Result
 	charges []charge
 	told    placeholders
@@ -34,13 +35,13 @@ const passageVar = "distributed_ratelimit.passage"
 // passageOf returns the passage of the request, and begins it at the first
 // handler. It lives in the request's variables, which error routes see too.
 func passageOf(r *http.Request) *passage {
-	if p, ok := caddyhttp.GetVar(r.Context(), passageVar).(*passage); ok {
+	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if p, ok := vars[passageVar].(*passage); ok {
 		return p
 	}
-	p := new(passage)
-	caddyhttp.SetVar(r.Context(), passageVar, p)
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	repl.Map(p.placeholder)
+	p := &passage{repl: r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)}
+	vars[passageVar] = p
+	p.repl.Map(p.placeholder)
 	return p
 }
 
