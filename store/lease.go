@@ -90,6 +90,10 @@ const (
 	driftParts = 100
 	// leastLease is the smallest lease worth a call of its own.
 	leastLease = 2
+	// seenKeys is how many keys that were granted once a shard recognizes
+	// when they come again. A stranger who invents one key after the other
+	// costs no more than this.
+	seenKeys = 512
 	// refusalTime is how long a refusal is remembered at most.
 	refusalTime = time.Second
 	// maxBackground bounds the goroutines. Beyond it no leases are asked for
@@ -409,5 +413,6 @@ func (l *Leases) Close(wait time.Duration) error {
 type leaseShard struct {
 	mu   sync.Mutex
 	keys map[logKey]*leaseKey
+	seen [seenKeys]uint32 // what is left of the hashes of keys that were granted once
 	_    [40]byte
 }

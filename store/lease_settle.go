@@ -1,6 +1,7 @@
 package store
 
 import (
+	"hash/maphash"
 	"strings"
 	"time"
 )
@@ -126,7 +127,7 @@ func (l *Leases) spend(a *Ask, p *part, answer *Answer, reply *Answer, sent, now
 	s := l.shard(a)
 	s.mu.Lock()
 	k := s.keys[key]
-	if k == nil {
+	if k == nil && s.cameBeforeLocked(maphash.Comparable(l.seed, key)) {
 		k = s.addLocked(key, l.max, now)
 	}
 	var useless holding
@@ -246,6 +247,18 @@ const (
 	sweepKeys  = 2
 	idleKey    = 10 * time.Second
 )
+
+// cameBeforeLocked notes that a key was granted, and reports whether it was
+// granted before, as far as that is known: the first time it is not worth a
+// place in the table, which most keys would never use again.
+func (s *leaseShard) cameBeforeLocked(hash uint64) bool {
+	slot, rest := &s.seen[hash/leaseShards%seenKeys], uint32(hash>>32)
+	if *slot == rest {
+		return true
+	}
+	*slot = rest
+	return false
+}
 
 // addLocked makes room for a key. It returns nil if there is none: keys that
 // hold a lease, or are being refused, are not given up for a stranger's

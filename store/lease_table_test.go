@@ -146,7 +146,7 @@ func hotLeases(tb testing.TB) (l *Leases, hot, full []Ask) {
 	full = []Ask{{Key: Key{Zone: "zone", Client: "203.0.113.9"}, Window: time.Minute, Limit: 5, Need: 1}}
 	l = newLeases(plenty{full[0].Key}, LeasesOptions{}, func() moment { _ = time.Now(); return now })
 	answers := make([]Answer, 1)
-	for _, asks := range [][]Ask{hot, full} {
+	for _, asks := range [][]Ask{hot, hot, full} { // a key has a place when it comes again
 		if err := l.Take(0, asks, answers); err != nil {
 			tb.Fatal(err)
 		}
@@ -190,3 +190,28 @@ func BenchmarkLeases(b *testing.B) {
 }
 
 var _ Store = (*Leases)(nil)
+
+// A key that is granted once takes no place in the table, and has one when it
+// comes again.
+func TestLeaseTableIsForKeysThatComeAgain(t *testing.T) {
+	l := NewLeases(plenty{}, LeasesOptions{})
+	ask := func(client string) {
+		t.Helper()
+		asks := []Ask{{Key: Key{Zone: "zone", Client: client}, Window: time.Minute, Limit: 1000, Need: 1}}
+		if err := l.Take(0, asks, make([]Answer, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 1000 {
+		ask(fmt.Sprint(i))
+	}
+	if n := l.keys(); n != 0 {
+		t.Errorf("%d keys that were granted once are in the table", n)
+	}
+	for range 2 {
+		ask("again")
+	}
+	if n := l.keys(); n != 1 {
+		t.Errorf("%d keys are in the table, want the one that came again", n)
+	}
+}
