@@ -3,7 +3,7 @@
 
 FUZZTIME ?= 10s
 
-.PHONY: help run build test lint fuzz clean
+.PHONY: help run build test lint fuzz bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -23,6 +23,9 @@ lint: ## check format, code, go.mod files and who imports what
 
 fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
 	scripts/fuzz $(FUZZTIME)
+
+bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-server, wrk, node and npm
+	cd bench && go run .
 
 clean: ## remove what was built
 	rm -rf bin caddy
