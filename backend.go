@@ -71,9 +71,19 @@ func (b *backend) release() error {
 	return err
 }
 
-// take asks the store, and takes note of how it fares.
+// clocked is a store that decides some calls by the clock of this process.
+type clocked interface {
+	TakeAt(now time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error
+}
+
+// take asks the store, and takes note of how it fares. began is now.
 func (b *backend) take(began time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	err := b.store.Take(wait, asks, answers)
+	var err error
+	if s, ok := b.store.(clocked); ok {
+		err = s.TakeAt(began, wait, asks, answers)
+	} else {
+		err = b.store.Take(wait, asks, answers)
+	}
 	if err == nil && !slices.ContainsFunc(answers, func(a store.Answer) bool { return a.Source == store.FromStore && !a.Undecided }) {
 		return nil // decided in this process: it says nothing about the store
 	}

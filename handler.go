@@ -46,7 +46,7 @@ type decision struct {
 	h     *Handler
 	r     *http.Request
 	p     *passage
-	began time.Time
+	began time.Time // asking the store; zero before
 	keys  keyBuilder
 
 	verdicts []verdict
@@ -82,7 +82,7 @@ var decisions = sync.Pool{New: func() any { return new(decision) }}
 
 func newDecision(h *Handler, r *http.Request, p *passage) *decision {
 	d := decisions.Get().(*decision)
-	d.h, d.r, d.p, d.began = h, r, p, time.Now()
+	d.h, d.r, d.p, d.began = h, r, p, time.Time{}
 	d.keys.repl = p.repl
 	d.keys.remoteAddr = r.RemoteAddr
 	return d
@@ -100,7 +100,12 @@ func (d *decision) release() {
 }
 
 // rest is what is left of the budget.
-func (d *decision) rest() time.Duration { return d.h.budget - time.Since(d.began) }
+func (d *decision) rest() time.Duration {
+	if d.began.IsZero() {
+		return d.h.budget
+	}
+	return d.h.budget - time.Since(d.began)
+}
 
 // gather finds out which zones apply, and what to ask the store for.
 func (d *decision) gather() error {
@@ -176,6 +181,7 @@ func (d *decision) decide() {
 		return
 	}
 	d.answers = append(d.answers[:0], make([]store.Answer, len(d.asks))...)
+	d.began = time.Now()
 	if err := d.h.backend.take(d.began, d.h.budget, d.asks, d.answers); err != nil {
 		d.withoutStore()
 		return

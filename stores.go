@@ -467,6 +467,14 @@ func (s *RedisStore) Take(wait time.Duration, asks []store.Ask, answers []store.
 	return s.pooled.Take(wait, asks, answers)
 }
 
+// TakeAt is Take for a caller that has just read the clock.
+func (s *RedisStore) TakeAt(now time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+	if s.pooled.leases == nil {
+		return s.pooled.Take(wait, asks, answers)
+	}
+	return s.pooled.leases.TakeAt(now, wait, asks, answers)
+}
+
 // Return implements store.Store.
 func (s *RedisStore) Return(wait time.Duration, grants []store.Grant) error {
 	return s.pooled.Return(wait, grants)

@@ -51,6 +51,7 @@ import (
 // [LeasesOptions].
 type Leases struct {
 	inner Store
+	base  time.Time // origin of the clock
 	clock func() moment
 	max   int // keys in a shard
 
@@ -118,10 +119,13 @@ func (m moment) before(e moment) bool { return m.mono < e.mono && m.wall < e.wal
 // inner for the rest. Its String is that of inner.
 func NewLeases(inner Store, o LeasesOptions) *Leases {
 	base := time.Now()
-	return newLeases(inner, o, func() moment {
-		now := time.Now()
-		return moment{mono: now.Sub(base), wall: time.Duration(now.UnixNano())}
-	})
+	l := newLeases(inner, o, func() moment { return momentOf(base, time.Now()) })
+	l.base = base
+	return l
+}
+
+func momentOf(base, now time.Time) moment {
+	return moment{mono: now.Sub(base), wall: time.Duration(now.UnixNano())}
 }
 
 func newLeases(inner Store, o LeasesOptions, clock func() moment) *Leases {
@@ -145,6 +149,16 @@ func leaseSpan(window time.Duration) time.Duration {
 
 // Take decides as [Store] says.
 func (l *Leases) Take(wait time.Duration, asks []Ask, answers []Answer) error {
+	return l.take(l.clock(), wait, asks, answers)
+}
+
+// TakeAt is Take for a caller that has just read the clock: a reading of
+// before would let a lease be spent after its end.
+func (l *Leases) TakeAt(now time.Time, wait time.Duration, asks []Ask, answers []Answer) error {
+	return l.take(momentOf(l.base, now), wait, asks, answers)
+}
+
+func (l *Leases) take(now moment, wait time.Duration, asks []Ask, answers []Answer) error {
 	if err := Validate(asks, answers); err != nil {
 		return err
 	}
@@ -154,7 +168,6 @@ func (l *Leases) Take(wait time.Duration, asks []Ask, answers []Answer) error {
 			return l.inner.Take(wait, asks, answers)
 		}
 	}
-	now := l.clock()
 	if len(asks) == 1 {
 		a := &asks[0]
 		s := l.shard(a)
