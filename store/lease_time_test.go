@@ -236,3 +236,27 @@ func TestLeaseNotWorthIt(t *testing.T) {
 		})
 	}
 }
+
+// The time that a caller gives is what a lease is judged by: one that has
+// ended by then is not spent.
+func TestLeaseTakeAt(t *testing.T) {
+	l, asks := NewLeases(plenty{}, LeasesOptions{}), []Ask{{Key: Key{Zone: "zone", Client: "203.0.113.7"}, Window: time.Minute, Limit: MaxEvents, Need: 1}}
+	now, answers := time.Now(), make([]Answer, 1)
+	source := func(at time.Time) Source {
+		t.Helper()
+		if err := l.TakeAt(at, 0, asks, answers); err != nil {
+			t.Fatal(err)
+		}
+		return answers[0].Source
+	}
+	source(now)
+	source(now) // a key has a place when it comes again
+	key := logKey{asks[0].Key, asks[0].Window}
+	l.shardOf(key).keys[key].first = batch{units: 10, stamp: 1, mark: 1, end: momentOf(l.base, now.Add(time.Second))}
+	if got := source(now.Add(time.Second - time.Nanosecond)); got != FromLease {
+		t.Errorf("right before its end: source %v, want the lease", got)
+	}
+	if got := source(now.Add(time.Second)); got != FromStore {
+		t.Errorf("at its end: source %v, want the store", got)
+	}
+}
