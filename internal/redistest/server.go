@@ -18,8 +18,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,24 +41,30 @@ type Server struct {
 	// Socket is the path of its Unix socket, never with TLS.
 	Socket string
 
-	args   []string
-	dir    string
-	output bytes.Buffer
-	tls    bool
+	args     []string
+	password string // empty: none
+	dir      string
+	output   bytes.Buffer
+	tls      bool
+	bus      bool         // it needs the port for a cluster's bus, too
+	sentinel string       // the configuration of a sentinel, empty if it is none
+	dials    atomic.Int64 // connections to the socket since it was started
 
-	mu     sync.Mutex // guards the rest
-	cmd    *exec.Cmd
-	exited chan struct{} // closed when cmd has ended
+	mu      sync.Mutex // guards the rest
+	cmd     *exec.Cmd
+	exited  chan struct{} // closed when cmd has ended
+	stopped bool          // by Stop
 }
 
 // Start starts a server with further arguments for redis-server, such as
 // "--requirepass", "secret".
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
-	return start(t, false, args)
+	return start(t, &Server{args: args})
 }
 
-func start(t testing.TB, tls bool, args []string) *Server {
+// start starts a server of which what it is to be is known.
+func start(t testing.TB, s *Server) *Server {
 	t.Helper()
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -66,15 +75,24 @@ func start(t testing.TB, tls bool, args []string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{args: args, dir: dir, tls: tls, Socket: filepath.Join(dir, "redis.sock")}
+	s.dir, s.Socket = dir, filepath.Join(dir, "redis.sock")
+	if i := slices.Index(s.args, "--requirepass"); i >= 0 && i+1 < len(s.args) {
+		s.password = s.args[i+1]
+	}
 	t.Cleanup(func() {
 		s.Kill()
 		os.RemoveAll(dir)
 	})
 
+	if s.sentinel != "" {
+		if err := os.WriteFile(s.sentinelFile(), []byte(s.sentinel), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	// Somebody else may take a port between finding it free and using it.
 	for attempt := 1; ; attempt++ {
-		s.Addr = freeAddr(t)
+		s.Addr = freeAddr(t, s.bus)
 		err := s.launch(program)
 		if err == nil {
 			return s
@@ -85,9 +103,12 @@ func start(t testing.TB, tls bool, args []string) *Server {
 	}
 }
 
+// busOffset is how far a cluster's bus is from the port for clients.
+const busOffset = 10000
+
 // freeAddr returns an address on the loopback interface that is not in use,
-// and not Redis's own.
-func freeAddr(t testing.TB) string {
+// and not Redis's own; with a bus, the port for it is not in use either.
+func freeAddr(t testing.TB, bus bool) string {
 	t.Helper()
 	for {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -96,30 +117,58 @@ func freeAddr(t testing.TB) string {
 		}
 		addr := listener.Addr().(*net.TCPAddr)
 		listener.Close()
-		if addr.Port != 6379 {
+		if addr.Port != 6379 && (!bus || free(addr.Port+busOffset)) {
 			return addr.String()
 		}
 	}
 }
 
-// launch starts the process and waits until it answers.
-func (s *Server) launch(program string) error {
+func free(port int) bool {
+	if port > 65535 {
+		return false
+	}
+	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+	if err != nil {
+		return false
+	}
+	listener.Close()
+	return true
+}
+
+func (s *Server) snapshotFile() string { return filepath.Join(s.dir, "dump.rdb") }
+func (s *Server) sentinelFile() string { return filepath.Join(s.dir, "sentinel.conf") }
+
+// port returns the number in Addr.
+func (s *Server) port() string {
 	_, port, _ := net.SplitHostPort(s.Addr)
-	plain, secure := port, "0"
+	return port
+}
+
+// launch starts the process, with arguments for this time, and waits until it
+// answers.
+func (s *Server) launch(program string, once ...string) error {
+	plain, secure := s.port(), "0"
 	if s.tls {
 		plain, secure = secure, plain
 	}
 	args := []string{
 		"--bind", "127.0.0.1", "--port", plain, "--unixsocket", s.Socket,
-		"--dir", s.dir, "--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning",
+		"--dir", s.dir, "--daemonize", "no", "--loglevel", "warning",
+	}
+	if s.sentinel != "" {
+		// It keeps what it learns in its file, and finds it there again.
+		args = append([]string{s.sentinelFile(), "--sentinel"}, args...)
+	} else {
+		args = append(args, "--save", "", "--appendonly", "no")
 	}
 	if s.tls {
 		args = append(args, "--tls-port", secure)
 	}
-	args = append(args, s.args...)
+	args = append(append(args, s.args...), once...)
 
 	os.Remove(s.Socket)
 	s.output.Reset()
+	s.dials.Store(0)
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &s.output, &s.output
 	if err := cmd.Start(); err != nil {
@@ -127,7 +176,7 @@ func (s *Server) launch(program string) error {
 	}
 	exited := make(chan struct{})
 	s.mu.Lock()
-	s.cmd, s.exited = cmd, exited
+	s.cmd, s.exited, s.stopped = cmd, exited, false
 	s.mu.Unlock()
 	go func() {
 		_ = cmd.Wait() // how it ended shows in the output
@@ -151,14 +200,38 @@ func (s *Server) launch(program string) error {
 // answers reports whether the server answers a PING, be it that it wants a
 // password.
 func (s *Server) answers() bool {
-	conn, err := dial("unix", s.Socket)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	_, err = conn.Do("PING")
+	_, err := s.ask("PING")
 	var reply Error
 	return err == nil || errors.As(err, &reply)
+}
+
+// ask is Do for whoever is prepared for an error.
+func (s *Server) ask(args ...any) (any, error) {
+	conn, err := s.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.Do(args...)
+}
+
+// dial connects to the Unix socket, and gives the password if one was set from
+// the start.
+func (s *Server) dial() (*Conn, error) {
+	conn, err := dial("unix", s.Socket)
+	if err != nil {
+		return nil, err
+	}
+	s.dials.Add(1)
+	if s.password == "" {
+		return conn, nil
+	}
+	var reply Error
+	if _, err := conn.Do("AUTH", s.password); err != nil && !errors.As(err, &reply) {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil // what was refused may have been changed by a test
 }
 
 // Stop freezes the server, as a machine that is overloaded or gone does:
@@ -167,6 +240,22 @@ func (s *Server) Stop() { s.signal(syscall.SIGSTOP) }
 
 // Cont lets a stopped server go on; it works off what was sent meanwhile.
 func (s *Server) Cont() { s.signal(syscall.SIGCONT) }
+
+// running reports whether the server can answer: it was neither stopped nor
+// killed.
+func (s *Server) running() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil || s.stopped {
+		return false
+	}
+	select {
+	case <-s.exited:
+		return false
+	default:
+		return true
+	}
+}
 
 // Kill ends the server at once. Its data is gone.
 func (s *Server) Kill() {
@@ -184,20 +273,29 @@ func (s *Server) signal(sig syscall.Signal) {
 	defer s.mu.Unlock()
 	if s.cmd != nil {
 		_ = s.cmd.Process.Signal(sig) // it may have ended
+		s.stopped = sig == syscall.SIGSTOP
 	}
 }
 
-// Restart kills the server and starts it again, empty, on the same port.
+// Restart kills the server and starts it again, empty, on the same port. In a
+// cluster it is still who it was. A sentinel still knows what it knew.
 func (s *Server) Restart(t testing.TB) {
 	t.Helper()
 	s.Kill()
+	os.Remove(s.snapshotFile()) // a replica writes one
+	s.relaunch(t)
+}
+
+// relaunch starts a server that was killed, on the same port.
+func (s *Server) relaunch(t testing.TB, once ...string) {
+	t.Helper()
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The port is free as soon as the old process is gone.
 	for attempt := 1; ; attempt++ {
-		err := s.launch(program)
+		err := s.launch(program, once...)
 		if err == nil {
 			return
 		}
@@ -212,20 +310,19 @@ func (s *Server) Restart(t testing.TB) {
 // [Conn.Do]. It fails the test if there is an error.
 func (s *Server) Do(t testing.TB, args ...any) any {
 	t.Helper()
-	conn := s.Dial(t)
-	defer conn.Close()
-	reply, err := conn.Do(args...)
+	reply, err := s.ask(args...)
 	if err != nil {
 		t.Fatalf("redistest: %v: %v", args, err)
 	}
 	return reply
 }
 
-// Dial connects to the server's Unix socket. The connection is closed at the
-// end of the test if not before.
+// Dial connects to the server's Unix socket, and logs in with the password of
+// "--requirepass". The connection is closed at the end of the test if not
+// before.
 func (s *Server) Dial(t testing.TB) *Conn {
 	t.Helper()
-	conn, err := dial("unix", s.Socket)
+	conn, err := s.dial()
 	if err != nil {
 		t.Fatalf("redistest: %v", err)
 	}
@@ -256,6 +353,58 @@ func (s *Server) Calls(t testing.TB, command string) int {
 	n, err := strconv.Atoi(string(digits))
 	if err != nil {
 		t.Fatalf("redistest: calls of %s: %v", command, err)
+	}
+	return n
+}
+
+// Info returns a field of a section of INFO, such as "role" of "replication",
+// and an empty string if there is none.
+func (s *Server) Info(t testing.TB, section, field string) string {
+	t.Helper()
+	return fields(s.Do(t, "INFO", section).(string))[field]
+}
+
+// fields reads lines of "name:value", as INFO and CLUSTER INFO reply.
+func fields(text string) map[string]string {
+	values := make(map[string]string)
+	for line := range strings.Lines(text) {
+		if name, value, found := strings.Cut(strings.TrimSpace(line), ":"); found {
+			values[name] = value
+		}
+	}
+	return values
+}
+
+// Connections returns how many connections the server has taken since it
+// started, not counting those of Dial and Do. Replicas and sentinels connect to
+// it as well.
+func (s *Server) Connections(t testing.TB) int {
+	t.Helper()
+	// Its own connection is in both counts, and so is any that is already
+	// closed. One that another goroutine makes at this moment may be in one.
+	taken, err := strconv.Atoi(s.Info(t, "stats", "total_connections_received"))
+	if err != nil {
+		t.Fatalf("redistest: connections of %s: %v", s.Addr, err)
+	}
+	return taken - int(s.dials.Load())
+}
+
+// Clients returns how many clients are connected to the server's address. Its
+// replicas, its master and sentinels are none.
+func (s *Server) Clients(t testing.TB) int {
+	t.Helper()
+	n := 0
+	for line := range strings.Lines(s.Do(t, "CLIENT", "LIST").(string)) {
+		about := make(map[string]string)
+		for _, field := range strings.Fields(line) {
+			name, value, _ := strings.Cut(field, "=")
+			about[name] = value
+		}
+		if strings.HasPrefix(about["addr"], "/") || strings.ContainsAny(about["flags"], "SM") ||
+			strings.HasPrefix(about["name"], "sentinel-") {
+			continue
+		}
+		n++
 	}
 	return n
 }

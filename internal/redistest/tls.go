@@ -92,7 +92,7 @@ func (a *Authority) Config(t testing.TB) *tls.Config {
 // the authority, and asks clients for theirs.
 func StartTLS(t testing.TB, a *Authority, args ...string) *Server {
 	t.Helper()
-	return start(t, true, append([]string{
+	return start(t, &Server{tls: true, args: append([]string{
 		"--tls-cert-file", a.CertFile, "--tls-key-file", a.KeyFile, "--tls-ca-cert-file", a.CAFile,
-	}, args...))
+	}, args...)})
 }
