@@ -408,3 +408,39 @@ func (s *Server) Clients(t testing.TB) int {
 	}
 	return n
 }
+
+// A server answers others between one key that it loads and the next if the
+// former is at least as big as the least that can be set for this.
+const (
+	loadKeyTime  = 10 * time.Millisecond
+	loadKeyBytes = 1024
+)
+
+// RestartLoading kills the server and starts it again with the keys it had, and
+// returns while it loads them, which takes about d: until then it replies
+// LOADING to nearly everything. To be that slow it loads keys from database 15
+// too. A node of a cluster has no such database.
+func (s *Server) RestartLoading(t testing.TB, d time.Duration) {
+	t.Helper()
+	conn := s.Dial(t)
+	defer conn.Close()
+	n := max(10, int(d/loadKeyTime))
+	value := strings.Repeat("x", 2*loadKeyBytes)
+	conn.Send("SELECT", 15)
+	for i := range n {
+		conn.Send("SET", "redistest:load:"+strconv.Itoa(i), value)
+	}
+	conn.Send("CONFIG", "SET", "rdbcompression", "no") // or a value is a few bytes
+	conn.Send("SAVE")
+	for range n + 3 {
+		if _, err := conn.Receive(); err != nil {
+			t.Fatalf("redistest: write a snapshot: %v", err)
+		}
+	}
+	s.Kill()
+	s.relaunch(t, "--key-load-delay", strconv.FormatInt((d/time.Duration(n)).Microseconds(), 10),
+		"--loading-process-events-interval-bytes", strconv.Itoa(loadKeyBytes))
+	if _, err := s.ask("PING"); err == nil || !strings.HasPrefix(err.Error(), "LOADING") {
+		t.Fatalf("redistest: PING to a server that should load for %v: %v", d, err)
+	}
+}

@@ -57,3 +57,29 @@ func TestInfo(t *testing.T) {
 		t.Errorf("%d connections and %d clients after a restart", taken, clients)
 	}
 }
+
+func TestRestartLoading(t *testing.T) {
+	s := Start(t)
+	s.Do(t, "SET", "key", "value")
+	s.RestartLoading(t, 2*time.Second)
+	if reply, err := ping(t, dialTCP(t, s.Addr)); err != nil || !strings.HasPrefix(reply, "-LOADING") {
+		t.Errorf("PING: %q, %v", reply, err)
+	}
+	// Several times: it goes on answering, not only before it begins.
+	for range 5 {
+		if _, err := s.Dial(t).Do("GET", "key"); err == nil || !strings.HasPrefix(err.Error(), "LOADING") {
+			t.Errorf("GET: %v", err)
+		}
+	}
+	eventually(t, "it has loaded", func() bool { return s.Info(t, "persistence", "loading") == "0" })
+	if got := s.Do(t, "GET", "key"); got != "value" {
+		t.Errorf("afterwards: %v", got)
+	}
+	if keys := s.Keys(t); len(keys) != 1 {
+		t.Errorf("%d keys in database 0, want 1", len(keys))
+	}
+	s.Restart(t)
+	if keys := s.Keys(t); len(keys) != 0 {
+		t.Errorf("keys %q after a restart", keys)
+	}
+}
