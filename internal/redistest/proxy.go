@@ -1,28 +1,65 @@
 package redistest
 
 import (
-	"io"
 	"net"
 	"sync"
 	"testing"
 	"time"
 )
 
+// trickleTime is how long Trickle waits after a byte.
+const trickleTime = 50 * time.Microsecond
+
 // Proxy stands between a client and a server, and makes trouble. The zero
-// trouble is none. It is safe for concurrent use.
+// trouble is none, and each can be had together with the others. It is safe for
+// concurrent use.
+//
+// What a client sends, and what the server sends, comes in chunks as the
+// network delivers them: a chunk is one request or reply if there is one at a
+// time, and may be many, or a part of one, if there are more.
 type Proxy struct {
 	// Addr is where clients connect to.
 	Addr string
 
-	target   string
-	listener net.Listener
+	t testing.TB
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the rest
+	listener net.Listener
+	target   string
 	accepted int
-	conns    map[net.Conn]struct{}
-	delay    time.Duration
-	lose     int
+	links    map[*link]struct{}
 	closed   bool
+
+	delay      time.Duration
+	every      int           // chunks of replies from one that is late to the next, 0 for none
+	late       time.Duration // by how much more than delay
+	count      int           // of chunks since the latest one that was late
+	drop       int
+	lose       int
+	cut        int
+	trickle    bool
+	held       chan struct{} // not nil: replies are held until it is closed
+	blackholed bool          // new connections are
+	silenced   int           // how often Blackhole befell those there were
+}
+
+// link is a connection to the proxy and its continuation to the server.
+type link struct {
+	client net.Conn
+	server net.Conn      // nil if it was swallowed from the start
+	done   chan struct{} // closed when both connections are
+	once   sync.Once
+	dead   bool // nothing passes any more; guarded by the proxy's mu
+}
+
+func (l *link) close() {
+	l.once.Do(func() {
+		close(l.done)
+		l.client.Close()
+		if l.server != nil {
+			l.server.Close()
+		}
+	})
 }
 
 // NewProxy starts a proxy to an address. It ends with the test.
@@ -34,14 +71,16 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	}
 	p := &Proxy{
 		Addr: listener.Addr().String(), target: target, listener: listener,
-		conns: make(map[net.Conn]struct{}),
+		links: make(map[*link]struct{}), t: t,
 	}
-	go p.accept()
+	go p.accept(listener)
 	t.Cleanup(func() {
 		p.mu.Lock()
 		p.closed = true
+		if p.listener != nil {
+			p.listener.Close()
+		}
 		p.mu.Unlock()
-		listener.Close()
 		p.Cut()
 	})
 	return p
@@ -54,6 +93,53 @@ func (p *Proxy) Delay(d time.Duration) {
 	p.delay = d
 }
 
+// DelayEvery makes every k-th chunk that the server sends arrive later by d,
+// counted from now over all connections. What comes behind it on its connection
+// waits for it. A k of 0 ends that.
+func (p *Proxy) DelayEvery(k int, d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.every, p.late, p.count = k, d, 0
+}
+
+// Trickle makes what the server sends arrive one byte at a time, with a pause
+// between them: a reader finds replies in pieces.
+func (p *Proxy) Trickle(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trickle = on
+}
+
+// HoldReplies keeps what the server sends, until ReleaseReplies: commands are
+// executed, and nobody learns it yet. What a server said before it closed the
+// connection, or died, is kept as well.
+func (p *Proxy) HoldReplies() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held == nil {
+		p.held = make(chan struct{})
+	}
+}
+
+// ReleaseReplies delivers what was held, all at once.
+func (p *Proxy) ReleaseReplies() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held != nil {
+		close(p.held)
+		p.held = nil
+	}
+}
+
+// DropRequests closes a client's connection instead of passing on what the
+// client sends, and does so n times: a command is not executed, and its sender
+// cannot know.
+func (p *Proxy) DropRequests(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drop = n
+}
+
 // LoseReplies closes a client's connection instead of passing on what the
 // server sends, and does so n times: a command is executed, and nobody learns
 // it.
@@ -63,16 +149,78 @@ func (p *Proxy) LoseReplies(n int) {
 	p.lose = n
 }
 
-// Cut closes all connections.
-func (p *Proxy) Cut() {
+// CutReplies passes on the first half of what the server sends and resets the
+// client's connection, and does so n times.
+func (p *Proxy) CutReplies(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for conn := range p.conns {
-		conn.Close()
+	p.cut = n
+}
+
+// Blackhole makes connections go silent, as a firewall does that has forgotten
+// them: nothing passes in either direction, and nobody is told, not even that
+// the other side has closed. With established, that befalls the connections
+// there are, now and for ever; with connects, those that are made from now on,
+// each for ever too. The latter ends with the next call without connects, and
+// connections made after it work.
+func (p *Proxy) Blackhole(established, connects bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.blackholed = connects
+	if established {
+		p.silenced++
+		for l := range p.links {
+			l.dead = true
+		}
 	}
 }
 
-// Accepted returns how many connections there have been.
+// Refuse makes the port refuse connections, until it is called with false. The
+// connections there are stay.
+func (p *Proxy) Refuse(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed || on == (p.listener == nil):
+	case on:
+		p.listener.Close() // returns when the port is free
+		p.listener = nil
+	default:
+		// Somebody else's connection may have been given the port for a while.
+		for attempt := 1; ; attempt++ {
+			listener, err := net.Listen("tcp", p.Addr)
+			if err == nil {
+				p.listener = listener
+				go p.accept(listener)
+				return
+			}
+			if attempt == 100 {
+				p.t.Errorf("redistest: open the proxy's port again: %v", err)
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+}
+
+// Redirect leads connections that are made from now on to another address.
+func (p *Proxy) Redirect(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
+// Cut closes all connections, those in a black hole too.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.close()
+	}
+}
+
+// Accepted returns how many connections there have been. One that the server
+// did not take does not count; one that went into a black hole does.
 func (p *Proxy) Accepted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,86 +231,217 @@ func (p *Proxy) Accepted() int {
 func (p *Proxy) Open() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.conns) / 2
+	return len(p.links)
 }
 
-func (p *Proxy) accept() {
+func (p *Proxy) accept(listener net.Listener) {
 	for {
-		client, err := p.listener.Accept()
+		client, err := listener.Accept()
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", p.target)
-		if err != nil {
-			client.Close()
+		p.mu.Lock()
+		target, blackholed, silenced := p.target, p.blackholed, p.silenced
+		p.mu.Unlock()
+		if blackholed {
+			p.pass(client, nil, silenced)
 			continue
 		}
-		p.mu.Lock()
-		p.accepted++
-		if p.closed {
-			client.Close()
-			server.Close()
-		} else {
-			p.conns[client], p.conns[server] = struct{}{}, struct{}{}
-		}
-		p.mu.Unlock()
-		end := func() {
-			client.Close()
-			server.Close()
-			p.mu.Lock()
-			delete(p.conns, client)
-			delete(p.conns, server)
-			p.mu.Unlock()
-		}
+		// Not here: a target that does not answer would hold up the others.
 		go func() {
-			defer end()
-			io.Copy(server, client)
-		}()
-		go func() {
-			defer end()
-			p.replies(client, server)
+			server, err := net.DialTimeout("tcp", target, replyTime)
+			if err != nil {
+				client.Close()
+				return
+			}
+			p.pass(client, server, silenced)
 		}()
 	}
+}
+
+// pass passes on what a client and its server send, or nothing at all if there
+// is no server, or if connections were silenced since the client came.
+func (p *Proxy) pass(client, server net.Conn, silenced int) {
+	l := &link{client: client, server: server, done: make(chan struct{})}
+	p.mu.Lock()
+	p.accepted++
+	l.dead = server == nil || silenced != p.silenced
+	if p.closed {
+		l.close()
+	} else {
+		p.links[l] = struct{}{}
+	}
+	p.mu.Unlock()
+	go p.requests(l)
+	if server != nil {
+		go p.replies(l)
+	}
+}
+
+// end closes a link.
+func (p *Proxy) end(l *link) {
+	l.close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.links, l)
+}
+
+// take reports whether there is one left of n, and takes it.
+func take(n *int) bool {
+	if *n <= 0 {
+		return false
+	}
+	*n--
+	return true
+}
+
+// requests passes on what the client sends. When the client closes, the link
+// ends, in a black hole too: there is nobody left to whom it could be silent.
+func (p *Proxy) requests(l *link) {
+	defer p.end(l)
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := l.client.Read(buf)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		dead := l.dead
+		drop := !dead && take(&p.drop)
+		p.mu.Unlock()
+		switch {
+		case dead:
+			continue
+		case drop:
+			return
+		}
+		if _, err := l.server.Write(buf[:n]); err != nil && !p.isDead(l) {
+			return
+		}
+	}
+}
+
+func (p *Proxy) isDead(l *link) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return l.dead
+}
+
+// chunk is what is on its way to a client.
+type chunk struct {
+	due  time.Time
+	data []byte
+	cut  bool // the connection is reset after it
 }
 
 // replies passes on what the server sends. What arrives is not read later for
 // being delayed, so that the delay does not add up.
-func (p *Proxy) replies(client, server net.Conn) {
-	type part struct {
-		due  time.Time
-		data []byte
-	}
-	parts := make(chan part, 1024)
+func (p *Proxy) replies(l *link) {
+	chunks := make(chan chunk, 1024)
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		for part := range parts {
-			time.Sleep(time.Until(part.due))
-			if _, err := client.Write(part.data); err != nil {
+		for c := range chunks {
+			if !p.deliver(l, c) {
 				return
 			}
 		}
 	}()
-	defer close(parts)
+	if p.readReplies(l, chunks, gone) {
+		close(chunks)
+		<-gone // what is on its way arrives before the end
+	} else {
+		defer close(chunks)
+	}
+	// The server's close does not get through a black hole.
+	if !p.isDead(l) {
+		p.end(l)
+	}
+}
+
+// readReplies reads until the connection is to end, and reports whether what
+// was read is still to be delivered.
+func (p *Proxy) readReplies(l *link, chunks chan<- chunk, gone <-chan struct{}) bool {
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := server.Read(buf)
+		n, err := l.server.Read(buf)
 		if err != nil {
-			return
+			return true
 		}
 		p.mu.Lock()
-		delay, lose := p.delay, p.lose > 0
-		if lose {
-			p.lose--
+		if l.dead {
+			p.mu.Unlock()
+			continue
+		}
+		lose := take(&p.lose)
+		cut := !lose && take(&p.cut)
+		delay := p.delay
+		if p.every > 0 && !lose {
+			if p.count++; p.count == p.every {
+				p.count = 0
+				delay += p.late
+			}
 		}
 		p.mu.Unlock()
 		if lose {
-			return
+			return false
+		}
+		if cut {
+			n = (n + 1) / 2
 		}
 		select {
-		case parts <- part{time.Now().Add(delay), append([]byte(nil), buf[:n]...)}:
+		case chunks <- chunk{time.Now().Add(delay), append([]byte(nil), buf[:n]...), cut}:
 		case <-gone:
-			return
+			return false
+		}
+		if cut {
+			return true
 		}
 	}
+}
+
+// deliver brings a chunk to the client when it is time, and reports whether
+// there may be more.
+func (p *Proxy) deliver(l *link, c chunk) bool {
+	if wait := time.Until(c.due); wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-l.done:
+			return false
+		}
+	}
+	for len(c.data) > 0 {
+		p.mu.Lock()
+		held, dead, trickle := p.held, l.dead, p.trickle
+		p.mu.Unlock()
+		if dead {
+			return true // nothing arrives
+		}
+		if held != nil {
+			select {
+			case <-held:
+				continue
+			case <-l.done:
+				return false
+			}
+		}
+		now := c.data
+		if trickle {
+			now = c.data[:1]
+		}
+		if _, err := l.client.Write(now); err != nil {
+			return false
+		}
+		c.data = c.data[len(now):]
+		if trickle && len(c.data) > 0 {
+			time.Sleep(trickleTime)
+		}
+	}
+	if c.cut {
+		_ = l.client.(*net.TCPConn).SetLinger(0) // it may be closed already
+		p.end(l)
+	}
+	return true
 }
