@@ -8,6 +8,9 @@
 // A server listens on a free port of the loopback interface and on a Unix
 // socket, keeps its data in memory, and ends with its test. Where there is no
 // redis-server, tests fail; they do not skip.
+//
+// [StartSentinel] starts servers that stand in for each other. A [Proxy] makes
+// the trouble that a network makes.
 package redistest
 
 import (
@@ -75,10 +78,7 @@ func start(t testing.TB, s *Server) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.dir, s.Socket = dir, filepath.Join(dir, "redis.sock")
-	if i := slices.Index(s.args, "--requirepass"); i >= 0 && i+1 < len(s.args) {
-		s.password = s.args[i+1]
-	}
+	s.dir, s.Socket, s.password = dir, filepath.Join(dir, "redis.sock"), passwordOf(s.args)
 	t.Cleanup(func() {
 		s.Kill()
 		os.RemoveAll(dir)
@@ -101,6 +101,14 @@ func start(t testing.TB, s *Server) *Server {
 			t.Fatalf("redistest: redis-server does not start: %v\n%s", err, s.output.String())
 		}
 	}
+}
+
+// passwordOf returns the password that arguments for redis-server set, if any.
+func passwordOf(args []string) string {
+	if i := slices.Index(args, "--requirepass"); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
 }
 
 // busOffset is how far a cluster's bus is from the port for clients.
