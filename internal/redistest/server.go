@@ -9,8 +9,8 @@
 // socket, keeps its data in memory, and ends with its test. Where there is no
 // redis-server, tests fail; they do not skip.
 //
-// [StartSentinel] starts servers that stand in for each other. A [Proxy] makes
-// the trouble that a network makes.
+// [StartSentinel] and [StartCluster] start servers that stand in for each
+// other. A [Proxy] makes the trouble that a network makes.
 package redistest
 
 import (
