@@ -102,7 +102,22 @@ type Ask struct {
 	// Advisory asks are decided and charged like others, but their refusal
 	// does not refuse the call. They are charged only if the call is granted.
 	Advisory bool
+	// Owed is what was spent of the limit while the store was away, and is
+	// counted now: before the ask is decided, and whether or not the call is
+	// granted. At most MaxOwed.
+	Owed []Spent
 }
+
+// Spent is units that were spent an age ago, without the store. They count
+// from when they were spent, so not at all if that is a window ago; if there
+// are younger units in the log, until the next younger ones expire.
+type Spent struct {
+	Age   time.Duration // not negative, whole microseconds
+	Units int64         // 1 to MaxEvents
+}
+
+// MaxOwed is how many entries Ask.Owed has at most.
+const MaxOwed = 16
 
 // MaxAhead is how far ahead of the store's clock a grant may be stamped.
 const MaxAhead = time.Second
@@ -169,8 +184,15 @@ func Validate(asks []Ask, answers []Answer) error {
 			return fmt.Errorf("store: limit %d, need %d or extra %d of zone %q is not between 0 and %d", a.Limit, a.Need, a.Extra, a.Key.Zone, int64(MaxEvents))
 		case a.Ahead < 0 || a.Ahead > MaxAhead:
 			return fmt.Errorf("store: ahead %v of zone %q is not between 0 and %v", a.Ahead, a.Key.Zone, MaxAhead)
+		case len(a.Owed) > MaxOwed:
+			return fmt.Errorf("store: %d entries are owed in zone %q; %d is the most", len(a.Owed), a.Key.Zone, MaxOwed)
 		case len(a.Key.Client) > MaxClientBytes:
 			return fmt.Errorf("store: key of %d bytes in zone %q is longer than %d; hash it first", len(a.Key.Client), a.Key.Zone, MaxClientBytes)
+		}
+		for _, spent := range a.Owed {
+			if spent.Age < 0 || spent.Age%time.Microsecond != 0 || spent.Units < 1 || spent.Units > MaxEvents {
+				return fmt.Errorf("store: %d units of %v ago in zone %q cannot be owed", spent.Units, spent.Age, a.Key.Zone)
+			}
 		}
 		for j := range i {
 			if asks[j].Key == a.Key && asks[j].Window == a.Window {
@@ -206,10 +228,13 @@ const (
 	KindOverload Kind = "overload"
 	// KindReply: the server answered with an error, or with nonsense.
 	KindReply Kind = "reply"
+	// KindAway: the server is known to be away, or to answer too late; it was
+	// not asked.
+	KindAway Kind = "away"
 )
 
 // Kinds lists every Kind.
-var Kinds = []Kind{KindTimeout, KindUnavailable, KindBroken, KindOverload, KindReply}
+var Kinds = []Kind{KindTimeout, KindUnavailable, KindBroken, KindOverload, KindReply, KindAway}
 
 // Error is the failure of a store, as opposed to its refusal.
 type Error struct {
@@ -217,7 +242,11 @@ type Error struct {
 	// Unexecuted is true only if the call was certainly not executed and
 	// never will be.
 	Unexecuted bool
-	Err        error // never holds a secret
+	// Late is set if the call may have been executed and its answers may
+	// still come, nil otherwise. Whoever lets the request pass leaves it
+	// alone: what is granted then stands.
+	Late *Late
+	Err  error // never holds a secret
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("store %s: %v", e.Kind, e.Err) }
