@@ -162,18 +162,22 @@ func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 		places = make([]place, len(asks))
 	}
 	places = places[:len(asks)]
-	shards := uint64(0)
+	shards, owed := uint64(0), 0
 	for i := range asks {
 		p := &places[i]
 		p.key = logKey{asks[i].Key, asks[i].Window}
 		p.shard, p.slot = m.locate(p.key)
 		shards |= 1 << p.shard
+		owed += len(asks[i].Owed)
 	}
 	m.lock(shards)
 	defer m.unlock(shards)
 
 	// Read under the locks, so that no log sees time step back.
 	now := m.now()
+	if owed > 0 {
+		m.settle(places, asks, now)
+	}
 	for i := range asks {
 		p, a := &places[i], &asks[i]
 		m.shards[p.shard].find(p, now)
@@ -193,11 +197,11 @@ func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 	}
 	for i := range asks {
 		if answers[i].Granted && (asks[i].Need > 0 || asks[i].Extra > 0 && answers[i].Remaining > 0) {
-			m.settle(i, places, asks, answers, now)
+			m.provide(i, places, asks, answers, now)
 		}
 	}
 	if !granted(asks, answers) {
-		m.unsettle(places)
+		m.withdraw(places)
 		return nil
 	}
 	for i := range asks {
@@ -207,6 +211,26 @@ func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 		}
 	}
 	return nil
+}
+
+// settle counts what the asks owe. A key that has no log is admitted for it,
+// and stays when the call is refused; if there is no room, its overflow log
+// counts what it owes, at the expense of those it is shared with.
+func (m *Memory) settle(places []place, asks []Ask, now int64) {
+	for i := range asks {
+		p, a := &places[i], &asks[i]
+		var l *memoryLog
+		for j := range a.Owed {
+			if a.Owed[j].Age >= a.Window {
+				continue
+			}
+			if l == nil {
+				l = m.open(p, a, now, places)
+			}
+			l.grow()
+			l.settle(now, a, &a.Owed[j])
+		}
+	}
 }
 
 // Return gives units back as [Store] says. It never waits and never fails.

@@ -17,29 +17,19 @@ const (
 	shrinkPart = 8
 )
 
-// settle gives places[i], if it has none, a log to be charged: its own if
+// provide gives places[i], if it has none, a log to be charged: its own if
 // there is room, else the one it shares.
-func (m *Memory) settle(i int, places []place, asks []Ask, answers []Answer, now int64) {
+func (m *Memory) provide(i int, places []place, asks []Ask, answers []Answer, now int64) {
 	p := &places[i]
 	if p.log != nil {
 		return
 	}
 	s := &m.shards[p.shard]
 	if m.admit(s, now, places) {
-		l := &memoryLog{limit: asks[i].Limit}
-		if p.overflow != nil {
-			l.Window = p.overflow.Window
-			l.entries = append([]entry(nil), l.entries...)
-		}
-		s.add(p, l)
-		p.log, p.admitted = l, true
+		p.log, p.admitted = s.begin(p, asks[i].Limit), true
 		return
 	}
-	key := p.overflowKey()
-	l := s.overflow[key]
-	if l == nil {
-		l = s.addOverflow(key, now, places)
-	}
+	l := s.shared(p, now, places)
 	if inUse(l, places) {
 		// Two new clients of one zone in one call were each promised the
 		// units of the log that they now turn out to share.
@@ -50,13 +40,47 @@ func (m *Memory) settle(i int, places []place, asks []Ask, answers []Answer, now
 	p.log = l
 }
 
-// unsettle forgets the keys that a call admitted before it was refused.
-func (m *Memory) unsettle(places []place) {
+// withdraw forgets the keys that a call admitted before it was refused.
+func (m *Memory) withdraw(places []place) {
 	for i := range places {
 		if p := &places[i]; p.admitted {
 			m.remove(&m.shards[p.shard], p.key)
 		}
 	}
+}
+
+// open returns a log to count in what is not asked for: the key's own, which
+// it admits if there is room, else the one it shares.
+func (m *Memory) open(p *place, a *Ask, now int64, places []place) *memoryLog {
+	s := &m.shards[p.shard]
+	s.find(p, now)
+	if p.log == nil {
+		if !m.admit(s, now, places) {
+			return s.shared(p, now, places)
+		}
+		p.log = s.begin(p, a.Limit)
+	}
+	return p.log
+}
+
+// begin holds a log for the key of p, which has been admitted.
+func (s *shard) begin(p *place, limit int64) *memoryLog {
+	l := &memoryLog{limit: limit}
+	if p.overflow != nil {
+		l.Window = p.overflow.Window
+		l.entries = append([]entry(nil), l.entries...)
+	}
+	s.add(p, l)
+	return l
+}
+
+// shared returns the overflow log of p.
+func (s *shard) shared(p *place, now int64, places []place) *memoryLog {
+	key := p.overflowKey()
+	if l := s.overflow[key]; l != nil {
+		return l
+	}
+	return s.addOverflow(key, now, places)
 }
 
 // inUse reports whether l is about to be charged by the call, and so must be

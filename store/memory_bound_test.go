@@ -239,6 +239,37 @@ func TestMemoryOverflowGivesBack(t *testing.T) {
 	}
 }
 
+// What is owed is counted though there is no room for the key.
+func TestMemoryOverflowIsOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := full(t, 1)
+		ask := client(1)
+		ask.Owed = []store.Spent{{Age: time.Minute, Units: 3}, {Age: time.Hour, Units: 3}}
+		if a := use(t, m, ask, 1); a.Remaining != 1 || a.Reset != time.Hour {
+			t.Errorf("%+v, want 1 remaining for an hour", a)
+		}
+		if a := take(t, m, ask)[0]; a.Granted || a.RetryAfter != 59*time.Minute {
+			t.Errorf("%+v, want it refused until what was owed expires", a)
+		}
+		if n := m.Len(); n != 1 {
+			t.Errorf("%d keys held, want 1", n)
+		}
+
+		// Newcomers of one call, of which some share an overflow log.
+		m = full(t, 1)
+		var asks []store.Ask
+		for i := range 40 {
+			ask.Key, ask.Advisory = client(i).Key, true
+			asks = append(asks, ask)
+		}
+		for _, a := range take(t, m, asks...) {
+			if a.Granted && a.Remaining != 1 {
+				t.Errorf("%+v, want nobody to be granted what another one owes", a)
+			}
+		}
+	})
+}
+
 // The keys of one call do not push each other out.
 func TestMemoryOneCallAtTheBound(t *testing.T) {
 	for _, bound := range []int{1, 3, 4} {
@@ -272,6 +303,11 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 		for i := range 40 { // more than there are overflow logs
 			asks = append(asks, client(i))
 		}
+		if room > 0 {
+			// What is owed has a place before, and keeps it.
+			m.SetMaxKeys(2 + room + 1)
+			asks[0].Owed = []store.Spent{{Age: time.Minute, Units: 2}}
+		}
 		refused := 0
 		for _, a := range take(t, m, asks...) {
 			if a.Charged() {
@@ -284,9 +320,10 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 		if refused == 0 {
 			t.Errorf("nothing refused")
 		}
-		if n := m.Len(); n != 2 {
-			t.Errorf("%d keys held, want 2", n)
+		if n := m.Len(); n != 2+len(asks[0].Owed) {
+			t.Errorf("%d keys held, want %d", n, 2+len(asks[0].Owed))
 		}
+		asks[0].Owed = nil
 		for i := range asks {
 			asks[i].Advisory = true
 		}
@@ -299,7 +336,7 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 				charged++
 			}
 		}
-		if charged == 0 || charged > 16+room {
+		if charged == 0 || charged > 16+room+1 {
 			t.Errorf("%d advisory asks charged, want at most %d", charged, 16+room)
 		}
 	}

@@ -126,6 +126,20 @@ func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 		t.Errorf("%d keys held, want none", n)
 	}
 
+	// What is owed stays, unless that was too long ago.
+	for i, age := range []time.Duration{time.Hour, time.Minute} {
+		owing := tooMuch
+		owing.Owed = []store.Spent{{Age: age, Units: 5}}
+		take(t, m, owing, client(5))
+		if n := m.Len(); n != i {
+			t.Errorf("%d keys held after a refused call of what was spent %v ago, want %d", n, age, i)
+		}
+		if n := left(t, m, tooMuch); n != int64(5-5*i) {
+			t.Errorf("%d units left after a refused call of what was spent %v ago", n, age)
+		}
+	}
+	m = store.NewMemory(0)
+
 	a := use(t, m, client(6), 2)
 	g := store.Grant{Key: client(6).Key, Window: time.Hour, Stamp: a.Stamp, Mark: a.Mark, Units: 1}
 	m.Return(0, []store.Grant{g})

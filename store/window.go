@@ -16,6 +16,9 @@ const (
 	// come from a clock that has since stepped back: grants reach at most
 	// MaxAhead ahead, and a second is spare.
 	maxSkew = 2 * time.Second
+	// maxTotal bounds the units of a log. Nothing but what is settled gets
+	// there, which no limit holds back; Redis keeps a total in six bytes.
+	maxTotal = 1<<48 - 1
 )
 
 // Window is the log of one key: when how many units were granted, as far as
@@ -88,6 +91,35 @@ func nextMark(old, now int64) int64 {
 		return now + 1
 	}
 	return now
+}
+
+// Settle counts what a owes: each from when it was spent, unless that is a
+// window ago. Where there are younger units in the log, it joins the oldest of
+// them: a log has no room for entries in between. The total may come to exceed
+// the limit; then asks are refused until enough has expired. What exceeds
+// maxTotal is dropped. The log must have been advanced to now.
+func (w *Window) Settle(now int64, a *Ask) {
+	for i := range a.Owed {
+		w.settle(now, a, &a.Owed[i])
+	}
+}
+
+func (w *Window) settle(now int64, a *Ask, spent *Spent) {
+	units := min(spent.Units, maxTotal-w.total)
+	if spent.Age >= a.Window || units <= 0 {
+		return
+	}
+	stamp := now - spent.Age.Microseconds()
+	for i := range w.entries {
+		if e := &w.entries[i]; e.stamp >= stamp {
+			// If it is the last entry, its first stamp stays what it was:
+			// what comes next joins as if nothing had been owed.
+			e.units += units
+			w.total += units
+			return
+		}
+	}
+	w.add(now, stamp, units, a)
 }
 
 // Ask answers a without charging anything: as if it was refused by another

@@ -108,10 +108,12 @@ type history struct {
 	now    int64
 	window time.Duration
 	past   []*past
+	owed   []entry // when units were spent without asking
 
 	limit    func() int64
 	back     bool          // units are given back
 	stepping bool          // the clock steps back
+	owes     bool          // units are spent without asking, and told later
 	extra    bool          // extra units are asked for
 	ahead    time.Duration // and stamped ahead by at most this
 	seen     func(a *Ask, answer Answer)
@@ -172,6 +174,11 @@ func (h *history) step() {
 		a.Extra = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(0, max(1, limit/16))).Draw(h.t, "extra")
 		a.Ahead = time.Duration(rapid.Int64Range(0, h.ahead.Microseconds()).Draw(h.t, "ahead")) * time.Microsecond
 	}
+	if h.owes && rapid.IntRange(0, 2).Draw(h.t, "owes") == 0 {
+		h.owe(a)
+		h.w.Settle(h.now, a)
+		a.Owed = nil
+	}
 	before := h.w
 	before.entries = slices.Clone(before.entries)
 	answer := h.w.call(h.now, a)
@@ -185,6 +192,18 @@ func (h *history) step() {
 		p := &past{ask: *a, at: h.now, Grant: Grant{Window: h.window, Stamp: answer.Stamp, Mark: answer.Mark, Units: a.Need + answer.Extra}}
 		h.spend(p, answer.Extra > 0)
 		h.past = append(h.past, p)
+	}
+}
+
+// owe draws units that were spent without asking.
+func (h *history) owe(a *Ask) {
+	width := h.window.Microseconds()
+	for range rapid.IntRange(1, MaxOwed).Draw(h.t, "owed") {
+		s := Spent{Units: rapid.Int64Range(1, max(1, a.Limit/8)).Draw(h.t, "units")}
+		age := rapid.OneOf(rapid.Int64Range(0, width/mergeParts), rapid.Int64Range(0, width+1)).Draw(h.t, "age")
+		s.Age = time.Duration(age) * time.Microsecond
+		a.Owed = append(a.Owed, s)
+		h.owed = append(h.owed, entry{h.now - age, s.Units})
 	}
 }
 
@@ -294,6 +313,32 @@ func TestWindowIsStrict(t *testing.T) {
 	})
 }
 
+// When units are granted, no more than the limit are spent in the window that
+// ends there, including what was owed.
+func TestWindowCountsWhatIsOwed(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
+		h.back = rapid.Bool().Draw(t, "give back")
+		h.owes = true
+		h.seen = func(a *Ask, got Answer) {
+			if !got.Charged() {
+				return
+			}
+			sum, since := a.Need, h.now-h.window.Microseconds()
+			for _, e := range append(h.spent(), h.owed...) {
+				if e.stamp > since {
+					sum += e.units
+				}
+			}
+			if sum > a.Limit {
+				t.Fatalf("%d units of %d in the window up to %d; log %s", sum, a.Limit, h.now-start, h.w.text())
+			}
+		}
+		h.play(150)
+	})
+}
+
 // Up to 64 units, and for whatever is asked for without extra units, the log
 // answers as an exact one, also when the limit changes.
 func TestWindowIsExactUpTo64(t *testing.T) {
@@ -365,7 +410,7 @@ func TestWindowIsSound(t *testing.T) {
 		h := newHistory(t)
 		limits := rapid.SampledFrom([][]int64{{0, 1, 2}, {60, 64, 65, 70}, {1, 1000}, {64, 1_000_000, MaxEvents}}).Draw(t, "limits")
 		h.limit = func() int64 { return rapid.SampledFrom(limits).Draw(t, "limit") }
-		h.back, h.extra, h.stepping = true, true, true
+		h.back, h.extra, h.stepping, h.owes = true, true, true, true
 		h.ahead = MaxAhead
 		h.play(300)
 		// Grants that never were change nothing for the better or worse.

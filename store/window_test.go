@@ -21,6 +21,7 @@ type row struct {
 	limit       int64 // 0: as in the row before
 	need, extra int64
 	ahead       float64
+	owed        []earlier
 	back        int // gives back units of the grant of that row; the first one is 1
 	units       int64
 
@@ -28,6 +29,12 @@ type row struct {
 	retry float64 // refused, and granted after so long
 	got   int64   // extra units
 	log   string
+}
+
+// earlier is units spent so many seconds ago.
+type earlier struct {
+	age   float64
+	units int64
 }
 
 func micros(seconds float64) int64 { return int64(seconds*1e6 + 0.5) }
@@ -61,6 +68,8 @@ func (w *Window) sound() error {
 	switch last := len(w.entries) - 1; {
 	case sum != w.total:
 		return fmt.Errorf("total %d, but the entries have %d", w.total, sum)
+	case w.total > maxTotal:
+		return fmt.Errorf("total %d, want at most %d", w.total, int64(maxTotal))
 	case (last < 0) != (w.mark == 0):
 		return fmt.Errorf("mark %d with %d entries", w.mark, len(w.entries))
 	case last < 0 && w.first != 0:
@@ -74,6 +83,7 @@ func (w *Window) sound() error {
 // call decides one ask as a store does.
 func (w *Window) call(now int64, a *Ask) Answer {
 	w.Advance(now, a.Window)
+	w.Settle(now, a)
 	answer := w.Ask(now, a)
 	if answer.Granted {
 		w.Charge(now, a, &answer)
@@ -98,6 +108,9 @@ func runLedger(t *testing.T, rows []row) {
 			w.Return(now, &g)
 		} else {
 			a := Ask{Window: window, Limit: limit, Need: r.need, Extra: r.extra, Ahead: time.Duration(micros(r.ahead)) * time.Microsecond}
+			for _, d := range r.owed {
+				a.Owed = append(a.Owed, Spent{time.Duration(micros(d.age)) * time.Microsecond, d.units})
+			}
 			answer := w.call(now, &a)
 			if answer.Granted != (r.retry == 0) || answer.Extra != r.got || answer.Remaining != r.left ||
 				seconds(answer.RetryAfter) != r.retry {
@@ -270,6 +283,53 @@ func TestWindow(t *testing.T) {
 			{at: 1.5, need: 1, left: 98, log: "0:1 1.5:1"},
 			{at: 1.6, need: 1, left: 97, log: "0:1 1.6:2"}, // its own first stamp is known again
 		}},
+		{"what is owed counts from when it was spent", []row{
+			{at: 100, limit: 5, owed: []earlier{{10, 2}}, left: 3, log: "90:2"},
+			{at: 100, need: 3, left: 0, log: "90:2 100:3"},
+			{at: 101, need: 1, retry: 53, log: "90:2 100:3"},
+			{at: 154, need: 1, left: 1, log: "100:3 154:1"},
+			{at: 155, owed: []earlier{{0, 1}}, need: 1, retry: 9, left: 0, log: "100:3 154:1 155:1"},
+		}},
+		{"what is owed joins the first that is not older", []row{
+			{at: 100, limit: 20, need: 1, left: 19, log: "100:1"},
+			{at: 110, need: 1, left: 18, log: "100:1 110:1"},
+			{at: 120, need: 1, left: 17, log: "100:1 110:1 120:1"},
+			{at: 121, owed: []earlier{{21, 2}}, left: 15, log: "100:3 110:1 120:1"},
+			{at: 121, owed: []earlier{{20.999999, 2}}, left: 13, log: "100:3 110:3 120:1"},
+			{at: 121, owed: []earlier{{11.000001, 1}, {50, 1}}, left: 11, log: "100:4 110:4 120:1"},
+			{at: 121, owed: []earlier{{1, 1}, {2, 1}}, left: 9, log: "100:4 110:4 120:3"},
+			{at: 121, owed: []earlier{{0.5, 1}, {0.6, 1}}, left: 7, log: "100:4 110:4 120:3 120.5:2"},
+		}},
+		{"what is owed is forgotten after a window", []row{
+			{at: 100, limit: 5, owed: []earlier{{64, 2}, {1e6, 2}}, left: 5, log: ""},
+			{at: 100, owed: []earlier{{63.999999, 2}}, left: 3, log: "36.000001:2"},
+			{at: 100, owed: []earlier{{64, 2}}, left: 3, log: "36.000001:2"},
+			{at: 100.000001, left: 5, log: ""},
+		}},
+		{"what is owed may exceed the limit", []row{
+			{at: 100, limit: 5, need: 4, left: 1, log: "100:4"},
+			{at: 110, owed: []earlier{{5, 3}, {2, 4}}, need: 1, retry: 59, left: 0, log: "100:4 105:3 108:4"},
+			{at: 110, extra: 3, left: 0, log: "100:4 105:3 108:4"}, // a refill is granted nothing
+			{at: 168.999999, need: 1, retry: 0.000001, left: 0, log: "105:3 108:4"},
+			{at: 169, need: 1, left: 0, log: "108:4 169:1"},
+		}},
+		{"what is owed merges above 64", []row{
+			{at: 100, limit: 100, owed: []earlier{{10, 1}, {9.5, 1}, {9.000001, 1}, {9, 1}}, left: 96, log: "90.999999:3 91:1"},
+			{at: 100, owed: []earlier{{9.9, 1}, {8.1, 2}}, left: 93, log: "90.999999:4 91.9:3"},
+			{at: 100, owed: []earlier{{9, 1}}, left: 92, log: "90.999999:4 91.9:4"},
+		}},
+		{"what comes next joins as if nothing had been owed", []row{
+			{at: 100, limit: 100, need: 1, left: 99, log: "100:1"},
+			{at: 100.1, owed: []earlier{{40, 1}}, left: 98, log: "100:2"},
+			{at: 100.9, need: 1, left: 97, log: "100.9:3"},
+			{at: 101, need: 1, left: 96, log: "100.9:3 101:1"},
+		}},
+		{"a grant is given back next to what was owed", []row{
+			{at: 100, limit: 9, owed: []earlier{{9, 1}}, need: 1, left: 7, log: "91:1 100:1"},
+			{at: 101, owed: []earlier{{5, 2}}, left: 5, log: "91:1 100:3"},
+			{at: 101, back: 1, units: 1, log: "91:1 100:2"},
+			{at: 155, left: 7, log: "100:2"},
+		}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { runLedger(t, test.rows) })
@@ -320,6 +380,29 @@ func TestWindowOfLeasesGivenBack(t *testing.T) {
 	}
 	if w.Advance(now+window.Microseconds()-1, window); w.total == 0 {
 		t.Errorf("nothing counts a microsecond before the last unit expires")
+	}
+}
+
+// What is owed is held back by no limit; what does not fit the bytes that a
+// store has for it is dropped.
+func TestWindowOwedWithoutEnd(t *testing.T) {
+	var w Window
+	a := Ask{Window: window, Limit: 5}
+	for i := range MaxOwed {
+		a.Owed = append(a.Owed, Spent{time.Duration(MaxOwed-i) * time.Second, MaxEvents})
+	}
+	for range 50 {
+		w.call(start, &a)
+		if err := w.sound(); err != nil {
+			t.Fatalf("%v; log %s", err, w.text())
+		}
+	}
+	if w.total != maxTotal {
+		t.Errorf("%d units counted, want %d", w.total, int64(maxTotal))
+	}
+	a.Owed, a.Need = nil, 1
+	if answer := w.call(start, &a); answer.Granted || answer.RetryAfter != window-time.Second {
+		t.Errorf("%+v, want it refused until the last unit expires", answer)
 	}
 }
 

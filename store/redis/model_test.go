@@ -15,7 +15,7 @@ type model struct {
 	name func(store.Key, time.Duration) string
 }
 
-// take decides asks, and returns which logs it wrote.
+// take settles and decides asks, and returns which logs it wrote.
 func (m *model) take(now int64, asks []store.Ask) (answers []store.Answer, written map[string]time.Duration) {
 	answers = make([]store.Answer, len(asks))
 	written = make(map[string]time.Duration)
@@ -25,6 +25,10 @@ func (m *model) take(now int64, asks []store.Ask) (answers []store.Answer, writt
 		a := &asks[i]
 		name := m.name(a.Key, a.Window)
 		logs[i] = m.advanced(now, name, a.Window, written)
+		total := inside(logs[i]).total
+		if logs[i].Settle(now, a); inside(logs[i]).total != total {
+			m.logs[name], written[name] = logs[i], a.Window
+		}
 		answers[i] = logs[i].Ask(now, a)
 		all = all && (answers[i].Granted || a.Advisory)
 	}

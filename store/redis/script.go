@@ -53,21 +53,35 @@ func (k *keys) takeCommand(asks []store.Ask) []any {
 // packAsk is an ask as the script reads it. One string costs the server, and
 // this process, less than six numbers.
 func packAsk(a *store.Ask) string {
-	var packed [33]byte
-	put := func(at, size int, n int64) {
-		for i := range size {
-			packed[at+i] = byte(n >> (8 * (size - 1 - i)))
-		}
-	}
-	put(0, 7, a.Window.Microseconds())
-	put(7, 6, a.Limit)
-	put(13, 6, a.Need)
-	put(19, 6, a.Extra)
-	put(25, 7, a.Ahead.Microseconds())
+	const size, owedSize = 33, 13
+	var packed [size]byte
+	put(packed[0:7], a.Window.Microseconds())
+	put(packed[7:13], a.Limit)
+	put(packed[13:19], a.Need)
+	put(packed[19:25], a.Extra)
+	put(packed[25:32], a.Ahead.Microseconds())
 	if a.Advisory {
 		packed[32] = 1
 	}
-	return string(packed[:])
+	if len(a.Owed) == 0 {
+		return string(packed[:])
+	}
+	var owed [owedSize]byte
+	b := append(make([]byte, 0, size+owedSize*len(a.Owed)), packed[:]...)
+	for _, spent := range a.Owed {
+		put(owed[0:7], spent.Age.Microseconds())
+		put(owed[7:13], spent.Units)
+		b = append(b, owed[:]...)
+	}
+	return string(b)
+}
+
+// put writes n into all of b.
+func put(b []byte, n int64) {
+	for i := len(b) - 1; i >= 0; i-- {
+		b[i] = byte(n)
+		n >>= 8
+	}
 }
 
 // giveCommand is the command that gives grants back.

@@ -60,6 +60,7 @@ type history struct {
 	model  model
 	zone   string
 	dense  bool // as many entries as there can be
+	owes   int  // one ask in so many and one owes units, none if it is 0
 	now    int64
 	steps  []step
 	grants []store.Grant // that were made, to be given back
@@ -82,6 +83,7 @@ func (h *history) draw(t *rapid.T) {
 	if h.dense = rapid.IntRange(0, 5).Draw(t, "dense") == 5; h.dense {
 		least, most, limits = 150, 300, []int64{1_000_000}
 	}
+	h.owes = rapid.SampledFrom([]int{0, 0, 1, 4}).Draw(t, "owes")
 	for range rapid.IntRange(least, most).Draw(t, "steps") {
 		h.tick(t, window)
 		gives := []bool{true, false, false, false}
@@ -144,9 +146,32 @@ func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
 			a.Extra = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "extra")
 			a.Ahead = time.Duration(rapid.Int64Range(0, 1_000_000).Draw(t, "ahead")) * time.Microsecond
 		}
+		if h.owes > 0 && rapid.IntRange(0, h.owes).Draw(t, "owes") == 0 {
+			a.Owed = h.owed(t, window, limit)
+			if rapid.IntRange(0, 3).Draw(t, "look") == 0 {
+				a.Need, a.Extra = 0, 0
+			}
+		}
 		asks = append(asks, a)
 	}
 	h.addTake(asks...)
+}
+
+// owed draws what is owed: of any age up to a window and beyond, in any order.
+func (h *history) owed(t *rapid.T, window time.Duration, limit int64) (owed []store.Spent) {
+	w := window.Microseconds()
+	age := rapid.OneOf(rapid.SampledFrom([]int64{0, 1, w - 1, w, w + 1, 1<<63/1000 - 1}), rapid.Int64Range(0, w/64), rapid.Int64Range(0, w))
+	units := rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(1, limit/8+1))
+	if rapid.IntRange(0, 3).Draw(t, "a lot") == 0 {
+		units = rapid.Just(int64(store.MaxEvents))
+	}
+	for range rapid.OneOf(rapid.Just(1), rapid.Just(store.MaxOwed), rapid.IntRange(1, store.MaxOwed)).Draw(t, "entries") {
+		owed = append(owed, store.Spent{
+			Age:   time.Duration(age.Draw(t, "age")) * time.Microsecond,
+			Units: min(units.Draw(t, "units"), store.MaxEvents),
+		})
+	}
+	return owed
 }
 
 // addTake adds a call, and notes what it is granted.

@@ -48,6 +48,32 @@ func TestStoredSize(t *testing.T) {
 				h.addTake(ask)
 			}
 		}},
+		{"given back, owed", 68, func(h *history, ask store.Ask) {
+			look := ask
+			look.Need, look.Owed = 0, []store.Spent{{Units: 1}}
+			for range 68 {
+				h.now += 1000
+				ahead := ask
+				ahead.Extra, ahead.Ahead = 5, store.MaxAhead
+				h.addTake(ahead)
+				h.addGive(h.grants[len(h.grants)-1])
+				h.addTake(look)
+			}
+			for range 3 {
+				h.now += width/64 + 1
+				h.addTake(look)
+			}
+		}},
+		// More units than fit their bytes.
+		{"owed without end", store.MaxOwed, func(h *history, ask store.Ask) {
+			for i := range store.MaxOwed {
+				age := window / 32 * time.Duration(store.MaxOwed-i)
+				ask.Owed = append(ask.Owed, store.Spent{Age: age, Units: store.MaxEvents})
+			}
+			for range 50 {
+				h.addTake(ask)
+			}
+		}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

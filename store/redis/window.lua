@@ -5,7 +5,8 @@
 --          give may name one twice.
 -- ARGV[1]  'take' or 'give', then for each key
 --   take   one string, like the reply: window (7 bytes), limit, need and
---          extra (6 each), ahead (7), advisory (1 byte, 0 or 1)
+--          extra (6 each), ahead (7), advisory (1 byte, 0 or 1), and what is
+--          owed: age (7) and units (6) of each
 --   give   window, stamp, mark, units
 -- Reply    one string (a reply of many integers costs the server more than
 --          all the arithmetic), with for each key
@@ -28,11 +29,13 @@
 -- than the arithmetic. They are:
 --
 --   20        bytes of a header, '>I7I6I7'
---   13        bytes of an entry, '>I7I6'
+--   13        bytes of an entry, or of what is owed, '>I7I6'
+--   33        bytes of an ask that owes nothing
 --   64        the largest limit whose log keeps every stamp apart, and the
 --             part of a window within which others merge
 --   68        the most entries
 --   2000000   how far ahead a stamp may lie
+--   281474976710655   the most units of a log, which fit 6 bytes
 
 local pack, unpack, sub, call = struct.pack, struct.unpack, string.sub, redis.call
 
@@ -102,13 +105,57 @@ local granted = true
 -- or false, and the time to live of that: first for the case that the call is
 -- granted, then for the case that it is not.
 local function ask(i)
-  local window, limit, need, extra, ahead, advisory = unpack('>I7I6I6I6I7I1', ARGV[i + 1])
-  local s, from, upto, stamp, units, total, first, mark, lowered = parse(KEYS[i], window)
+  local packed = ARGV[i + 1]
+  local window, limit, need, extra, ahead, advisory = unpack('>I7I6I6I6I7I1', packed)
+  local s, from, upto, stamp, units, total, first, mark, changed = parse(KEYS[i], window)
+  if #packed > 33 then
+    -- What is owed counts from when it was spent, whether or not the call is
+    -- granted.
+    local middle = sub(s, from, upto)
+    for j = 34, #packed, 13 do
+      local age, more = unpack('>I7I6', packed, j)
+      local spent = now - age
+      if more > 281474976710655 - total then
+        more = 281474976710655 - total
+      end
+      if age < window and more > 0 then
+        changed = true
+        total = total + more
+        if mark == 0 then
+          if unpack('>I7', pack('>I7', now)) ~= now then
+            error('this server is built for 32 bits, which cannot hold a time in microseconds')
+          end
+          stamp, units, first, mark = spent, more, spent, now
+        elseif spent <= stamp then
+          -- It joins the first entry that is not older.
+          local at, entry, others = 1, 0, 0
+          while at <= #middle do
+            entry, others = unpack('>I7I6', middle, at)
+            if entry >= spent then
+              break
+            end
+            at = at + 13
+          end
+          if at <= #middle then
+            middle = sub(middle, 1, at - 1) .. pack('>I7I6', entry, others + more) .. sub(middle, at + 13)
+          else
+            units = units + more
+          end
+        elseif limit > 64 and (spent - first) * 64 < window or #middle >= (68 - 1) * 13 then
+          stamp, units = spent, units + more
+        else
+          middle = middle .. pack('>I7I6', stamp, units)
+          stamp, units, first = spent, more, spent
+        end
+      end
+    end
+    s, from, upto = middle .. pack('>I7I6', stamp, units), 1, #middle
+  end
   local free = limit - total
   local remaining = free > 0 and free or 0
   local reset = mark > 0 and stamp + window - now or 0
   local value, ttl = false, false
-  if lowered then
+  if changed then
     value, ttl = encode(window, sub(s, from, upto), stamp, units, total, first, mark)
   end
 

@@ -76,6 +76,14 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"give back what has expired", giveBackExpired},
 		{"give back extra units", giveBackExtra},
 
+		{"owed since it was spent", owedSinceSpent},
+		{"owed by a look", owedByLook},
+		{"owed expires", owedExpires},
+		{"owed exceeds the limit", owedExceedsTheLimit},
+		{"owed in a refused call", owedInARefusedCall},
+		{"owed by an advisory ask", owedByAdvisory},
+		{"owed is not given back", owedIsNotGivenBack},
+
 		{"retry after is true", retryAfterIsTrue},
 		{"reset is true", resetIsTrue},
 		{"refusals are free", refusalsAreFree},

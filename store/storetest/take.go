@@ -304,6 +304,15 @@ func senselessAsks(f *fixture) {
 		{"negative need", bad(func(a *store.Ask) { a.Need = -1 })},
 		{"negative extra", bad(func(a *store.Ask) { a.Extra = -1 })},
 		{"too far ahead", bad(func(a *store.Ask) { a.Ahead = store.MaxAhead + 1 })},
+		{"too many owed", bad(func(a *store.Ask) {
+			for range store.MaxOwed + 1 {
+				*a = owing(*a, time.Second, 1)
+			}
+		})},
+		{"owed since a time to come", bad(func(a *store.Ask) { *a = owing(*a, -time.Microsecond, 1) })},
+		{"owed since part of a microsecond", bad(func(a *store.Ask) { *a = owing(*a, time.Nanosecond, 1) })},
+		{"no units owed", bad(func(a *store.Ask) { *a = owing(*a, time.Second, 0) })},
+		{"too many units owed", bad(func(a *store.Ask) { *a = owing(*a, time.Second, store.MaxEvents+1) })},
 	}
 	for _, test := range tests {
 		err := f.store.Take(patience, []store.Ask{good, test.ask}, make([]store.Answer, 2))
