@@ -233,6 +233,39 @@ func (m *Memory) settle(places []place, asks []Ask, now int64) {
 	}
 }
 
+// feed counts the units of asks that another store has granted, as of now and
+// whether or not they fit. A key for which there is no room is passed over.
+func (m *Memory) feed(asks []Ask, answers []Answer) {
+	for i := range asks {
+		if asks[i].Need > 0 && answers[i].Charged() {
+			m.feedOne(&asks[i])
+		}
+	}
+}
+
+func (m *Memory) feedOne(a *Ask) {
+	p := place{key: logKey{a.Key, a.Window}}
+	p.shard, p.slot = m.locate(p.key)
+	s := &m.shards[p.shard]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	now := m.now()
+	s.find(&p, now)
+	if p.log == nil {
+		if !m.admit(s, now, nil) {
+			return
+		}
+		p.log = s.begin(&p, a.Limit)
+	}
+	l := p.log
+	l.limit = a.Limit
+	if units := min(a.Need, maxTotal-l.total); units > 0 {
+		l.grow()
+		l.add(now, now, units, a)
+	}
+}
+
 // Return gives units back as [Store] says. It never waits and never fails.
 func (m *Memory) Return(_ time.Duration, grants []Grant) error {
 	for i := range grants {
