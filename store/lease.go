@@ -27,7 +27,8 @@ import (
 // monotonic clock, so that it comes earlier than the store's end however the
 // clocks are set; a hundredth earlier, so that they may also run at different
 // speeds; and on the wall clock too, because the monotonic one stops while a
-// machine sleeps. A reply that does not come is no grant.
+// machine sleeps. A reply that does not come is no grant; one that comes when
+// its caller has given up is one until the same end.
 //
 // # Why it wastes little
 //
@@ -147,7 +148,10 @@ func leaseSpan(window time.Duration) time.Duration {
 	return min(window/spanParts, MaxAhead).Truncate(time.Microsecond)
 }
 
-// Take decides as [Store] says.
+// Take decides as [Store] says. When it returns an error whose answers come
+// late, those are about asks that the store was asked for as a whole. An ask
+// for which it would have used units that it had gets a zero answer: nothing
+// is charged for it then.
 func (l *Leases) Take(wait time.Duration, asks []Ask, answers []Answer) error {
 	return l.take(l.clock(), wait, asks, answers)
 }
@@ -162,13 +166,15 @@ func (l *Leases) take(now moment, wait time.Duration, asks []Ask, answers []Answ
 	if err := Validate(asks, answers); err != nil {
 		return err
 	}
+	owed := false
 	for i := range asks {
 		if asks[i].Need == 0 || asks[i].Extra > 0 {
 			// Somebody who does without this layer.
 			return l.inner.Take(wait, asks, answers)
 		}
+		owed = owed || len(asks[i].Owed) > 0
 	}
-	if len(asks) == 1 {
+	if len(asks) == 1 && !owed {
 		a := &asks[0]
 		s := l.shard(a)
 		s.mu.Lock()
@@ -183,7 +189,7 @@ func (l *Leases) take(now moment, wait time.Duration, asks []Ask, answers []Answ
 		}
 		s.mu.Unlock()
 	}
-	return l.ask(wait, asks, answers, now)
+	return l.ask(wait, asks, answers, now, owed)
 }
 
 func (l *Leases) shard(a *Ask) *leaseShard {
@@ -219,7 +225,9 @@ func (w *desk) clear() {
 }
 
 // ask decides a call for which the store is needed, or that has several asks.
-func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now moment) error {
+// If something is owed the store must hear of it, so that nothing is decided
+// here; leases in hand stay what they are, since they were counted before.
+func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now moment, owed bool) error {
 	w := desks.Get().(*desk)
 	defer w.clear()
 	parts := append(w.parts, make([]part, len(asks))...)
@@ -227,7 +235,11 @@ func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now momen
 	refused := false
 	for i := range asks {
 		p := &parts[i]
-		l.hold(&asks[i], p, &answers[i], now)
+		if owed {
+			p.short = asks[i].Need
+		} else {
+			l.hold(&asks[i], p, &answers[i], now)
+		}
 		if p.refused {
 			refused = refused || !asks[i].Advisory
 		} else if p.short > 0 {
@@ -260,7 +272,7 @@ func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now momen
 			for i := range asks {
 				l.putBack(&asks[i], &parts[i], after)
 			}
-			return err
+			return l.later(err, asks, parts, now)
 		}
 	}
 	charged := granted(inner, replies)
@@ -293,8 +305,10 @@ func (l *Leases) call(wait time.Duration, asks []Ask, answers []Answer, sent mom
 	err := l.inner.Take(wait, asks, answers)
 	took := int64(l.clock().mono - sent.mono)
 	usual := l.roundTrip.Load()
-	if err != nil && took < usual {
-		return err // a connection is refused faster than a call is answered
+	if err != nil && (took < usual || ErrorKind(err) != KindTimeout) {
+		// An answer takes at least as long as was waited for it in vain.
+		// Other failures, some of them at once, tell nothing.
+		return err
 	}
 	if usual == 0 {
 		usual = took
@@ -358,6 +372,9 @@ func (l *Leases) refill(a Ask, units int64) {
 	}
 	s.mu.Unlock()
 	l.giveBack(a.Key, a.Window, &useless)
+	if err != nil {
+		l.refilledLate(err, a, sent)
+	}
 }
 
 // Return gives units back as [Store] says: those of a lease to the lease, if

@@ -38,7 +38,7 @@ func TestLeasesSchedules(t *testing.T) {
 	if seed := setting("LEASE_SEED", 0); seed > 0 {
 		first, count = seed, 1
 	}
-	var granted, refused, failed, byLease, byCache int64
+	var granted, refused, failed, byLease, byCache, late int64
 	for seed := first; seed < first+count && !t.Failed(); seed++ {
 		synctest.Test(t, func(t *testing.T) {
 			s := newPlan(uint64(seed)).play(t)
@@ -47,10 +47,11 @@ func TestLeasesSchedules(t *testing.T) {
 			failed += s.failed.Load()
 			byLease += s.byLease.Load()
 			byCache += s.byCache.Load()
+			late += s.late.Load()
 		})
 	}
-	t.Logf("%d schedules: %d granted, %d of them from leases; %d refused, %d of them from memory; %d failed",
-		count, granted, byLease, refused, byCache, failed)
+	t.Logf("%d schedules: %d granted, %d of them from leases; %d refused, %d of them from memory; %d failed, %d of them were answered late",
+		count, granted, byLease, refused, byCache, failed, late)
 }
 
 // load is a measurement: one key, asked for by several processes.

@@ -196,7 +196,10 @@ func (k *leaseKey) refuses(a *Ask, answer *Answer, now moment) bool {
 // the wait that clients are told is long enough rather than too short.
 func (k *leaseKey) remember(a *Ask, reply *Answer, sent, now moment) {
 	r := &k.refusal
-	retryAt := now.mono + reply.RetryAfter
+	retryAt, until := now.mono+reply.RetryAfter, sent.add(min(reply.RetryAfter, refusalTime))
+	if !now.before(until) {
+		return // too late to be of use, and perhaps older than what is remembered
+	}
 	if r.need > 0 && a.Need > r.need && now.before(r.until) {
 		if a.Need > r.most {
 			r.most, r.mostAt = a.Need, retryAt
@@ -204,7 +207,7 @@ func (k *leaseKey) remember(a *Ask, reply *Answer, sent, now moment) {
 		return
 	}
 	*r = refusal{
-		need: a.Need, until: sent.add(min(reply.RetryAfter, refusalTime)), retryAt: retryAt,
+		need: a.Need, until: until, retryAt: retryAt,
 		most: a.Need, mostAt: retryAt,
 	}
 	r.renewAt = r.until.mono

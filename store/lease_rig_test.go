@@ -18,6 +18,9 @@ type wire struct {
 	mute        bool          // replies are lost
 	deaf        bool          // give-backs are lost
 	tardy       time.Duration // give-backs are executed so much later
+	patience    time.Duration // if not 0, a call waits so long at most; its answer comes late
+	fails       bool          // the late answer is a failure
+	away        bool          // nothing is asked, and fails at once
 	asked       []Ask         // everything that was asked for
 	replies     []Answer      // and what was granted
 	returned    []Grant       // what was sent, executed or not
@@ -65,8 +68,30 @@ func (w *wire) Take(wait time.Duration, asks []Ask, answers []Answer) error {
 	w.count(asks, 1)
 	defer w.count(asks, -1)
 	w.mu.Lock()
-	there, back := w.there, w.back
+	there, back, patience, fails, away := w.there, w.back, w.patience, w.fails, w.away
 	w.mu.Unlock()
+	if away {
+		return &Error{Kind: KindAway, Unexecuted: true, Err: errLost}
+	}
+	if wait = min(wait, patience); patience > 0 && there+back > wait {
+		late, asks := new(Late), slices.Clone(asks)
+		for i := range asks {
+			asks[i].Owed = slices.Clone(asks[i].Owed)
+		}
+		go func() {
+			time.Sleep(there)
+			answers := make([]Answer, len(asks))
+			_ = w.central.Take(0, asks, answers)
+			w.set(func(w *wire) { w.asked, w.replies = append(w.asked, asks...), append(w.replies, answers...) })
+			time.Sleep(back)
+			if fails {
+				answers = nil
+			}
+			late.Deliver(answers)
+		}()
+		time.Sleep(wait)
+		return &Error{Kind: KindTimeout, Late: late, Err: errLost}
+	}
 	time.Sleep(there)
 	err := w.central.Take(wait, asks, answers)
 	w.mu.Lock()

@@ -177,6 +177,11 @@ func (l *Leases) refuse(a *Ask, p *part, answer *Answer, reply *Answer, sent, no
 		// but less may be asked for, with the units that went back.
 		return
 	}
+	l.remember(a, reply, sent, now)
+}
+
+// remember takes in that the store refused a, all of it.
+func (l *Leases) remember(a *Ask, reply *Answer, sent, now moment) {
 	key := logKey{a.Key, a.Window}
 	s := l.shard(a)
 	s.mu.Lock()
@@ -196,9 +201,9 @@ func (l *Leases) refuse(a *Ask, p *part, answer *Answer, reply *Answer, sent, no
 }
 
 // learnLocked takes in what the store granted for a: the state of the log,
-// and the lease. It returns a lease that is of no use here.
+// and the lease. It returns a lease that is of no use here. k may be nil.
 func (l *Leases) learnLocked(k *leaseKey, a *Ask, reply *Answer, sent, now moment) (useless holding) {
-	ours := k.is(a.Limit)
+	ours := k != nil && k.is(a.Limit)
 	if ours {
 		k.remaining, k.resetAt = reply.Remaining, now.mono+reply.Reset
 		if a.Need >= k.refusal.need {

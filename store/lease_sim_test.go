@@ -31,7 +31,7 @@ type simulation struct {
 	decided  map[time.Duration]decision
 	spent    map[logKey][]entry
 
-	granted, refused, failed, byLease, byCache atomic.Int64
+	granted, refused, failed, byLease, byCache, late atomic.Int64
 
 	wg sync.WaitGroup
 }
@@ -73,6 +73,12 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 	}
 	if err != nil {
 		s.failed.Add(1)
+		s.mu.Lock()
+		stands := s.rng.IntN(2) == 0
+		s.mu.Unlock()
+		if e, ok := err.(*Error); ok && e.Late != nil {
+			e.Late.Then(func(answers []Answer) { s.late.Add(1); s.decidedLate(p, id, asks, answers, stands) })
+		}
 		return nil
 	}
 	if !granted(asks, answers) {
@@ -123,6 +129,38 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 	return answers
 }
 
+// decidedLate is told what became of a request that was given up. Either it was
+// let pass, and what was granted stands, or that is given back.
+func (s *simulation) decidedLate(p *process, id time.Duration, asks []Ask, answers []Answer, stands bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	by := s.decided[id]
+	delete(s.decided, id)
+	var grants []Grant
+	for i := range asks {
+		a, answer := &asks[i], &answers[i]
+		if !answer.Charged() {
+			continue
+		}
+		whole := false
+		for _, ask := range by.asks {
+			whole = whole || ask.Key == a.Key && ask.Need == a.Need
+		}
+		switch {
+		case !whole || answer.Extra != 0:
+			panic(fmt.Sprintf("%+v of %+v is granted late: %+v", a, by, answer))
+		case stands:
+			key := logKey{a.Key, a.Window}
+			s.spent[key] = append(s.spent[key], entry{by.at, a.Need})
+		default:
+			grants = append(grants, Grant{a.Key, a.Window, answer.Stamp, answer.Mark, a.Need, answer.Source})
+		}
+	}
+	if len(grants) > 0 {
+		go func() { _ = p.Return(budget-1, grants) }()
+	}
+}
+
 // plan is a random schedule.
 type plan struct {
 	seed      uint64
@@ -163,6 +201,7 @@ func newPlan(seed uint64) plan {
 	span := leaseSpan(p.window)
 	p.faults.delay = pick(rng, 0, span/1000, span/200, span/50, span/16, span/3)
 	p.faults.delay = min(p.faults.delay, budget/3)
+	p.faults.late = pick(rng, 0, 0, 0, 0.02, 0.3, 0.95)
 	if often(0.5) {
 		p.faults.slow = pick(rng, 0, 0.01, 0.1)
 		p.faults.loseRequest = pick(rng, 0, 0.02, 0.2)
@@ -306,6 +345,9 @@ func (p plan) play(t *testing.T) (s *simulation) {
 	running.Wait()
 	s.wg.Wait()
 	time.Sleep(leaseSpan(p.window) + 5*time.Second)
+	if p.faults.slow > 0 {
+		time.Sleep(10 * time.Second) // the latest answers
+	}
 	synctest.Wait()
 
 	for zone := range p.limits {

@@ -138,6 +138,7 @@ type faults struct {
 	slow        float64       // take up to 100 times as long
 	loseRequest float64
 	loseReply   float64
+	late        float64 // replies come after whoever waits has given up
 }
 
 // link is the way of one process to the central store.
@@ -170,12 +171,16 @@ func (n *link) fate() (there, back time.Duration, executed, answered bool) {
 		return d
 	}
 	there, back = way(), way()
+	if n.rng.Float64() < f.late && !calm {
+		back += time.Duration(n.rng.Int64N(int64(10 * budget)))
+	}
 	executed = calm || n.rng.Float64() >= f.loseRequest
 	answered = calm || executed && n.rng.Float64() >= f.loseReply
 	return there, back, executed, answered
 }
 
-func (n *link) call(wait time.Duration, execute func()) error {
+// call executes a call. If its reply comes late, deliver is called then.
+func (n *link) call(wait time.Duration, execute, deliver func()) error {
 	there, back, executed, answered := n.fate()
 	if answered && there+back <= wait {
 		time.Sleep(there)
@@ -192,6 +197,10 @@ func (n *link) call(wait time.Duration, execute func()) error {
 		go func() {
 			time.Sleep(there)
 			execute()
+			time.Sleep(back)
+			if answered && !n.dead.Load() {
+				deliver()
+			}
 		}()
 	}
 	time.Sleep(wait)
@@ -206,16 +215,25 @@ func (n *link) Take(wait time.Duration, asks []Ask, answers []Answer) error {
 	asks = slices.Clone(asks) // it may be executed after the caller has gone
 	replies := make([]Answer, len(asks))
 	var at int64
-	err := n.call(wait, func() { at = passed(); _ = n.sim.central.Take(0, asks, replies) })
-	if err != nil {
+	decided := func() {
+		if id := wait - budget; asks[0].Need > 0 && id >= 0 {
+			n.sim.mu.Lock()
+			n.sim.decided[id] = decision{at, asks}
+			n.sim.mu.Unlock()
+		}
+	}
+	late := new(Late)
+	err := n.call(wait,
+		func() { at = passed(); _ = n.sim.central.Take(0, asks, replies) },
+		func() { decided(); late.Deliver(replies) })
+	if e, ok := err.(*Error); ok {
+		if e.Kind == KindTimeout {
+			e.Late = late // which may never be delivered
+		}
 		return err
 	}
 	copy(answers, replies)
-	if id := wait - budget; asks[0].Need > 0 && id >= 0 {
-		n.sim.mu.Lock()
-		n.sim.decided[id] = decision{at, asks}
-		n.sim.mu.Unlock()
-	}
+	decided()
 	return nil
 }
 
@@ -225,5 +243,5 @@ func (n *link) Return(wait time.Duration, grants []Grant) error {
 	}
 	n.sim.gives.Add(1)
 	grants = slices.Clone(grants)
-	return n.call(wait, func() { _ = n.sim.central.Return(0, grants) })
+	return n.call(wait, func() { _ = n.sim.central.Return(0, grants) }, func() {})
 }
