@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -32,13 +31,28 @@ type call struct {
 	wait  time.Duration
 	state atomic.Int32
 	done  chan struct{} // closed when reply and err are set
+	then  atomic.Pointer[func(reply string, err *store.Error)]
 
 	reply string
 	err   *store.Error
 
-	// Its place in the queue, guarded by Store.mu.
+	// A server of a Cluster has sent it elsewhere: to one that must be told
+	// that it is meant, if asking.
+	redirected, asking bool
+
+	// Its place in the queue, and then its round trip, guarded by node.mu.
 	queued     bool
 	prev, next *call
+	trip       *trip
+}
+
+func newCall(wait time.Duration, args []any) *call {
+	return &call{args: args, wait: wait, done: make(chan struct{})}
+}
+
+// trip is a round trip.
+type trip struct {
+	late atomic.Bool // a call was given up before it was over
 }
 
 // send reports whether the call is to be sent, which it then counts as.
@@ -46,9 +60,24 @@ func (c *call) send() bool {
 	return c.state.CompareAndSwap(waiting, sent) || c.state.Load() == sent
 }
 
+// finished stands for what is to be done once it has been done.
+var finished = func(string, *store.Error) {}
+
 func (c *call) finish(reply string, err *store.Error) {
 	c.reply, c.err = reply, err
 	close(c.done)
+	if then := c.then.Swap(&finished); then != nil {
+		(*then)(reply, err)
+	}
+}
+
+// afterwards sets what is done when the call is finished, or does it now if it
+// is. It is called once at most.
+func (c *call) afterwards(then func(reply string, err *store.Error)) {
+	if !c.then.CompareAndSwap(nil, &then) {
+		<-c.done
+		then(c.reply, c.err)
+	}
 }
 
 // queue is a list of calls, so that a call whose waiter leaves gives up its
@@ -87,45 +116,48 @@ func (q *queue) remove(c *call) {
 	q.size--
 }
 
-// run sends a command together with those of other calls, and waits for its
-// reply no longer than wait.
-func (s *Store) run(wait time.Duration, args []any) (string, error) {
-	c := &call{args: args, wait: wait, done: make(chan struct{})}
-	if !s.enqueue(c) {
-		return "", &store.Error{
-			Kind: store.KindOverload, Unexecuted: true,
-			Err: fmt.Errorf("%d calls are waiting already", s.options.QueueSize),
-		}
+// run sends a call together with others, and waits for its reply.
+func (n *node) run(c *call) (string, *store.Error) {
+	if err := n.submit(c); err != nil {
+		return "", err
 	}
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(c.wait)
 	defer timer.Stop()
-	select {
-	case <-c.done:
-		return c.result()
-	case <-timer.C:
-	}
-	if c.state.Swap(left) == waiting {
-		s.mu.Lock()
-		s.queue.remove(c)
-		s.mu.Unlock()
-		return "", &store.Error{
-			Kind: store.KindTimeout, Unexecuted: true,
-			Err: fmt.Errorf("not sent within %v", wait),
-		}
-	}
-	select {
-	case <-c.done:
-		return c.result()
-	default:
-		return "", &store.Error{Kind: store.KindTimeout, Err: fmt.Errorf("no answer within %v", wait)}
-	}
+	return n.await(c, timer.C)
 }
 
-func (c *call) result() (string, error) {
-	if c.err != nil {
-		return "", c.err
+// await waits for the reply to a call until time is up.
+func (n *node) await(c *call, up <-chan time.Time) (string, *store.Error) {
+	select {
+	case <-c.done:
+		return c.reply, c.err
+	case <-up:
 	}
-	return c.reply, nil
+	return n.giveUp(c)
+}
+
+// giveUp is called when a call has waited for long enough. One that has not
+// been sent never will be.
+func (n *node) giveUp(c *call) (string, *store.Error) {
+	unsent := c.state.Swap(left) == waiting
+	n.mu.Lock()
+	n.queue.remove(c)
+	trip := c.trip
+	n.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.reply, c.err
+	default:
+	}
+	e := &store.Error{Kind: store.KindTimeout, Unexecuted: unsent, Err: fmt.Errorf("no answer within %v", c.wait)}
+	if unsent {
+		e.Err = fmt.Errorf("not sent within %v", c.wait)
+	}
+	if trip != nil && !trip.late.Swap(true) {
+		// One round trip is one failure, however many calls share it.
+		n.failed(e.Err, c.wait)
+	}
+	return "", e
 }
 
 // slowBatch is when a round trip takes long. While they are short, calls that
@@ -134,107 +166,140 @@ func (c *call) result() (string, error) {
 // long, be it the distance or trouble, every connection is put to work.
 const slowBatch = 2 * time.Millisecond
 
-// enqueue puts a call in the queue and sees to it that somebody works on it.
-// It reports false if the queue is full.
-func (s *Store) enqueue(c *call) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.queue.size >= s.options.QueueSize {
-		return false
+// submit puts a call in the queue and sees to it that somebody works on it. If
+// it fails, the call has not been sent and never will be.
+func (n *node) submit(c *call) *store.Error {
+	if !n.breaker.admits(c.wait) {
+		return n.notAsked()
 	}
-	s.queue.push(c)
-	if s.workers == 0 || s.workers < s.options.PoolSize &&
-		(s.slow.Load() || s.queue.size >= maxBatch || time.Since(s.began) > slowBatch) {
-		s.workers++
-		if s.client == nil {
-			s.client = newClient(s.options)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.queue.size >= n.store.options.QueueSize {
+		return &store.Error{
+			Kind: store.KindOverload, Unexecuted: true,
+			Err: fmt.Errorf("%d calls are waiting already", n.queue.size),
 		}
-		go s.work(s.client)
 	}
-	return true
+	n.queue.push(c)
+	if n.workers == 0 || n.workers < n.store.options.PoolSize &&
+		(n.slow.Load() || n.queue.size >= maxBatch || time.Since(n.began) > slowBatch) {
+		n.workers++
+		go n.work()
+	}
+	return nil
 }
 
 // work sends batches until the queue is empty.
-func (s *Store) work(client *client) {
-	for batch := s.begin(nil); len(batch) > 0; batch = s.begin(batch[:0]) {
-		life := s.options.Timeout
+func (n *node) work() {
+	for client, batch := n.begin(nil); len(batch) > 0; client, batch = n.begin(batch[:0]) {
+		life := n.store.options.Timeout
 		for _, c := range batch {
 			life = max(life, 3*c.wait)
 		}
+		trip := batch[0].trip
 		start := time.Now()
-		send(client.living(life), batch, s.failure)
-		s.slow.Store(time.Since(start) > slowBatch)
+		err := n.send(client.living(life), batch)
+		took := time.Since(start)
+		n.slow.Store(took > slowBatch)
+		switch {
+		case trip.late.Load():
+			n.late.Store(int64(took)) // as a failure it has been counted
+		case err != nil:
+			n.failed(err.Err, 0)
+		default:
+			n.breaker.answered()
+		}
 		clear(batch)
 	}
 }
 
 // begin moves calls from the queue to batch. If there are none, the worker is
-// no more, and the connections of a closed store go with its last one.
-func (s *Store) begin(batch []*call) []*call {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.queue.first != nil && len(batch) < maxBatch {
-		c := s.queue.first
-		s.queue.remove(c)
+// no more, and the connections of a closed node go with its last one.
+func (n *node) begin(batch []*call) (*client, []*call) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	trip := new(trip)
+	for n.queue.first != nil && len(batch) < maxBatch {
+		c := n.queue.first
+		n.queue.remove(c)
+		c.trip = trip
 		batch = append(batch, c)
 	}
 	if len(batch) == 0 {
-		s.workers--
-		s.closeIdleLocked()
-		return nil
+		n.workers--
+		n.closeIdleLocked()
+		return nil, nil
 	}
-	s.began = time.Now()
-	return batch
+	n.began = time.Now()
+	return n.clientLocked(), batch
 }
 
 // send runs a batch in one round trip, in two if the server has not got the
-// script, and finishes every call in it.
-func send(client *redis.Client, batch []*call, failure func(error, bool) *store.Error) {
-	missing := exec(client, batch, nil, failure)
+// script, and finishes every call in it. It returns a failure that is the
+// server's, if there is one.
+func (n *node) send(client *redis.Client, batch []*call) *store.Error {
+	missing, failure := n.exec(client, batch, nil)
 	if len(missing) == 0 {
-		return
+		return failure
 	}
 	// These were certainly not executed. A second time they come after the
 	// script itself, on one connection.
-	load := redis.NewStringCmd(context.Background(), "script", "load", source)
-	for _, c := range exec(client, missing, load, failure) {
+	load := redis.NewStringCmd(background, "script", "load", source)
+	missing, failure = n.exec(client, missing, load)
+	for _, c := range missing {
 		err := errors.New("the server forgot the script at once")
 		if load.Err() != nil {
 			err = fmt.Errorf("the server does not take the script: %w", load.Err())
 		}
-		c.finish("", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: err})
+		failure = &store.Error{Kind: store.KindReply, Unexecuted: true, Err: err}
+		c.finish("", failure)
 	}
+	return failure
 }
 
 // exec sends a batch once, after the command before if there is one. It
 // finishes all calls but those for which the server had no script, and returns
 // these.
-func exec(client *redis.Client, batch []*call, before redis.Cmder, failure func(error, bool) *store.Error) (missing []*call) {
-	ctx := context.Background() // a request that is given up is counted
+func (n *node) exec(client *redis.Client, batch []*call, before redis.Cmder) (missing []*call, failure *store.Error) {
 	pipe := client.Pipeline()
 	if before != nil {
-		_ = pipe.Process(ctx, before) // never fails: it only collects
+		_ = pipe.Process(background, before) // never fails: it only collects
 	}
 	commands := make([]*command, len(batch))
 	for i, c := range batch {
+		if c.asking {
+			_ = pipe.Process(background, redis.NewStatusCmd(background, "asking"))
+		}
 		commands[i] = newCommand(c)
-		_ = pipe.Process(ctx, commands[i])
+		_ = pipe.Process(background, commands[i])
 	}
-	_, execErr := pipe.Exec(ctx)
+	_, execErr := pipe.Exec(background)
 	for i, c := range batch {
 		reply, err := commands[i].Result()
 		switch {
+		case errors.Is(execErr, redis.ErrClosed) && !commands[i].written:
+			failure = n.notAsked() // the keeper has hung up
+			c.finish("", failure)
 		case !commands[i].written:
 			// Not so its own error: if a server refuses the handshake, the
 			// library leaves the commands with neither error nor reply.
-			c.finish("", failure(execErr, false))
+			failure = n.store.failure(execErr, false)
+			c.finish("", failure)
 		case err == nil:
 			c.finish(reply, nil)
 		case noScript(err):
 			missing = append(missing, c)
+		case isRedirect(err):
+			n.store.redirect(c, err)
+		case isSplit(err):
+			c.finish("", splitError(err))
 		default:
-			c.finish("", failure(err, true))
+			failure = n.store.failure(err, true)
+			if isReadOnly(err) {
+				n.hangUp() // the master is elsewhere by now
+			}
+			c.finish("", failure)
 		}
 	}
-	return missing
+	return missing, failure
 }

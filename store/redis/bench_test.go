@@ -58,7 +58,7 @@ func BenchmarkAlternatives(b *testing.B) {
 	server := redistest.Start(b)
 	k := newKeys(DefaultKeyPrefix, nil)
 	o := Options{Address: server.Addr, PoolSize: 64}.withDefaults()
-	c := newClient(o)
+	c := newClient(o, newSecrets(o), dialTo(o, newSecrets(o), "tcp", o.Address))
 	defer c.Close()
 	ctx := context.Background()
 	if err := c.ScriptLoad(ctx, source).Err(); err != nil {

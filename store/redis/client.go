@@ -36,15 +36,15 @@ type client struct {
 
 // newClient returns a client that has not dialled. The library's defaults are
 // those of a cache; where they are not a limiter's, the reason is here.
-func newClient(o Options) *client {
-	network, address, _ := o.endpoint()
+func newClient(o Options, secrets *secrets, dial dialer) *client {
 	c := redis.NewClient(&redis.Options{
-		Network:  network,
-		Addr:     address,
-		Username: o.Username,
-		Password: o.Password,
-		DB:       o.DB,
-		Dialer:   dialer(o),
+		Addr:   "set-by-the-dialer:0",
+		DB:     o.DB,
+		Dialer: neverFailing(dial),
+		CredentialsProvider: func() (username, password string) {
+			now := secrets.get()
+			return now.Username, now.Password
+		},
 
 		// Nothing is ever sent again: it could be counted again.
 		MaxRetries:    -1,
@@ -59,9 +59,10 @@ func newClient(o Options) *client {
 		ReadTimeout:           o.Timeout,
 		WriteTimeout:          o.Timeout,
 
-		// There is a connection for each batch under way, so that none waits
-		// for one. Pipelines would otherwise have a pool beside this one.
-		PoolSize:         o.PoolSize,
+		// There is a connection for each batch under way and for a heartbeat,
+		// so that none waits for one. Pipelines would otherwise have a pool
+		// beside this one.
+		PoolSize:         o.PoolSize + 1,
 		PoolTimeout:      o.DialTimeout,
 		PipelinePoolSize: -1,
 		ConnMaxIdleTime:  idleTime,
@@ -92,22 +93,30 @@ func (c *client) living(life time.Duration) *redis.Client {
 	return c.lives[i]
 }
 
-// dialer opens connections for the library's pool, which it never tells that
-// one could not be opened: the pool would write a line to standard error for
-// each attempt, through a logger that all users of the library in this
+// dialTo returns a dialer of one address.
+func dialTo(o Options, secrets *secrets, network, address string) dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
+		defer cancel()
+		plain := &net.Dialer{}
+		if config := secrets.get().TLS; config != nil && network != "unix" {
+			// It takes the name that the certificate must have from the
+			// address, if there is none in the configuration.
+			return (&tls.Dialer{NetDialer: plain, Config: config}).DialContext(ctx, network, address)
+		}
+		return plain.DialContext(ctx, network, address)
+	}
+}
+
+// neverFailing opens connections for the library's pool, which it never tells
+// that one could not be opened: the pool would write a line to standard error
+// for each attempt, through a logger that all users of the library in this
 // process share, and after a few would refuse to dial for up to a second
 // while a goroutine of its own tries. Instead the pool gets a connection on
 // which everything fails, and drops it at the handshake.
-func dialer(o Options) func(context.Context, string, string) (net.Conn, error) {
-	plain := &net.Dialer{Timeout: o.DialTimeout}
-	dial := plain.DialContext
-	if o.TLS != nil {
-		dial = (&tls.Dialer{NetDialer: plain, Config: o.TLS}).DialContext
-	}
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
-		defer cancel()
-		conn, err := dial(ctx, network, address)
+func neverFailing(dial dialer) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := dial(ctx)
 		if err != nil {
 			return deadConn{dialError{err}}, nil
 		}

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -15,7 +16,7 @@ import (
 // failure says what it means that a call came back with err. written tells
 // whether a part of it may have gone over a connection.
 func (s *Store) failure(err error, written bool) *store.Error {
-	e := &store.Error{Kind: store.KindBroken, Err: s.redact(err)}
+	e := &store.Error{Kind: store.KindBroken, Err: s.redact(explained(err))}
 	var reply redis.Error
 	var timeout net.Error
 	switch {
@@ -55,12 +56,44 @@ func noScript(err error) bool {
 	return redis.HasErrorPrefix(err, "NOSCRIPT")
 }
 
-// redact returns err without the password, which no error is known to hold,
+// isRedirect reports whether a server of a Cluster says that the key is
+// elsewhere; nothing was executed.
+func isRedirect(err error) bool {
+	return redis.HasErrorPrefix(err, "MOVED") || redis.HasErrorPrefix(err, "ASK")
+}
+
+// errMoved stands for that.
+var errMoved = errors.New("the key is on another server")
+
+// isSplit reports whether a server of a Cluster has some of a call's keys and
+// not others, since they are being moved; nothing was executed.
+func isSplit(err error) bool { return redis.HasErrorPrefix(err, "TRYAGAIN") }
+
+// errSplit stands for that.
+var errSplit = errors.New("the keys are being moved to another server")
+
+func splitError(error) *store.Error {
+	return &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errSplit}
+}
+
+// isReadOnly reports whether the server is a replica.
+func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
+
+// explained adds the remedy to replies that have one.
+func explained(err error) error {
+	switch {
+	case redis.HasErrorPrefix(err, "NOPERM"):
+		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +set +del +info", err)
+	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"):
+		return fmt.Errorf("%w; the server is part of a Redis Cluster: configure it as a cluster", err)
+	case redis.HasErrorPrefix(err, "READONLY"):
+		return fmt.Errorf("%w; the server is a replica: name the master, the Sentinels or the cluster", err)
+	}
+	return err
+}
+
+// redact returns err without the passwords, which no error is known to hold,
 // and without what it wraps.
 func (s *Store) redact(err error) error {
-	message := err.Error()
-	if s.options.Password != "" {
-		message = strings.ReplaceAll(message, s.options.Password, "[password]")
-	}
-	return errors.New(message)
+	return errors.New(s.secrets.redact(err.Error()))
 }

@@ -138,7 +138,8 @@ func TestNotSentWhileConnecting(t *testing.T) {
 	s := open(t, Options{Address: server.Addr, Timeout: 20 * time.Second})
 	var c tally
 	for range 5 {
-		if err := c.take(t, s, "client", 20*time.Millisecond); store.ErrorKind(err) != store.KindTimeout {
+		err := c.take(t, s, "client", 20*time.Millisecond)
+		if kind := store.ErrorKind(err); kind != store.KindTimeout && kind != store.KindAway {
 			t.Errorf("Take: %v, want a timeout", err)
 		}
 	}
@@ -279,8 +280,8 @@ func TestBrownOut(t *testing.T) {
 	}
 	proxy.Delay(0)
 	c.check(t, s, "client")
-	if got := proxy.Accepted(); got > pool {
-		t.Errorf("%d connections were made; want no more than %d", got, pool)
+	if got := proxy.Accepted(); got > pool+1 { // one is for heartbeats
+		t.Errorf("%d connections were made; want no more than %d", got, pool+1)
 	}
 }
 
@@ -305,7 +306,8 @@ func TestLateReply(t *testing.T) {
 // TestNoRetries: either of these keeps the library from sending a command to
 // one server again; with several servers only the latter does.
 func TestNoRetries(t *testing.T) {
-	c := newClient(Options{Address: "localhost:1"}.withDefaults())
+	o := Options{Address: "localhost:1"}.withDefaults()
+	c := newClient(o, newSecrets(o), dialTo(o, newSecrets(o), "tcp", o.Address))
 	defer c.Close()
 	if got := c.Options().MaxRetries; got != 0 {
 		t.Errorf("a pipeline is retried %d times", got)
@@ -337,11 +339,7 @@ func TestOneDial(t *testing.T) {
 	s := open(t, Options{Address: listener.Addr().String()})
 	eventually(t, "an attempt to warm up", func() bool { return accepted.Load() > 0 })
 	s.Close() // it makes no attempt of its own any more
-	eventually(t, "the store is at rest", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.workers == 0
-	})
+	atRest(t, s)
 	before := accepted.Load()
 	for range 10 {
 		failed(t, s, patience, store.KindUnavailable)
@@ -362,7 +360,8 @@ func TestPatience(t *testing.T) {
 
 // TestLife: an operation outlives its request by far, but not for ever.
 func TestLife(t *testing.T) {
-	c := newClient(Options{Address: "localhost:1"}.withDefaults())
+	o := Options{Address: "localhost:1"}.withDefaults()
+	c := newClient(o, newSecrets(o), dialTo(o, newSecrets(o), "tcp", o.Address))
 	defer c.Close()
 	for _, test := range []struct{ life, least, most time.Duration }{
 		{DefaultTimeout, DefaultTimeout, DefaultTimeout},

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -32,14 +33,19 @@ func one(client string, limit int64) store.Ask {
 	return store.Ask{Key: store.Key{Zone: "zone", Client: client}, Window: time.Hour, Limit: limit, Need: 1}
 }
 
-// take asks and wants an answer.
+// take asks and wants an answer, as soon as the server is known to be there.
 func take(t testing.TB, s *Store, asks ...store.Ask) []store.Answer {
 	t.Helper()
 	answers := make([]store.Answer, len(asks))
-	if err := s.Take(patience, asks, answers); err != nil {
-		t.Fatalf("Take(%+v): %v", asks, err)
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		err := s.Take(patience, asks, answers)
+		if err == nil {
+			return answers
+		}
+		if store.ErrorKind(err) != store.KindAway || time.Now().After(deadline) {
+			t.Fatalf("Take(%+v): %v", asks, err)
+		}
 	}
-	return answers
 }
 
 // granted wants one unit to be granted.
@@ -50,7 +56,8 @@ func granted(t testing.TB, s *Store, a store.Ask) {
 	}
 }
 
-// failed asks and wants an error of a kind.
+// failed asks and wants an error of a kind, or one that the server is known to
+// be away.
 func failed(t testing.TB, s *Store, wait time.Duration, kinds ...store.Kind) *store.Error {
 	t.Helper()
 	err := s.Take(wait, []store.Ask{one("failed", 1000)}, make([]store.Answer, 1))
@@ -58,7 +65,7 @@ func failed(t testing.TB, s *Store, wait time.Duration, kinds ...store.Kind) *st
 	if !errors.As(err, &e) {
 		t.Fatalf("Take: %v; want a store.Error of %v", err, kinds)
 	}
-	for _, kind := range kinds {
+	for _, kind := range append(kinds, store.KindAway) {
 		if e.Kind == kind {
 			return e
 		}
@@ -73,6 +80,22 @@ func used(t testing.TB, s *Store, client string, limit int64) int64 {
 	a := one(client, limit)
 	a.Need = 0
 	return limit - take(t, s, a)[0].Remaining
+}
+
+// logs are the keys of a server's database 0 but for the list of instances.
+func logs(t testing.TB, server *redistest.Server) []string {
+	t.Helper()
+	return slices.DeleteFunc(server.Keys(t), func(key string) bool { return strings.Contains(key, ":instances") })
+}
+
+// atRest waits until a closed store of one server has sent its last heartbeat.
+func atRest(t testing.TB, s *Store) {
+	t.Helper()
+	eventually(t, "the store is at rest", func() bool {
+		s.one.mu.Lock()
+		defer s.one.mu.Unlock()
+		return s.one.closed && s.one.workers == 0
+	})
 }
 
 // eventually waits until something holds.

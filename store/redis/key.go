@@ -55,6 +55,12 @@ func (k *keys) hash(client string) (h clientHash) {
 	return h
 }
 
+// of is the key of a log.
+func (k *keys) of(key *store.Key, window time.Duration) string {
+	h := k.hash(key.Client)
+	return k.key(key.Zone, window, &h)
+}
+
 func (k *keys) key(zone string, window time.Duration, h *clientHash) string {
 	var buf [128]byte
 	b := append(buf[:0], k.prefix...)

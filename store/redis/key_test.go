@@ -60,7 +60,7 @@ func TestClientsAreNotInKeys(t *testing.T) {
 			granted(t, s, one(client, 10))
 		}
 	}
-	keys := server.Keys(t)
+	keys := logs(t, server)
 	if len(keys) != 2*8 {
 		t.Errorf("%d keys of 8 clients under 2 secrets: %q", len(keys), keys)
 	}

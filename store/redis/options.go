@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,11 +25,22 @@ const (
 )
 
 // Options says which data a store keeps and how it gets there. The zero value
-// of every field but Address is its default.
+// of every field is its default, but for one of Address, Cluster and
+// Sentinels.
 type Options struct {
-	// Address is host:port, or the path of a Unix socket, plain or in
-	// Caddy's form: unix//run/redis.sock.
+	// Address is one server: host:port, or the path of a Unix socket, plain
+	// or in Caddy's form: unix//run/redis.sock.
 	Address string
+	// Cluster is some servers of a Redis Cluster, as host:port. They tell
+	// which others there are.
+	Cluster []string
+	// Sentinels are the Sentinels, as host:port, that know the server which
+	// is the master of the name MasterName.
+	Sentinels  []string
+	MasterName string
+	// SentinelUsername and SentinelPassword are for the Sentinels what
+	// Username and Password are for the servers.
+	SentinelUsername, SentinelPassword string
 	// Username and Password authenticate every connection. A password
 	// without a user name is the default user's.
 	Username, Password string
@@ -37,6 +49,13 @@ type Options struct {
 	// TLS encrypts the connections unless it is nil. The name the server's
 	// certificate must have is the host's, if it is not set here.
 	TLS *tls.Config
+	// Renew, if it is set, is called before each connection is made, for the
+	// secrets that hold then: passwords are rotated, and certificates expire.
+	// If it fails, the secrets of before are used.
+	Renew func() (Secrets, error)
+	// Instances is how many processes use the store, before it is known.
+	// The default is 1.
+	Instances int
 	// KeyPrefix begins every key; the default is "drl". It holds no
 	// braces, spaces or control characters.
 	KeyPrefix string
@@ -61,10 +80,17 @@ type Options struct {
 	DialTimeout time.Duration
 }
 
+// Secrets are the fields of [Options] of the same names.
+type Secrets struct {
+	Username, Password                 string
+	SentinelUsername, SentinelPassword string
+	TLS                                *tls.Config
+}
+
 // Validate reports the first thing that is wrong with the options, without
 // repeating what may be a secret.
 func (o Options) Validate() error {
-	if _, _, err := o.endpoint(); err != nil {
+	if err := o.validateServers(); err != nil {
 		return err
 	}
 	switch {
@@ -82,8 +108,50 @@ func (o Options) Validate() error {
 		return fmt.Errorf("redis: queue size %d is not between 1 and %d", o.QueueSize, 1<<20)
 	case o.Timeout != 0 && (o.Timeout < MinTimeout || o.Timeout > MaxTimeout):
 		return fmt.Errorf("redis: timeout %v is not between %v and %v", o.Timeout, MinTimeout, MaxTimeout)
+	case o.Instances < 0 || o.Instances > maxInstances:
+		return fmt.Errorf("redis: %d instances are not between 1 and %d", o.Instances, maxInstances)
 	case o.DialTimeout != 0 && (o.DialTimeout < MinTimeout || o.DialTimeout > MaxTimeout):
 		return fmt.Errorf("redis: dial timeout %v is not between %v and %v", o.DialTimeout, MinTimeout, MaxTimeout)
+	}
+	return nil
+}
+
+// maxInstances bounds Options.Instances.
+const maxInstances = 10_000
+
+// validateServers checks what says where the servers are.
+func (o Options) validateServers() error {
+	several := 0
+	for _, given := range []bool{o.Address != "", len(o.Cluster) > 0, len(o.Sentinels) > 0} {
+		if given {
+			several++
+		}
+	}
+	switch {
+	case several > 1:
+		return errors.New("redis: a single server, a cluster and sentinels exclude each other; name one of them")
+	case len(o.Cluster) > 0:
+		if o.DB != 0 {
+			return fmt.Errorf("redis: a cluster has no database %d, only 0; use a key prefix to keep data apart", o.DB)
+		}
+		return validateTCP(o.Cluster)
+	case len(o.Sentinels) > 0:
+		if o.MasterName == "" {
+			return errors.New("redis: there are sentinels but no name of a master; set it as in sentinel.conf, such as mymaster")
+		}
+		return validateTCP(o.Sentinels)
+	case o.MasterName != "" || o.SentinelPassword != "":
+		return errors.New("redis: there is a master name or a password for sentinels, but no sentinels; name them, or remove it")
+	}
+	_, _, err := o.endpoint()
+	return err
+}
+
+func validateTCP(addresses []string) error {
+	for _, address := range addresses {
+		if network, _, err := (Options{Address: address}).endpoint(); err != nil || network != "tcp" {
+			return errors.New("redis: the address of a server of a cluster or of a sentinel is not of the form host:port")
+		}
 	}
 	return nil
 }
@@ -139,9 +207,32 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// where says where the data are, in one way whatever the order in which the
+// servers are named.
+func (o Options) where() (network, address string) {
+	switch {
+	case len(o.Cluster) > 0:
+		return "cluster", "cluster " + strings.Join(slices.Sorted(slices.Values(o.Cluster)), " ")
+	case len(o.Sentinels) > 0:
+		return "sentinel", "sentinel " + o.MasterName + " " + strings.Join(slices.Sorted(slices.Values(o.Sentinels)), " ")
+	}
+	network, address, err := o.endpoint()
+	if err != nil {
+		address = o.Address
+	}
+	return network, address
+}
+
 // name describes the data for people: where it is, without secrets.
 func (o Options) name() string {
-	name := "redis " + o.Address + " db " + strconv.Itoa(o.DB)
+	name := "redis " + o.Address
+	if o.Address == "" {
+		_, where := o.where()
+		name += where
+	}
+	if len(o.Cluster) == 0 {
+		name += " db " + strconv.Itoa(o.DB)
+	}
 	if o.KeyPrefix != "" && o.KeyPrefix != DefaultKeyPrefix {
 		name += " prefix " + o.KeyPrefix
 	}
@@ -163,10 +254,7 @@ func (o Options) Identity() string {
 		hash.Write(secret)
 	}
 	o = o.withDefaults()
-	network, address, err := o.endpoint()
-	if err != nil {
-		address = o.Address
-	}
+	network, address := o.where()
 	return fmt.Sprintf("redis %s %q db %d prefix %q credentials %s", network, address, o.DB, o.KeyPrefix,
 		base64.RawURLEncoding.EncodeToString(hash.Sum(nil)))
 }

@@ -1,82 +1,87 @@
-// Package redis counts on a Redis server, so that every process which uses it
-// shares one set of counts.
+// Package redis counts on Redis, so that every process which uses it shares
+// one set of counts. The servers are one, or one that Sentinels watch over, or
+// those of a Redis Cluster.
 //
 // One script decides all asks of a call at one moment of the server's clock;
 // the clocks of the callers do not matter. The calls of a process share round
 // trips. A call is sent once: after a timeout or a broken connection nobody
-// knows whether it was executed, so it is never repeated.
+// knows whether it was executed, so it is never repeated. A server that is
+// away is not asked until a heartbeat has found it there again.
+//
+// On a Cluster, asks of one call whose keys are in different slots are decided
+// side by side: what some grant while others refuse is given back, and is
+// missing meanwhile.
 //
 // # What it does not promise
 //
-// The counts are as durable as the server: what it forgets, by a restart, an
-// eviction or a failover to a replica that lags, is granted again.
+// The counts are as durable as the servers: what they forget, by a restart, an
+// eviction or a failover to a replica that lags, is granted again. A loss is
+// noticed by the next heartbeat, at most about a second later, unless what is
+// gone is less than that old.
 //
-// Version 6.2 and later, and its relatives that run the same scripts. One
-// server only, so far.
+// Version 6.2 and later, and its relatives that run the same scripts.
 package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// Store is a [store.Store] on a Redis server. It has no goroutine and uses no
-// connection but while calls are under way; connections stay open in between.
+// Store is a [store.Shared] on Redis. It has a goroutine for each server, and
+// others while calls are under way; connections stay open in between.
 type Store struct {
 	options Options
 	keys    *keys
-	cancel  context.CancelFunc // of warming up
-	slow    atomic.Bool        // the latest round trip took more than slowBatch
+	secrets *secrets
+	census  *census
+	cancel  context.CancelFunc // of what runs in the background
 
-	mu      sync.Mutex
-	queue   queue
-	workers int       // goroutines sending batches, at most Options.PoolSize
-	began   time.Time // when the latest batch was taken
-	client  *client   // nil when there is nothing to close
-	closed  bool
+	one     *node    // the only server, nil if there is
+	cluster *cluster // of several
+
+	watching sync.Mutex
+	reports  map[string]store.Report // the last one on each server
+	watchers map[*func(store.Report)]struct{}
 }
 
-// Open returns a store. It does not wait for the server, which may be down: a
-// connection is made and the script loaded in the background, with pauses
-// until it succeeds.
+// Open returns a store. It does not wait for the servers, which may be down:
+// connections are made and the script is loaded in the background.
 func Open(o Options) (*Store, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
 	o = o.withDefaults()
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &Store{options: o, keys: newKeys(o.KeyPrefix, o.KeySecret), cancel: cancel}
-	go s.warm(ctx)
+	ctx, cancel := context.WithCancel(background)
+	s := &Store{
+		options: o, keys: newKeys(o.KeyPrefix, o.KeySecret), secrets: newSecrets(o),
+		census: newCensus(o.Instances), cancel: cancel,
+		reports: make(map[string]store.Report), watchers: make(map[*func(store.Report)]struct{}),
+	}
+	switch {
+	case len(o.Cluster) > 0:
+		s.cluster = newCluster(s)
+		go s.cluster.keep(ctx)
+	case len(o.Sentinels) > 0:
+		s.one = newNode(ctx, s, o.MasterName, s.listKey(""), dialMaster(o, s.secrets))
+	default:
+		network, address, _ := o.endpoint()
+		s.one = newNode(ctx, s, address, s.listKey(""), dialTo(o, s.secrets, network, address))
+	}
 	return s, nil
 }
 
-// The pauses between attempts to warm up grow from the first to the last.
-const (
-	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
-)
-
-// warm makes a connection and loads the script, so that the first request
-// finds both.
-func (s *Store) warm(ctx context.Context) {
-	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
-		if _, err := s.run(s.options.DialTimeout+s.options.Timeout, emptyCommand()); err == nil {
-			return
-		}
-		// Not all instances at once, if they were started together.
-		timer := time.NewTimer(pause/2 + rand.N(pause))
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		}
-		timer.Stop()
+// listKey is the key of the list of instances.
+func (s *Store) listKey(tag string) string {
+	key := s.options.KeyPrefix + ":instances"
+	if tag != "" {
+		key += ":" + tag
 	}
+	return key
 }
 
 // Take decides asks, see [store.Store].
@@ -84,14 +89,64 @@ func (s *Store) Take(wait time.Duration, asks []store.Ask, answers []store.Answe
 	if err := store.Validate(asks, answers); err != nil || len(asks) == 0 {
 		return err
 	}
-	reply, err := s.run(wait, s.keys.takeCommand(asks))
+	began := time.Now()
+	err := s.take(wait, asks, answers)
+	if err != nil && errors.Is(err.Err, errSplit) {
+		// Half of a slot's keys are on their way to another server. Each by
+		// itself is either here or there.
+		err = s.takeApart(wait-time.Since(began), asks, answers, true)
+	}
 	if err != nil {
+		return err
+	}
+	return nil
+}
+
+func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answer) *store.Error {
+	n := s.one
+	if s.cluster != nil {
+		key := s.keys.of(&asks[0].Key, asks[0].Window)
+		for i := 1; i < len(asks); i++ {
+			if asks[i].Key.Client != asks[0].Key.Client {
+				return s.takeApart(wait, asks, answers, false)
+			}
+		}
+		n = s.cluster.quick(key)
+		if n == nil {
+			var err *store.Error
+			timer := time.NewTimer(wait)
+			defer timer.Stop()
+			if n, err = s.cluster.owner(key, timer.C); err != nil {
+				return err
+			}
+		}
+	}
+	n.patientFor(wait)
+	c := newCall(wait, s.keys.takeCommand(asks))
+	reply, err := n.run(c)
+	if err != nil {
+		if err.Kind == store.KindTimeout && !err.Unexecuted {
+			err = laterOn(c, err, len(asks))
+		}
 		return err
 	}
 	if err := readAnswers(reply, answers); err != nil {
 		return &store.Error{Kind: store.KindReply, Err: err}
 	}
 	return nil
+}
+
+// laterOn lets the answers to a call that was given up be heard.
+func laterOn(c *call, err *store.Error, count int) *store.Error {
+	late := new(store.Late)
+	c.afterwards(func(reply string, failure *store.Error) {
+		answers := make([]store.Answer, count)
+		if failure != nil || readAnswers(reply, answers) != nil {
+			answers = nil
+		}
+		late.Deliver(answers)
+	})
+	return &store.Error{Kind: err.Kind, Err: err.Err, Late: late}
 }
 
 // Return gives grants back, see [store.Store].
@@ -105,37 +160,118 @@ func (s *Store) Return(wait time.Duration, grants []store.Grant) error {
 	if len(grants) == 0 {
 		return nil
 	}
-	reply, err := s.run(wait, s.keys.giveCommand(grants))
-	if err != nil {
-		return err
+	calls, failed := s.giveCalls(wait, grants)
+	if failed != nil {
+		return failed
 	}
-	if len(reply) != giveReply*len(grants) {
-		return &store.Error{Kind: store.KindReply, Err: fmt.Errorf("%w: %d bytes for %d grants", errReply, len(reply), len(grants))}
+	for _, g := range calls {
+		g.err = g.node.submit(g.call)
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	up := timer.C
+	for _, g := range calls {
+		var reply string
+		if g.err == nil {
+			reply, g.err = g.node.await(g.call, up)
+		}
+		switch {
+		case g.err == nil && len(reply) != giveReply*len(g.index):
+			failed = &store.Error{Kind: store.KindReply, Err: fmt.Errorf("%w: %d bytes for %d grants", errReply, len(reply), len(g.index))}
+		case g.err != nil:
+			failed = g.err
+			if g.err.Kind == store.KindTimeout {
+				up = elapsed
+			}
+		}
+	}
+	if failed != nil {
+		return failed
 	}
 	return nil
+}
+
+// giveCalls are the calls that give grants back, one for each slot.
+func (s *Store) giveCalls(wait time.Duration, grants []store.Grant) ([]*together, *store.Error) {
+	if s.cluster == nil {
+		return []*together{{node: s.one, call: newCall(wait, s.keys.giveCommand(grants)), index: make([]int, len(grants))}}, nil
+	}
+	var calls []*together
+	for _, index := range apart(len(grants), func(i int) string { return s.keys.of(&grants[i].Key, grants[i].Window) }, false) {
+		some := make([]store.Grant, len(index))
+		for i, at := range index {
+			some[i] = grants[at]
+		}
+		n, err := s.cluster.owner(s.keys.of(&some[0].Key, some[0].Window), elapsed)
+		if err != nil {
+			return nil, err
+		}
+		calls = append(calls, &together{node: n, call: newCall(wait, s.keys.giveCommand(some)), index: index})
+	}
+	return calls, nil
+}
+
+// Instances is how many processes use the store, see [store.Shared]. A process
+// that has several stores of the same data counts as several.
+func (s *Store) Instances() int { return s.census.instances() }
+
+// Watch reports on the servers, see [store.Shared].
+func (s *Store) Watch(do func(store.Report)) (stop func()) {
+	s.watching.Lock()
+	defer s.watching.Unlock()
+	s.watchers[&do] = struct{}{}
+	for _, r := range s.reports {
+		do(r)
+	}
+	return func() {
+		s.watching.Lock()
+		defer s.watching.Unlock()
+		delete(s.watchers, &do)
+	}
+}
+
+// report tells the watchers what has become of a server.
+func (s *Store) report(name string, r store.Report) {
+	r.Server, r.Instances = name, s.Instances()
+	if r.Err != nil {
+		r.Err = s.redact(r.Err)
+	}
+	s.watching.Lock()
+	defer s.watching.Unlock()
+	last, known := s.reports[name]
+	if known && last.Condition == r.Condition && last.Instances == r.Instances && r.Lost == "" {
+		return
+	}
+	for do := range s.watchers {
+		(*do)(r)
+	}
+	r.Lost = "" // that has been told
+	s.reports[name] = r
+}
+
+// gone notes that a server is none of the store's any more.
+func (s *Store) gone(name string) {
+	s.watching.Lock()
+	defer s.watching.Unlock()
+	delete(s.reports, name)
+	for do := range s.watchers {
+		(*do)(store.Report{Server: name, Condition: store.Unknown, Instances: s.Instances()})
+	}
+}
+
+// moved notes that what is known about where the slots are may be outdated.
+func (s *Store) moved() {
+	if s.cluster != nil {
+		s.cluster.moved()
+	}
 }
 
 // String names the data behind the store, see [store.Store].
 func (s *Store) String() string { return s.options.name() }
 
 // Close lets go of the connections as soon as the calls under way are done; it
-// does not wait for that. Calls that come later still work: they open a
-// connection of their own, which is closed as soon as none is under way.
-func (s *Store) Close() {
-	s.cancel()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	s.closeIdleLocked()
-}
+// does not wait for that. Calls that come later still work: they open
+// connections of their own, which are closed as soon as none is under way.
+func (s *Store) Close() { s.cancel() }
 
-// closeIdleLocked closes the connections of a closed store that nobody works
-// with.
-func (s *Store) closeIdleLocked() {
-	if s.closed && s.workers == 0 && s.client != nil {
-		_ = s.client.Close() // there is nothing to be done about it
-		s.client = nil
-	}
-}
-
-var _ store.Store = (*Store)(nil)
+var _ store.Shared = (*Store)(nil)

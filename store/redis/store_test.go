@@ -30,7 +30,7 @@ func TestOpenWarms(t *testing.T) {
 	if proxy.Accepted() != 1 {
 		t.Errorf("%d connections to warm up", proxy.Accepted())
 	}
-	if keys := server.Keys(t); len(keys) != 0 {
+	if keys := logs(t, server); len(keys) != 0 {
 		t.Errorf("warming up left keys %q", keys)
 	}
 }
@@ -132,7 +132,7 @@ func TestReturn(t *testing.T) {
 	if got := used(t, s, "client", 10); got != 2 {
 		t.Errorf("%d units used, want 2", got)
 	}
-	if got := server.Keys(t); len(got) != 2 { // and the one of warming up
+	if got := logs(t, server); len(got) != 2 { // and the one of warming up
 		t.Errorf("keys %q; the empty log should be gone", got)
 	}
 	if err := s.Return(patience, nil); err != nil {
@@ -154,7 +154,7 @@ func TestReturn(t *testing.T) {
 func TestLeastRights(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "resetchannels", "-@all",
-		"+evalsha", "+script|load", "+time", "+get", "+set", "+del")
+		"+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info")
 	s := warmed(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
 	ask := one("client", 10)
 	answer := take(t, s, ask)[0]
@@ -199,7 +199,7 @@ func TestWrongPassword(t *testing.T) {
 }
 
 func TestRedact(t *testing.T) {
-	s := &Store{options: Options{Password: "hunter2"}}
+	s := &Store{secrets: newSecrets(Options{Password: "hunter2"})}
 	e := s.failure(errors.New("cannot log in with hunter2"), false)
 	if strings.Contains(e.Error(), "hunter2") {
 		t.Error(e)

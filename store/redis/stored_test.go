@@ -157,10 +157,12 @@ func TestGarbage(t *testing.T) {
 func TestRefusalWritesNothing(t *testing.T) {
 	server := redistest.Start(t)
 	s := warmed(t, Options{Address: server.Addr})
+	s.Close() // heartbeats would write
 	shared, own := one("shared", 100), one("own", 2)
 	for range 2 {
 		take(t, s, shared, own)
 	}
+	atRest(t, s)
 	before := server.Calls(t, "set") + server.Calls(t, "del")
 	for range 10 {
 		answers := take(t, s, shared, own)

@@ -1,0 +1,113 @@
+package redis
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// failuresToOpen is how many round trips in a row must fail, or be late, until
+// a server counts as away: one that is late with one reply in twenty must not
+// be taken for it every few seconds.
+const failuresToOpen = 5
+
+// breaker keeps calls from a server that would not answer them in time. It
+// opens after a run of failures, and is closed by the [node]'s keeper, which
+// goes on trying by itself: no request has to find out at its own cost that
+// the server is back.
+//
+// A server that answers, but slowly, is away for calls that wait less than it
+// takes, and is there for others.
+type breaker struct {
+	// shut is the longest wait of calls that are not sent: 0 if all are,
+	// MaxInt64 if none is.
+	shut atomic.Int64
+	run  atomic.Int32 // failures in a row
+	seen atomic.Bool  // the server has answered once
+
+	mu sync.Mutex
+	// patience is the shortest wait that was not long enough in this run, 0 if
+	// it was not for that that it failed.
+	patience time.Duration
+	err      error // of the latest failure
+	retired  bool  // nobody would close it any more
+}
+
+const never = math.MaxInt64
+
+// admits reports whether a call that waits this long is to be sent.
+func (b *breaker) admits(wait time.Duration) bool { return int64(wait) > b.shut.Load() }
+
+// answered notes a round trip that was in time.
+func (b *breaker) answered() {
+	if !b.seen.Load() {
+		b.seen.Store(true)
+	}
+	if b.run.Load() == 0 || b.shut.Load() != 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.shut.Load() == 0 {
+		b.run.Store(0)
+		b.patience = 0
+	}
+}
+
+// failed notes a round trip that failed or, if wait is not 0, was not over
+// when a call had waited that long. It reports whether that opened the
+// breaker: a server that has never been there need not fail again and again.
+func (b *breaker) failed(err error, wait time.Duration) (opened bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+	if wait > 0 && (b.patience == 0 || wait < b.patience) {
+		b.patience = wait
+	}
+	if b.run.Add(1) < failuresToOpen && b.seen.Load() || b.retired || b.shut.Load() != 0 {
+		return false
+	}
+	b.shut.Store(never)
+	return true
+}
+
+// close lets calls pass again. took is how long the server took to answer: if
+// that would have been too late for those that failed, the breaker stays shut
+// for their like, and close reports how long they wait.
+func (b *breaker) close(took time.Duration) (tooLateFor time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	// What takes nearly all of the wait would fail again at once.
+	if b.patience > 0 && took > b.patience*3/4 && !b.retired {
+		b.shut.Store(int64(max(b.patience, took*5/4)))
+		return b.patience
+	}
+	b.seen.Store(true)
+	b.run.Store(0)
+	b.patience, b.err = 0, nil
+	b.shut.Store(0)
+	return 0
+}
+
+// retire closes the breaker for good.
+func (b *breaker) retire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.retired = true
+	b.shut.Store(0)
+}
+
+// isOpen reports whether there are calls that are not sent, and why.
+func (b *breaker) isOpen() (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.shut.Load() != 0, b.err
+}
+
+// disappointed is the shortest wait that was not long enough, 0 if none was.
+func (b *breaker) disappointed() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.patience
+}

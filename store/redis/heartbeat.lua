@@ -1,0 +1,53 @@
+-- Notes that an instance is alive, and tells what shows whether the server
+-- still has what it had.
+--
+-- KEYS[1]  the instances of a store, of one server
+-- ARGV[1]  name of the instance, 8 bytes
+-- ARGV[2]  number of this beat of the instance, 1 and up; 0 if it leaves
+-- ARGV[3]  how long an instance is alive after a beat, in microseconds
+-- Reply    one string: birth of the list (7 bytes), number of the instance's
+--          beat that was noted before or 0 (7), instances alive (4), keys
+--          evicted since the server's start (7)
+--
+-- The list is a string: its birth, then for each instance its name (8 bytes),
+-- the time and the number of its last beat (7 each). Times are microseconds of
+-- the server's clock. Whoever finds no list begins one: then the server has
+-- lost it, or nobody was alive for a day.
+
+local pack, unpack, sub = struct.pack, struct.unpack, string.sub
+local name, beat, life = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+local list = redis.pcall('GET', KEYS[1])
+if type(list) == 'table' and not string.find(list.err, 'WRONGTYPE', 1, true) then
+  return list
+end
+
+local birth, before, alive, others = now, 0, 0, {}
+if type(list) == 'string' and #list >= 7 and (#list - 7) % 22 == 0 then
+  birth = unpack('>I7', list)
+  for at = 8, #list, 22 do
+    local seen, number = unpack('>I7I7', list, at + 8)
+    if sub(list, at, at + 7) == name then
+      before = number
+    elseif seen + life > now and seen - life < now then
+      alive = alive + 1
+      others[alive] = sub(list, at, at + 21)
+    end
+  end
+end
+
+-- An old server, or a user who may not ask, tells nothing of evictions.
+local evicted = 0
+local info = redis.pcall('INFO', 'stats')
+if type(info) == 'string' then
+  evicted = tonumber(string.match(info, 'evicted_keys:(%d+)')) or 0
+end
+
+if beat > 0 then
+  alive = alive + 1
+  others[alive] = name .. pack('>I7I7', now, beat)
+end
+redis.call('SET', KEYS[1], pack('>I7', birth) .. table.concat(others), 'PX', 86400000)
+return pack('>I7I7I4I7', birth, before, alive, evicted)

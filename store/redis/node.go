@@ -1,0 +1,273 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// node is one server: the calls that wait for it, the connections to it, and
+// what is known of how it fares. Nodes share nothing that one could keep from
+// another, so that a server that is away slows none of the others.
+//
+// Its keeper, a goroutine, sends a heartbeat every second. It loads the script
+// and makes the first connection before there is a request, notices when the
+// server is away though nobody asks, and when it is back.
+type node struct {
+	store *Store
+	name  string // for people
+	dial  dialer
+	// key is the list of instances, and changes with the slots of a node of a
+	// Cluster.
+	key     atomic.Pointer[string]
+	breaker breaker
+	slow    atomic.Bool   // the latest round trip took more than slowBatch
+	wake    chan struct{} // of the keeper; holds one
+
+	longest atomic.Int64 // wait of the calls, ns: a heartbeat is as patient
+	late    atomic.Int64 // how long the latest late round trip took, ns
+
+	mu      sync.Mutex
+	queue   queue
+	workers int       // goroutines sending batches, at most Options.PoolSize
+	began   time.Time // when the latest batch was taken
+	client  *client   // nil when there is nothing to close
+	closed  bool
+}
+
+type dialer func(ctx context.Context) (net.Conn, error)
+
+// background is the context of everything that is sent: no request's, so that
+// one that is given up is counted all the same.
+var background = context.Background()
+
+// newNode returns a server and starts its keeper, which ends with ctx.
+func newNode(ctx context.Context, s *Store, name, key string, dial dialer) *node {
+	n := &node{store: s, name: name, dial: dial, wake: make(chan struct{}, 1)}
+	n.key.Store(&key)
+	go n.keep(ctx)
+	return n
+}
+
+// clientLocked returns the connections to the server.
+func (n *node) clientLocked() *client {
+	if n.client == nil {
+		n.client = newClient(n.store.options, n.store.secrets, n.dial)
+	}
+	return n.client
+}
+
+// hangUp drops all connections: who answers behind them is not, or not any
+// more, who should. Calls that are under way on them fail.
+func (n *node) hangUp() {
+	n.mu.Lock()
+	old := n.client
+	n.client = nil
+	n.mu.Unlock()
+	if old != nil {
+		_ = old.Close() // there is nothing to be done about it
+	}
+}
+
+// close lets go of the connections as soon as the calls under way are done.
+// Calls that come later still work: they open a connection of their own.
+func (n *node) close() {
+	n.breaker.retire()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	n.closeIdleLocked()
+}
+
+// closeIdleLocked closes the connections of a closed node that nobody works
+// with.
+func (n *node) closeIdleLocked() {
+	if n.closed && n.workers == 0 && n.client != nil {
+		_ = n.client.Close() // there is nothing to be done about it
+		n.client = nil
+	}
+}
+
+// patientFor notes how long a request waits.
+func (n *node) patientFor(wait time.Duration) {
+	if n.longest.Load() < int64(wait) {
+		n.longest.Store(int64(wait))
+	}
+}
+
+// notAsked is the failure of a call that the breaker does not let pass.
+func (n *node) notAsked() *store.Error {
+	err := errors.New("not asked, since it is away")
+	if _, reason := n.breaker.isOpen(); reason != nil {
+		err = fmt.Errorf("not asked, since it is away: %w", reason)
+	}
+	return &store.Error{Kind: store.KindAway, Unexecuted: true, Err: err}
+}
+
+// failed notes that a round trip failed or, if wait is not 0, was late.
+func (n *node) failed(err error, wait time.Duration) {
+	if n.breaker.failed(err, wait) {
+		n.wakeUp()
+	}
+}
+
+func (n *node) wakeUp() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	// The pauses between attempts to reach a server that is away grow from
+	// the first to the last, each up to half as long again.
+	firstPause = 100 * time.Millisecond
+	lastPause  = time.Second
+	// hiccupTime is how soon after the last one a breaker that opens again
+	// tells of trouble, though the server answers whenever it is tried.
+	hiccupTime = 10 * time.Second
+)
+
+// keep sends heartbeats until ctx ends. Then it leaves, and closes the node.
+func (n *node) keep(ctx context.Context) {
+	defer n.close()
+	var r store.Report // the last one
+	var hiccup time.Time
+	pause := firstPause
+	for {
+		took, lost, replied, err := n.heartbeat(r.Condition != store.Up)
+		if ctx.Err() != nil {
+			break
+		}
+		now := time.Now()
+		next := store.Report{Condition: store.Up}
+		if errors.Is(err, errMoved) {
+			n.store.moved()
+			next, err = r, nil
+		} else if err != nil {
+			n.store.census.silent(*n.key.Load())
+			n.breaker.failed(err, 0)
+			next = store.Report{Condition: store.Away, Err: err}
+			if open, _ := n.breaker.isOpen(); !open {
+				next = r // it is too early to tell
+			} else if !replied {
+				// Nobody answers on these connections, in time or ever.
+				n.hangUp()
+			}
+			n.store.moved()
+		} else if open, _ := n.breaker.isOpen(); open {
+			if wait := n.breaker.disappointed(); n.breaker.close(took) > 0 {
+				next.Condition, next.Took, next.Wait = store.Slow, took, wait
+			} else if wait > 0 && r.Condition != store.Away {
+				// It is only under load that it is late.
+				if now.Sub(hiccup) < hiccupTime {
+					next.Condition, next.Took, next.Wait = store.Slow, time.Duration(n.late.Load()), wait
+				}
+				hiccup = now
+			}
+		} else if r.Condition == store.Slow && now.Sub(hiccup) < hiccupTime {
+			next = r
+		}
+		next.Lost = lost
+		n.store.report(n.name, next)
+		r = next
+		r.Lost = ""
+
+		if open, _ := n.breaker.isOpen(); err == nil && !open {
+			pause = firstPause
+			if !n.rest(ctx, beatEvery*3/4+rand.N(beatEvery/2), n.wake) {
+				break
+			}
+			if open, _ := n.breaker.isOpen(); !open {
+				continue
+			}
+		}
+		// Not all instances at once, and nobody can end it early.
+		if !n.rest(ctx, pause+rand.N(pause/2), nil) {
+			break
+		}
+		pause = min(2*pause, lastPause)
+	}
+	if r.Condition == store.Up {
+		n.leave()
+	}
+}
+
+// rest sleeps, or reports false if ctx ends before that is over.
+func (n *node) rest(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-wake:
+	case <-timer.C:
+	}
+	return true
+}
+
+// heartbeat tells the server that this instance is alive. It loads the script
+// with it if the server may not have it. It returns what [census.heard] does,
+// and whether the server has replied, be it with an error.
+func (n *node) heartbeat(load bool) (took time.Duration, lost string, replied bool, err error) {
+	life := n.store.options.Timeout
+	if wait := n.breaker.disappointed(); wait > 0 {
+		life = max(life, 3*wait)
+	} else {
+		life = max(life, 3*time.Duration(n.longest.Load()))
+	}
+	key := *n.key.Load()
+	cmd, beat := n.store.census.command(key, false)
+	start := time.Now()
+	reply, failure := n.exchange(life, load, cmd)
+	took = time.Since(start)
+	if failure != nil {
+		return took, "", failure.Kind == store.KindReply, failure.Err
+	}
+	n.breaker.seen.Store(true)
+	lost, err = n.store.census.heard(key, reply, beat, time.Now())
+	return took, lost, true, err
+}
+
+// leave tells the server that this instance is no more.
+func (n *node) leave() {
+	cmd, _ := n.store.census.command(*n.key.Load(), true)
+	_, _ = n.exchange(n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
+}
+
+func (n *node) exchange(life time.Duration, load bool, cmd *beatCommand) (string, *store.Error) {
+	n.mu.Lock()
+	client := n.clientLocked()
+	n.mu.Unlock()
+	pipe := client.living(life).Pipeline()
+	var loaded *redis.StringCmd
+	if load {
+		loaded = redis.NewStringCmd(background, "script", "load", source)
+		_ = pipe.Process(background, loaded) // never fails: it only collects
+	}
+	_ = pipe.Process(background, cmd)
+	_, err := pipe.Exec(background)
+	switch {
+	case !cmd.written:
+		return "", n.store.failure(err, false)
+	case isRedirect(cmd.Err()):
+		return "", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errMoved}
+	case isReadOnly(cmd.Err()):
+		n.hangUp() // the master is elsewhere by now
+		return "", n.store.failure(cmd.Err(), true)
+	case cmd.Err() != nil:
+		return "", n.store.failure(cmd.Err(), true)
+	case loaded != nil && loaded.Err() != nil:
+		return "", n.store.failure(loaded.Err(), true)
+	}
+	return cmd.Val(), nil
+}
