@@ -40,7 +40,10 @@ type call struct {
 	// that it is meant, if asking.
 	redirected, asking bool
 
-	// Its place in the queue, and then its round trip, guarded by node.mu.
+	// node is where it is, or was last. Its place in the queue there, and then
+	// its round trip, are guarded by that node's mu, as is the step to another
+	// node.
+	node       atomic.Pointer[node]
 	queued     bool
 	prev, next *call
 	trip       *trip
@@ -133,20 +136,35 @@ func (n *node) await(c *call, up <-chan time.Time) (string, *store.Error) {
 		return c.reply, c.err
 	case <-up:
 	}
-	return n.giveUp(c)
+	return giveUp(c)
+}
+
+// leave takes a call out of the queue it is in. It returns where it is, and
+// its round trip if it is on one.
+func (c *call) leave() (*node, *trip) {
+	for {
+		n := c.node.Load()
+		n.mu.Lock()
+		if c.node.Load() == n {
+			defer n.mu.Unlock()
+			n.queue.remove(c)
+			return n, c.trip
+		}
+		n.mu.Unlock() // it was redirected
+	}
 }
 
 // giveUp is called when a call has waited for long enough. One that has not
 // been sent never will be.
-func (n *node) giveUp(c *call) (string, *store.Error) {
+func giveUp(c *call) (string, *store.Error) {
 	unsent := c.state.Swap(left) == waiting
-	n.mu.Lock()
-	n.queue.remove(c)
-	trip := c.trip
-	n.mu.Unlock()
+	n, trip := c.leave()
 	select {
 	case <-c.done:
-		return c.reply, c.err
+		if !unsent || c.err != nil {
+			return c.reply, c.err
+		}
+		// That was the reply to what was sent in its place.
 	default:
 	}
 	e := &store.Error{Kind: store.KindTimeout, Unexecuted: unsent, Err: fmt.Errorf("no answer within %v", c.wait)}
@@ -171,6 +189,14 @@ const slowBatch = 2 * time.Millisecond
 func (n *node) submit(c *call) *store.Error {
 	if !n.breaker.admits(c.wait) {
 		return n.notAsked()
+	}
+	if before := c.node.Load(); before == nil {
+		c.node.Store(n)
+	} else {
+		before.mu.Lock()
+		c.trip = nil
+		c.node.Store(n)
+		before.mu.Unlock()
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -198,12 +224,14 @@ func (n *node) work() {
 		}
 		trip := batch[0].trip
 		start := time.Now()
-		err := n.send(client.living(life), batch)
+		err := n.send(client, life, batch)
 		took := time.Since(start)
 		n.slow.Store(took > slowBatch)
 		switch {
 		case trip.late.Load():
 			n.late.Store(int64(took)) // as a failure it has been counted
+		case err != nil && err.Kind == store.KindAway:
+			// The keeper hung up before anything was sent.
 		case err != nil:
 			n.failed(err.Err, 0)
 		default:
@@ -237,15 +265,15 @@ func (n *node) begin(batch []*call) (*client, []*call) {
 // send runs a batch in one round trip, in two if the server has not got the
 // script, and finishes every call in it. It returns a failure that is the
 // server's, if there is one.
-func (n *node) send(client *redis.Client, batch []*call) *store.Error {
-	missing, failure := n.exec(client, batch, nil)
+func (n *node) send(client *client, life time.Duration, batch []*call) *store.Error {
+	missing, failure := n.exec(client, life, batch, nil)
 	if len(missing) == 0 {
 		return failure
 	}
 	// These were certainly not executed. A second time they come after the
 	// script itself, on one connection.
 	load := redis.NewStringCmd(background, "script", "load", source)
-	missing, failure = n.exec(client, missing, load)
+	missing, failure = n.exec(client, life, missing, load)
 	for _, c := range missing {
 		err := errors.New("the server forgot the script at once")
 		if load.Err() != nil {
@@ -260,8 +288,8 @@ func (n *node) send(client *redis.Client, batch []*call) *store.Error {
 // exec sends a batch once, after the command before if there is one. It
 // finishes all calls but those for which the server had no script, and returns
 // these.
-func (n *node) exec(client *redis.Client, batch []*call, before redis.Cmder) (missing []*call, failure *store.Error) {
-	pipe := client.Pipeline()
+func (n *node) exec(client *client, life time.Duration, batch []*call, before redis.Cmder) (missing []*call, failure *store.Error) {
+	pipe := client.living(life).Pipeline()
 	if before != nil {
 		_ = pipe.Process(background, before) // never fails: it only collects
 	}
@@ -289,14 +317,14 @@ func (n *node) exec(client *redis.Client, batch []*call, before redis.Cmder) (mi
 			c.finish(reply, nil)
 		case noScript(err):
 			missing = append(missing, c)
-		case isRedirect(err):
+		case isRedirect(err) && n.store.cluster != nil:
 			n.store.redirect(c, err)
 		case isSplit(err):
 			c.finish("", splitError(err))
 		default:
 			failure = n.store.failure(err, true)
 			if isReadOnly(err) {
-				n.hangUp() // the master is elsewhere by now
+				n.hangUp(client) // the master is elsewhere by now
 			}
 			c.finish("", failure)
 		}

@@ -23,12 +23,12 @@ type breaker struct {
 	// shut is the longest wait of calls that are not sent: 0 if all are,
 	// MaxInt64 if none is.
 	shut atomic.Int64
-	run  atomic.Int32 // failures in a row
+	run  atomic.Int32 // failures in a row, of calls that were sent
 	seen atomic.Bool  // the server has answered once
 
 	mu sync.Mutex
-	// patience is the shortest wait that was not long enough in this run, 0 if
-	// it was not for that that it failed.
+	// patience is the shortest wait that was not long enough, in this run or
+	// when the breaker was shut for its like; 0 if none was.
 	patience time.Duration
 	err      error // of the latest failure
 	retired  bool  // nobody would close it any more
@@ -44,14 +44,18 @@ func (b *breaker) answered() {
 	if !b.seen.Load() {
 		b.seen.Store(true)
 	}
-	if b.run.Load() == 0 || b.shut.Load() != 0 {
+	if b.run.Load() == 0 || b.shut.Load() == never {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.shut.Load() == 0 {
+	switch b.shut.Load() {
+	case never: // by what has failed since
+	case 0:
 		b.run.Store(0)
 		b.patience = 0
+	default: // whoever waits longer than patience is answered
+		b.run.Store(0)
 	}
 }
 
@@ -65,7 +69,7 @@ func (b *breaker) failed(err error, wait time.Duration) (opened bool) {
 	if wait > 0 && (b.patience == 0 || wait < b.patience) {
 		b.patience = wait
 	}
-	if b.run.Add(1) < failuresToOpen && b.seen.Load() || b.retired || b.shut.Load() != 0 {
+	if b.run.Add(1) < failuresToOpen && b.seen.Load() || b.retired || b.shut.Load() == never {
 		return false
 	}
 	b.shut.Store(never)
@@ -78,13 +82,13 @@ func (b *breaker) failed(err error, wait time.Duration) (opened bool) {
 func (b *breaker) close(took time.Duration) (tooLateFor time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.seen.Store(true)
+	b.run.Store(0)
 	// What takes nearly all of the wait would fail again at once.
 	if b.patience > 0 && took > b.patience*3/4 && !b.retired {
 		b.shut.Store(int64(max(b.patience, took*5/4)))
 		return b.patience
 	}
-	b.seen.Store(true)
-	b.run.Store(0)
 	b.patience, b.err = 0, nil
 	b.shut.Store(0)
 	return 0
@@ -97,6 +101,9 @@ func (b *breaker) retire() {
 	b.retired = true
 	b.shut.Store(0)
 }
+
+// isAway reports whether no call is sent at all.
+func (b *breaker) isAway() bool { return b.shut.Load() == never }
 
 // isOpen reports whether there are calls that are not sent, and why.
 func (b *breaker) isOpen() (bool, error) {

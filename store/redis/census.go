@@ -22,6 +22,9 @@ const (
 	beatEvery = time.Second
 	// aliveFor is how long an instance is alive after a beat.
 	aliveFor = 10 * time.Second
+	// evictionTime is how long there must have been no eviction for another
+	// one to be a loss of its own: a server that is full goes on evicting.
+	evictionTime = time.Minute
 	// beatReply is the size of the script's reply.
 	beatReply = 7 + 7 + 4 + 7
 )
@@ -47,6 +50,7 @@ type listed struct {
 	birth   int64
 	beat    int64 // the latest one that the server has confirmed
 	evicted int64
+	told    time.Time // when evictions were last seen
 
 	instances int64
 	// Since lowSince the list has held fewer than that, but at most low.
@@ -80,12 +84,12 @@ func (c *census) command(key string, leaves bool) (*beatCommand, int64) {
 // beatCommand is a beat in a pipeline.
 type beatCommand struct {
 	*redis.StringCmd
-	written bool
+	written time.Time // zero if it was not: then it has not been executed
 }
 
 // Args overrides the library's, which asks for them when it writes them.
 func (b *beatCommand) Args() []any {
-	b.written = true
+	b.written = time.Now()
 	return b.StringCmd.Args()
 }
 
@@ -119,7 +123,10 @@ func (c *census) heard(key, reply string, beat int64, now time.Time) (lost strin
 	case before < l.beat && (before > 0 || inTouch && now.Sub(l.heard) < aliveFor/2):
 		lost = "writes that were confirmed are gone"
 	case inTouch && evicted > l.evicted:
-		lost = "keys were evicted"
+		if l.told.IsZero() || now.Sub(l.told) > evictionTime {
+			lost = "keys were evicted"
+		}
+		l.told = now
 	}
 	l.heard, l.birth, l.beat, l.evicted = now, birth, beat, evicted
 

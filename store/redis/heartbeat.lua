@@ -6,13 +6,14 @@
 -- ARGV[2]  number of this beat of the instance, 1 and up; 0 if it leaves
 -- ARGV[3]  how long an instance is alive after a beat, in microseconds
 -- Reply    one string: birth of the list (7 bytes), number of the instance's
---          beat that was noted before or 0 (7), instances alive (4), keys
---          evicted since the server's start (7)
+--          latest beat that was noted before or 0 (7), instances alive (4),
+--          keys evicted since the server's start (7)
 --
 -- The list is a string: its birth, then for each instance its name (8 bytes),
--- the time and the number of its last beat (7 each). Times are microseconds of
--- the server's clock. Whoever finds no list begins one: then the server has
--- lost it, or nobody was alive for a day.
+-- the time of its last beat and the number of its latest one (7 each): one may
+-- overtake another on its way. Times are microseconds of the server's clock.
+-- Whoever finds no list begins one: then the server has lost it, or nobody was
+-- alive for a day.
 
 local pack, unpack, sub = struct.pack, struct.unpack, string.sub
 local name, beat, life = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -47,7 +48,7 @@ end
 
 if beat > 0 then
   alive = alive + 1
-  others[alive] = name .. pack('>I7I7', now, beat)
+  others[alive] = name .. pack('>I7I7', now, math.max(beat, before))
 end
 redis.call('SET', KEYS[1], pack('>I7', birth) .. table.concat(others), 'PX', 86400000)
 return pack('>I7I7I4I7', birth, before, alive, evicted)

@@ -66,15 +66,25 @@ func (n *node) clientLocked() *client {
 	return n.client
 }
 
-// hangUp drops all connections: who answers behind them is not, or not any
-// more, who should. Calls that are under way on them fail.
-func (n *node) hangUp() {
+// connections returns the connections to the server.
+func (n *node) connections() *client {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.clientLocked()
+}
+
+// hangUp drops connections, unless somebody did already and these are new:
+// who answers behind them is not, or not any more, who should. Calls that are
+// under way on them fail.
+func (n *node) hangUp(client *client) {
 	n.mu.Lock()
 	old := n.client
-	n.client = nil
+	if old == client {
+		n.client = nil
+	}
 	n.mu.Unlock()
-	if old != nil {
-		_ = old.Close() // there is nothing to be done about it
+	if old == client {
+		_ = client.Close() // there is nothing to be done about it
 	}
 }
 
@@ -129,9 +139,11 @@ func (n *node) wakeUp() {
 
 const (
 	// The pauses between attempts to reach a server that is away grow from
-	// the first to the last, each up to half as long again.
+	// the first to the last, each up to half as long again. One that has just
+	// begun when the server is back, and an attempt that was in vain before
+	// it, are over within 2 s unless the timeouts are long.
 	firstPause = 100 * time.Millisecond
-	lastPause  = time.Second
+	lastPause  = 700 * time.Millisecond
 	// hiccupTime is how soon after the last one a breaker that opens again
 	// tells of trouble, though the server answers whenever it is tried.
 	hiccupTime = 10 * time.Second
@@ -142,9 +154,12 @@ func (n *node) keep(ctx context.Context) {
 	defer n.close()
 	var r store.Report // the last one
 	var hiccup time.Time
+	listed := false // the latest heartbeat was heard
 	pause := firstPause
 	for {
-		took, lost, replied, err := n.heartbeat(r.Condition != store.Up)
+		client := n.connections()
+		took, lost, replied, err := n.heartbeat(client, r.Condition != store.Up)
+		listed = err == nil
 		if ctx.Err() != nil {
 			break
 		}
@@ -157,11 +172,11 @@ func (n *node) keep(ctx context.Context) {
 			n.store.census.silent(*n.key.Load())
 			n.breaker.failed(err, 0)
 			next = store.Report{Condition: store.Away, Err: err}
-			if open, _ := n.breaker.isOpen(); !open {
+			if !n.breaker.isAway() {
 				next = r // it is too early to tell
 			} else if !replied {
 				// Nobody answers on these connections, in time or ever.
-				n.hangUp()
+				n.hangUp(client)
 			}
 			n.store.moved()
 		} else if open, _ := n.breaker.isOpen(); open {
@@ -197,7 +212,7 @@ func (n *node) keep(ctx context.Context) {
 		}
 		pause = min(2*pause, lastPause)
 	}
-	if r.Condition == store.Up {
+	if listed {
 		n.leave()
 	}
 }
@@ -217,8 +232,8 @@ func (n *node) rest(ctx context.Context, d time.Duration, wake <-chan struct{}) 
 
 // heartbeat tells the server that this instance is alive. It loads the script
 // with it if the server may not have it. It returns what [census.heard] does,
-// and whether the server has replied, be it with an error.
-func (n *node) heartbeat(load bool) (took time.Duration, lost string, replied bool, err error) {
+// how long the server took to answer, and whether it has, be it with an error.
+func (n *node) heartbeat(client *client, load bool) (took time.Duration, lost string, replied bool, err error) {
 	life := n.store.options.Timeout
 	if wait := n.breaker.disappointed(); wait > 0 {
 		life = max(life, 3*wait)
@@ -227,27 +242,24 @@ func (n *node) heartbeat(load bool) (took time.Duration, lost string, replied bo
 	}
 	key := *n.key.Load()
 	cmd, beat := n.store.census.command(key, false)
-	start := time.Now()
-	reply, failure := n.exchange(life, load, cmd)
-	took = time.Since(start)
+	reply, failure := n.exchange(client, life, load, cmd)
 	if failure != nil {
-		return took, "", failure.Kind == store.KindReply, failure.Err
+		return 0, "", failure.Kind == store.KindReply, failure.Err
 	}
 	n.breaker.seen.Store(true)
-	lost, err = n.store.census.heard(key, reply, beat, time.Now())
-	return took, lost, true, err
+	now := time.Now()
+	lost, err = n.store.census.heard(key, reply, beat, now)
+	return now.Sub(cmd.written), lost, true, err
 }
 
 // leave tells the server that this instance is no more.
 func (n *node) leave() {
 	cmd, _ := n.store.census.command(*n.key.Load(), true)
-	_, _ = n.exchange(n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
+	_, _ = n.exchange(n.connections(), n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
 }
 
-func (n *node) exchange(life time.Duration, load bool, cmd *beatCommand) (string, *store.Error) {
-	n.mu.Lock()
-	client := n.clientLocked()
-	n.mu.Unlock()
+// exchange sends a beat and returns the reply to it.
+func (n *node) exchange(client *client, life time.Duration, load bool, cmd *beatCommand) (string, *store.Error) {
 	pipe := client.living(life).Pipeline()
 	var loaded *redis.StringCmd
 	if load {
@@ -257,12 +269,12 @@ func (n *node) exchange(life time.Duration, load bool, cmd *beatCommand) (string
 	_ = pipe.Process(background, cmd)
 	_, err := pipe.Exec(background)
 	switch {
-	case !cmd.written:
+	case cmd.written.IsZero():
 		return "", n.store.failure(err, false)
-	case isRedirect(cmd.Err()):
+	case isRedirect(cmd.Err()) && n.store.cluster != nil:
 		return "", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errMoved}
 	case isReadOnly(cmd.Err()):
-		n.hangUp() // the master is elsewhere by now
+		n.hangUp(client) // the master is elsewhere by now
 		return "", n.store.failure(cmd.Err(), true)
 	case cmd.Err() != nil:
 		return "", n.store.failure(cmd.Err(), true)

@@ -11,10 +11,12 @@ import (
 type secrets struct {
 	renew func() (Secrets, error) // nil if they never change
 
-	mu      sync.Mutex
-	now     Secrets
-	before  Secrets // what an error may still speak of
-	renewed time.Time
+	renewing sync.Mutex // held while renew runs, which may take its time
+	renewed  time.Time
+
+	mu     sync.Mutex
+	now    Secrets
+	before Secrets // what an error may still speak of
 }
 
 // secretsTime is for how long secrets are not renewed again.
@@ -29,21 +31,28 @@ func newSecrets(o Options) *secrets {
 }
 
 func (s *secrets) get() Secrets {
+	s.renewing.Lock()
+	defer s.renewing.Unlock()
+	if s.renew != nil && time.Since(s.renewed) >= secretsTime {
+		// A file that is just being replaced may be empty or half written:
+		// then the next connection finds the new one.
+		if fresh, err := s.renew(); err == nil {
+			s.replace(fresh)
+		}
+		s.renewed = time.Now()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.renew == nil || time.Since(s.renewed) < secretsTime {
-		return s.now
-	}
-	// A file that is just being replaced may be empty or half written: then
-	// the next connection finds the new one.
-	if fresh, err := s.renew(); err == nil {
-		if fresh.Password != s.now.Password || fresh.SentinelPassword != s.now.SentinelPassword {
-			s.before = s.now
-		}
-		s.now = fresh
-	}
-	s.renewed = time.Now()
 	return s.now
+}
+
+func (s *secrets) replace(fresh Secrets) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fresh.Password != s.now.Password || fresh.SentinelPassword != s.now.SentinelPassword {
+		s.before = s.now
+	}
+	s.now = fresh
 }
 
 // redact removes the passwords from a text, which none is known to hold.

@@ -1,0 +1,259 @@
+package redis
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+var errTrouble = errors.New("trouble")
+
+// seenBreaker is that of a server which has answered.
+func seenBreaker() *breaker {
+	b := &breaker{}
+	b.answered()
+	return b
+}
+
+// run lets round trips fail, late for calls that wait this long if it is not
+// 0, and returns how many of them opened the breaker.
+func run(b *breaker, failures int, wait time.Duration) (opened int) {
+	for range failures {
+		if b.failed(errTrouble, wait) {
+			opened++
+		}
+	}
+	return opened
+}
+
+// admitted wants calls of a wait to be sent, or not to be.
+func admitted(t *testing.T, b *breaker, wait time.Duration, want bool) {
+	t.Helper()
+	if got := b.admits(wait); got != want {
+		t.Errorf("admits(%v) = %v, want %v; it is shut for waits up to %v after %d failures",
+			wait, got, want, time.Duration(b.shut.Load()), b.run.Load())
+	}
+}
+
+const (
+	brief = 100 * time.Millisecond
+	long  = 5 * time.Second
+)
+
+func TestBreakerOpens(t *testing.T) {
+	b := seenBreaker()
+	if run(b, failuresToOpen-1, 0) != 0 {
+		t.Error("opened too soon")
+	}
+	admitted(t, b, brief, true)
+	if run(b, 1, 0) != 1 {
+		t.Error("not opened by the last failure of a run")
+	}
+	admitted(t, b, time.Hour, false)
+	if open, err := b.isOpen(); !open || !b.isAway() || err != errTrouble {
+		t.Errorf("isOpen() = %v, %v; isAway() = %v", open, err, b.isAway())
+	}
+	// It opens once, and an answer that was under way does not close it.
+	if run(b, 10, brief) != 0 {
+		t.Error("opened again while it was open")
+	}
+	b.answered()
+	admitted(t, b, time.Hour, false)
+	// It has failed by being late, too.
+	if got := b.close(10 * time.Millisecond); got != 0 {
+		t.Errorf("closed but for calls that wait %v", got)
+	}
+	admitted(t, b, 0, false) // there is no time to answer these
+	admitted(t, b, 1, true)
+	if open, err := b.isOpen(); open || err != nil || b.isAway() || b.disappointed() != 0 {
+		t.Errorf("closed, but isOpen() = %v, %v; disappointed() = %v", open, err, b.disappointed())
+	}
+	if run(b, failuresToOpen-1, 0) != 0 {
+		t.Error("the failures of before still count")
+	}
+}
+
+func TestBreakerSuccessResets(t *testing.T) {
+	b := seenBreaker()
+	for range 10 {
+		if run(b, failuresToOpen-1, brief) != 0 {
+			t.Fatal("opened although there was an answer in between")
+		}
+		b.answered()
+		if b.disappointed() != 0 {
+			t.Fatalf("after an answer, %v is still too short a wait", b.disappointed())
+		}
+	}
+}
+
+// TestBreakerNeverSeen: a server that was never there need not fail often.
+func TestBreakerNeverSeen(t *testing.T) {
+	b := &breaker{}
+	if run(b, 1, 0) != 1 {
+		t.Error("not opened by the first failure")
+	}
+	b.close(0)
+	if run(b, failuresToOpen-1, 0) != 0 {
+		t.Error("opened too soon once the server was seen")
+	}
+}
+
+// TestBreakerSlow: a server that answers too late for some is there for those
+// that wait for longer.
+func TestBreakerSlow(t *testing.T) {
+	b := seenBreaker()
+	run(b, failuresToOpen-1, 2*brief)
+	run(b, 1, brief)
+	if got := b.close(150 * time.Millisecond); got != brief {
+		t.Errorf("close tells of calls that wait %v, want %v, the shortest", got, brief)
+	}
+	admitted(t, b, brief, false)
+	admitted(t, b, 160*time.Millisecond, false) // for this, 150 ms is too near
+	admitted(t, b, 200*time.Millisecond, true)
+	if b.isAway() {
+		t.Error("a server that answers is away")
+	}
+
+	// Still slow, slower, and fast again.
+	b.close(600 * time.Millisecond)
+	admitted(t, b, 700*time.Millisecond, false)
+	admitted(t, b, time.Second, true)
+	b.close(80 * time.Millisecond) // nearly as long as the wait
+	admitted(t, b, brief, false)
+	admitted(t, b, brief+time.Millisecond, true)
+	if got := b.close(70 * time.Millisecond); got != 0 {
+		t.Errorf("a server that is fast again is too late for calls that wait %v", got)
+	}
+	admitted(t, b, brief, true)
+}
+
+// TestBreakerSlowThenAway: a server that was slow goes away. Calls that wait
+// for long must not each find out.
+func TestBreakerSlowThenAway(t *testing.T) {
+	b := seenBreaker()
+	run(b, failuresToOpen, brief)
+	b.close(150 * time.Millisecond)
+	for range 10 {
+		if run(b, failuresToOpen-1, 0) != 0 {
+			t.Fatal("opened for all too soon")
+		}
+		b.answered()
+	}
+	if b.disappointed() != brief {
+		t.Error("an answer to those that wait for long says nothing of those that do not")
+	}
+	if run(b, failuresToOpen, 0) != 1 {
+		t.Error("a slow server that fails again and again is not away")
+	}
+	admitted(t, b, time.Hour, false)
+	b.close(150 * time.Millisecond)
+	admitted(t, b, brief, false)
+	admitted(t, b, long, true)
+}
+
+// TestBreakerRetired: nobody would close it any more.
+func TestBreakerRetired(t *testing.T) {
+	b := seenBreaker()
+	run(b, failuresToOpen, brief)
+	b.retire()
+	admitted(t, b, brief, true)
+	if run(b, 2*failuresToOpen, 0) != 0 {
+		t.Error("opened when it was retired")
+	}
+	b.close(time.Second)
+	admitted(t, b, brief, true)
+}
+
+// lateNode is a node whose server answers nothing, without a keeper and with a
+// worker that does nothing.
+func lateNode() *node {
+	n := &node{store: &Store{options: Options{PoolSize: 1}.withDefaults()}, wake: make(chan struct{}, 1), workers: 1}
+	n.breaker.answered()
+	return n
+}
+
+// onTrip puts calls on one round trip of a node.
+func onTrip(n *node, count int) []*call {
+	calls := make([]*call, count)
+	trip := new(trip)
+	for i := range calls {
+		calls[i] = newCall(brief, nil)
+		calls[i].node.Store(n)
+		calls[i].trip = trip
+		calls[i].state.Store(sent)
+	}
+	return calls
+}
+
+// TestBreakerCountsTrips: a round trip is one failure however many calls share
+// it. One call that is given up before it was sent is none.
+func TestBreakerCountsTrips(t *testing.T) {
+	n := lateNode()
+	for i := range failuresToOpen {
+		if len(n.wake) != 0 || n.breaker.isAway() {
+			t.Fatalf("away after %d round trips", i)
+		}
+		for _, c := range onTrip(n, maxBatch) {
+			if _, err := giveUp(c); err == nil || err.Unexecuted {
+				t.Fatalf("giveUp: %+v", err)
+			}
+		}
+	}
+	if !n.breaker.isAway() || len(n.wake) != 1 {
+		t.Errorf("not away after %d round trips, %d failures; or the keeper sleeps", failuresToOpen, n.breaker.run.Load())
+	}
+	if got := n.breaker.disappointed(); got != brief {
+		t.Errorf("%v was too short a wait, want %v", got, brief)
+	}
+
+	n = lateNode()
+	for range 100 {
+		c := newCall(brief, nil)
+		if err := n.submit(c); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := giveUp(c); err == nil || !err.Unexecuted {
+			t.Fatalf("giveUp of a call that was not sent: %+v", err)
+		}
+	}
+	if got := n.breaker.run.Load(); got != 0 || n.queue.size != 0 {
+		t.Errorf("%d failures of a server that was not asked; %d calls in the queue", got, n.queue.size)
+	}
+}
+
+// TestGiveUpElsewhere: a call that was sent on to another server is given up
+// there, and blamed on that one.
+func TestGiveUpElsewhere(t *testing.T) {
+	first, second := lateNode(), lateNode()
+	stay, other := newCall(brief, nil), newCall(brief, nil)
+	for n, c := range map[*node]*call{first: stay, second: other} {
+		if err := n.submit(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := onTrip(first, 1)[0]
+	c.state.Store(waiting)
+	if err := second.submit(c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := giveUp(c); err == nil || !err.Unexecuted {
+		t.Errorf("giveUp: %+v", err)
+	}
+	if first.queue.size != 1 || second.queue.size != 1 || first.queue.first != stay || second.queue.first != other {
+		t.Errorf("%d and %d calls in the queues, want the one that was there in each", first.queue.size, second.queue.size)
+	}
+
+	c = onTrip(first, 1)[0]
+	c.state.Store(waiting)
+	if err := second.submit(c); err != nil {
+		t.Fatal(err)
+	}
+	_, batch := second.begin(nil)
+	for _, c := range batch {
+		c.state.Store(sent)
+	}
+	_, _ = giveUp(c)
+	if first.breaker.run.Load() != 0 || second.breaker.run.Load() != 1 {
+		t.Errorf("%d failures of the first server and %d of the second, want 0 and 1", first.breaker.run.Load(), second.breaker.run.Load())
+	}
+}
