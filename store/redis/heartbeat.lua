@@ -16,9 +16,9 @@
 -- alive for a day.
 
 local pack, unpack, sub = struct.pack, struct.unpack, string.sub
-local name, beat, life = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+local name, beat, life = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local list = redis.pcall('GET', KEYS[1])
 if type(list) == 'table' and not string.find(list.err, 'WRONGTYPE', 1, true) then

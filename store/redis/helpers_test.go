@@ -117,15 +117,15 @@ func warmed(t testing.TB, o Options) *Store {
 	return s
 }
 
-// clockScript is the script with a clock that the caller sets: the seconds
-// and the microseconds come before the other arguments.
-func clockScript(t testing.TB) string {
+// withClock is a script with a clock that the caller sets: the seconds and the
+// microseconds come before the other arguments.
+func withClock(t testing.TB, script string) string {
 	t.Helper()
 	const line = "\nlocal time = redis.call('TIME')\n"
-	if strings.Count(source, line) != 1 || strings.Count(source, "'TIME'") != 1 {
+	if strings.Count(script, line) != 1 || strings.Count(script, "'TIME'") != 1 {
 		t.Fatalf("the script does not read the clock in one line %q", line)
 	}
-	return strings.Replace(source, line, "\nlocal time = {table.remove(ARGV, 1), table.remove(ARGV, 1)}\n", 1)
+	return strings.Replace(script, line, "\nlocal time = {table.remove(ARGV, 1), table.remove(ARGV, 1)}\n", 1)
 }
 
 // clocked runs the script at moments of the test's choice.
@@ -137,7 +137,7 @@ type clocked struct {
 
 func newClocked(t testing.TB, server *redistest.Server) *clocked {
 	t.Helper()
-	sha := server.Do(t, "SCRIPT", "LOAD", clockScript(t)).(string)
+	sha := server.Do(t, "SCRIPT", "LOAD", withClock(t, source)).(string)
 	return &clocked{conn: server.Dial(t), sha: sha, keys: newKeys(DefaultKeyPrefix, nil)}
 }
 
