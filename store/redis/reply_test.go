@@ -62,6 +62,7 @@ func TestNonsense(t *testing.T) {
 		"-NOREPLICAS not enough\r\n":   true,
 		"-NOPERM may not evalsha\r\n":  true,
 		"-MASTERDOWN link is down\r\n": true,
+		"-MOVED 1 127.0.0.1:1\r\n":     true, // it is a cluster's
 	} {
 		t.Run(fmt.Sprintf("%q", reply), func(t *testing.T) {
 			t.Parallel()
