@@ -1,9 +1,15 @@
 package redis
 
 import (
+	"context"
 	"errors"
+	"net"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 var errTrouble = errors.New("trouble")
@@ -255,5 +261,31 @@ func TestGiveUpElsewhere(t *testing.T) {
 	_, _ = giveUp(c)
 	if first.breaker.run.Load() != 0 || second.breaker.run.Load() != 1 {
 		t.Errorf("%d failures of the first server and %d of the second, want 0 and 1", first.breaker.run.Load(), second.breaker.run.Load())
+	}
+}
+
+// TestHungUp: a call that comes when the keeper is hanging up is not sent, and
+// no failure of the server.
+func TestHungUp(t *testing.T) {
+	n := lateNode()
+	n.store.secrets = newSecrets(n.store.options)
+	n.dial = func(context.Context) (net.Conn, error) { return nil, errTrouble }
+	_ = n.connections().Close()
+	c := newCall(long, emptyCommand())
+	if err := n.submit(c); err != nil {
+		t.Fatal(err)
+	}
+	n.work()
+	if c.err == nil || c.err.Kind != store.KindAway || !c.err.Unexecuted || n.breaker.run.Load() != 0 {
+		t.Errorf("%+v, %d failures; want one that was not asked, and no failure", c.err, n.breaker.run.Load())
+	}
+
+	// Who was late to see the trouble does not hang up for others.
+	old := n.connections()
+	n.hangUp(old)
+	fresh := n.connections()
+	n.hangUp(old)
+	if n.connections() != fresh || fresh.Ping(t.Context()).Err() == redis.ErrClosed {
+		t.Error("new connections were closed on account of the old ones")
 	}
 }

@@ -144,6 +144,10 @@ const (
 	// it, are over within 2 s unless the timeouts are long.
 	firstPause = 100 * time.Millisecond
 	lastPause  = 700 * time.Millisecond
+	// beatTime is for how long a heartbeat waits at most, unless the timeout is
+	// longer: on a connection that is dead, it keeps the keeper from trying
+	// another one.
+	beatTime = time.Second
 	// hiccupTime is how soon after the last one a breaker that opens again
 	// tells of trouble, though the server answers whenever it is tried.
 	hiccupTime = 10 * time.Second
@@ -195,7 +199,6 @@ func (n *node) keep(ctx context.Context) {
 		next.Lost = lost
 		n.store.report(n.name, next)
 		r = next
-		r.Lost = ""
 
 		if open, _ := n.breaker.isOpen(); err == nil && !open {
 			pause = firstPause
@@ -234,12 +237,11 @@ func (n *node) rest(ctx context.Context, d time.Duration, wake <-chan struct{}) 
 // with it if the server may not have it. It returns what [census.heard] does,
 // how long the server took to answer, and whether it has, be it with an error.
 func (n *node) heartbeat(client *client, load bool) (took time.Duration, lost string, replied bool, err error) {
-	life := n.store.options.Timeout
-	if wait := n.breaker.disappointed(); wait > 0 {
-		life = max(life, 3*wait)
-	} else {
-		life = max(life, 3*time.Duration(n.longest.Load()))
+	wait := n.breaker.disappointed()
+	if wait == 0 {
+		wait = time.Duration(n.longest.Load())
 	}
+	life := max(n.store.options.Timeout, min(3*wait, beatTime))
 	key := *n.key.Load()
 	cmd, beat := n.store.census.command(key, false)
 	reply, failure := n.exchange(client, life, load, cmd)
