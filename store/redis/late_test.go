@@ -1,0 +1,127 @@
+package redis
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// lateTake asks while replies are held, and returns what waits for the answers.
+func lateTake(t *testing.T, s *Store, asks ...store.Ask) *store.Late {
+	t.Helper()
+	err := s.Take(50*time.Millisecond, asks, make([]store.Answer, len(asks)))
+	var e *store.Error
+	if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Late == nil {
+		t.Fatalf("Take: %+v; want a timeout whose answers may come", err)
+	}
+	return e.Late
+}
+
+// heard collects the answers of late calls.
+type heard chan []store.Answer
+
+func (h heard) then(answers []store.Answer) { h <- answers }
+
+// none wants no answers to have come.
+func (h heard) none(t *testing.T) {
+	t.Helper()
+	select {
+	case answers := <-h:
+		t.Errorf("answers %+v", answers)
+	default:
+	}
+}
+
+// TestLateAnswers: answers that come after their call was given up are heard
+// by who wants to, be it before or after they come, and are those of the call.
+func TestLateAnswers(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	s := warmed(t, Options{Address: proxy.Addr, Timeout: 10 * time.Second})
+	a, b := one("client", 10), one("client", 2)
+	a.Need, b.Key.Zone = 3, "other"
+
+	proxy.HoldReplies()
+	late := lateTake(t, s, a, b)
+	refused := a
+	refused.Need = 8
+	never := lateTake(t, s, refused)
+	before, after := make(heard, 2), make(heard, 2)
+	late.Then(before.then)
+	before.none(t)
+	proxy.ReleaseReplies()
+
+	var answers []store.Answer
+	select {
+	case answers = <-before:
+	case <-time.After(patience):
+		t.Fatal("no answers came")
+	}
+	if len(answers) != 2 || !answers[0].Granted || answers[0].Remaining != 7 || !answers[1].Granted || answers[1].Remaining != 1 {
+		t.Fatalf("answers %+v; want 7 and 1 remaining", answers)
+	}
+	idle(t, s)
+	never.Then(after.then)
+	if len(after) != 1 {
+		t.Fatal("answers that have come already are not given at once")
+	}
+	if got := (<-after)[0]; got.Granted || got.Charged() || got.RetryAfter == 0 || got.Remaining != 7 {
+		t.Errorf("answer %+v; want a refusal with 7 remaining", got)
+	}
+
+	// The grant can be given back like any other.
+	err := s.Return(patience, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Units: 3}})
+	if err != nil {
+		t.Error(err)
+	}
+	if got := used(t, s, "client", 10); got != 0 {
+		t.Errorf("%d units used after all went back", got)
+	}
+	before.none(t)
+	after.none(t)
+}
+
+// TestLateFailure: there are no answers if the connection breaks after all.
+func TestLateFailure(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	s := warmed(t, Options{Address: proxy.Addr, Timeout: 10 * time.Second})
+	proxy.HoldReplies()
+	late := lateTake(t, s, one("client", 10))
+	before, after := make(heard, 1), make(heard, 1)
+	late.Then(before.then)
+	proxy.Cut()
+	idle(t, s)
+	proxy.ReleaseReplies()
+	late.Then(after.then)
+	before.none(t)
+	after.none(t)
+
+	// A reply that is none of the script's.
+	c := newCall(brief, nil)
+	err := laterOn(c, &store.Error{Kind: store.KindTimeout}, 1)
+	err.Late.Then(before.then)
+	c.finish("nonsense", nil)
+	before.none(t)
+	if err.Unexecuted || err.Kind != store.KindTimeout {
+		t.Errorf("%+v", err)
+	}
+}
+
+// TestLateAtOnce: the reply comes at the moment at which the call is given up.
+func TestLateAtOnce(t *testing.T) {
+	c := newCall(brief, nil)
+	c.finish("\x01"+strings.Repeat("\x00", takeReply-1), nil)
+	err := laterOn(c, &store.Error{Kind: store.KindTimeout}, 1)
+	got := make(heard, 1)
+	err.Late.Then(got.then)
+	if len(got) != 1 || !(<-got)[0].Granted {
+		t.Error("no answer, or not that of the call")
+	}
+}
