@@ -2,8 +2,10 @@ package redis
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -14,6 +16,10 @@ import (
 // are down included: its logger is the whole process's, not ours to redirect,
 // and its lines are not limited in number.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if runtime.GOMAXPROCS(0) < 4 {
+		_ = flag.Set("test.parallel", "4") // they sleep more than they compute
+	}
 	logged := &lines{}
 	redis.SetLogger(logged)
 	code := m.Run()
