@@ -21,7 +21,8 @@ type Cluster struct {
 	// order of their slots, then the replicas of the first, and so on.
 	Nodes []*Server
 
-	ids map[string]*Server // by what they call each other
+	args []string
+	ids  map[string]*Server // by what they call each other
 
 	mu     sync.Mutex
 	moving map[int]migration // by slot
@@ -44,6 +45,7 @@ func StartCluster(t testing.TB, masters, replicasPerMaster int, args ...string) 
 		"--cluster-replica-validity-factor", "0", // a replica stands in however old its data is
 		"--cluster-allow-replica-migration", "no", // and stays with its master even if that has no slots left
 	}, args)
+	c.args = args
 	for range masters * (1 + replicasPerMaster) {
 		c.Nodes = append(c.Nodes, start(t, &Server{args: args, bus: true}))
 	}
@@ -71,6 +73,19 @@ func StartCluster(t testing.TB, masters, replicasPerMaster int, args ...string) 
 	}
 	c.WaitStable(t)
 	return c
+}
+
+// Join starts a node that joins the cluster as a master without slots.
+func (c *Cluster) Join(t testing.TB) *Server {
+	t.Helper()
+	node := start(t, &Server{args: c.args, bus: true})
+	c.ids[node.Do(t, "CLUSTER", "MYID").(string)] = node
+	for _, other := range running(c.Nodes) {
+		node.Do(t, "CLUSTER", "MEET", "127.0.0.1", other.port())
+	}
+	c.Nodes = append(c.Nodes, node)
+	c.WaitStable(t)
+	return node
 }
 
 // Slot returns the slot of a key: of what stands between the first { and the
