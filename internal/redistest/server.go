@@ -409,7 +409,7 @@ func (s *Server) Clients(t testing.TB) int {
 			name, value, _ := strings.Cut(field, "=")
 			about[name] = value
 		}
-		if strings.HasPrefix(about["addr"], "/") || strings.ContainsAny(about["flags"], "SM") ||
+		if strings.ContainsAny(about["flags"], "SMU") || // U is the Unix socket
 			strings.HasPrefix(about["name"], "sentinel-") || strings.HasPrefix(about["cmd"], "restore") {
 			continue
 		}

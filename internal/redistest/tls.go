@@ -21,61 +21,78 @@ type Authority struct {
 	CAFile            string // its certificate
 	CertFile, KeyFile string // a certificate of 127.0.0.1 and localhost, for servers and clients
 	pool              *x509.CertPool
+	ca                *x509.Certificate
+	caKey             *ecdsa.PrivateKey
 }
 
 // NewAuthority makes one up.
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
-	check := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatalf("redistest: %v", err)
-		}
-	}
-	dir := t.TempDir()
-	write := func(name, kind string, der []byte) string {
-		path := filepath.Join(dir, name)
-		check(os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
-		return path
-	}
-	template := func(name string) *x509.Certificate {
-		serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-		check(err)
-		return &x509.Certificate{
-			SerialNumber: serial, Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			BasicConstraintsValid: true,
-		}
-	}
-
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(err)
-	ca := template("redistest authority")
+	a := &Authority{pool: x509.NewCertPool()}
+	var err error
+	a.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	ca := certificate(t, "redistest authority", time.Now().Add(time.Hour))
 	ca.IsCA, ca.KeyUsage = true, x509.KeyUsageCertSign
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	check(err)
-	ca, err = x509.ParseCertificate(caDER)
-	check(err)
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, a.caKey.Public(), a.caKey)
+	check(t, err)
+	a.ca, err = x509.ParseCertificate(der)
+	check(t, err)
+	a.pool.AddCert(a.ca)
+	a.CAFile = write(t, "ca.crt", "CERTIFICATE", der)
+	a.issue(t, time.Now().Add(time.Hour))
+	return a
+}
 
+// Expired is the same authority with a certificate for servers that has
+// expired.
+func (a *Authority) Expired(t testing.TB) *Authority {
+	t.Helper()
+	expired := *a
+	expired.issue(t, time.Now().Add(-time.Minute))
+	return &expired
+}
+
+// issue makes a certificate for servers and clients.
+func (a *Authority) issue(t testing.TB, until time.Time) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(err)
-	leaf := template("redistest")
+	check(t, err)
+	leaf := certificate(t, "redistest", until)
 	leaf.DNSNames, leaf.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}
 	leaf.KeyUsage = x509.KeyUsageDigitalSignature
 	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
-	check(err)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, a.ca, key.Public(), a.caKey)
+	check(t, err)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	check(err)
+	check(t, err)
+	a.CertFile = write(t, "leaf.crt", "CERTIFICATE", der)
+	a.KeyFile = write(t, "leaf.key", "PRIVATE KEY", keyDER)
+}
 
-	a := &Authority{
-		CAFile:   write("ca.crt", "CERTIFICATE", caDER),
-		CertFile: write("leaf.crt", "CERTIFICATE", der),
-		KeyFile:  write("leaf.key", "PRIVATE KEY", keyDER),
-		pool:     x509.NewCertPool(),
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("redistest: %v", err)
 	}
-	a.pool.AddCert(ca)
-	return a
+}
+
+func write(t testing.TB, name, kind string, der []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	check(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	return path
+}
+
+func certificate(t testing.TB, name string, until time.Time) *x509.Certificate {
+	t.Helper()
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	check(t, err)
+	return &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
+		NotBefore: until.Add(-2 * time.Hour), NotAfter: until,
+		BasicConstraintsValid: true,
+	}
 }
 
 // Config trusts the authority, and has a certificate of it to show.

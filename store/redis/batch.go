@@ -55,6 +55,7 @@ func newCall(wait time.Duration, args []any) *call {
 
 // trip is a round trip.
 type trip struct {
+	node *node
 	late atomic.Bool // a call was given up before it was over
 }
 
@@ -119,12 +120,13 @@ func (q *queue) remove(c *call) {
 	q.size--
 }
 
-// run sends a call together with others, and waits for its reply.
-func (n *node) run(c *call) (string, *store.Error) {
+// run sends a call together with others, and waits for its reply for what is
+// left of its wait.
+func (n *node) run(c *call, rest time.Duration) (string, *store.Error) {
 	if err := n.submit(c); err != nil {
 		return "", err
 	}
-	timer := time.NewTimer(c.wait)
+	timer := time.NewTimer(rest)
 	defer timer.Stop()
 	return n.await(c, timer.C)
 }
@@ -139,16 +141,16 @@ func (n *node) await(c *call, up <-chan time.Time) (string, *store.Error) {
 	return giveUp(c)
 }
 
-// leave takes a call out of the queue it is in. It returns where it is, and
-// its round trip if it is on one.
-func (c *call) leave() (*node, *trip) {
+// leave takes a call out of the queue it is in, and returns its round trip if
+// it is on one.
+func (c *call) leave() *trip {
 	for {
 		n := c.node.Load()
 		n.mu.Lock()
 		if c.node.Load() == n {
 			defer n.mu.Unlock()
 			n.queue.remove(c)
-			return n, c.trip
+			return c.trip
 		}
 		n.mu.Unlock() // it was redirected
 	}
@@ -158,7 +160,7 @@ func (c *call) leave() (*node, *trip) {
 // been sent never will be.
 func giveUp(c *call) (string, *store.Error) {
 	unsent := c.state.Swap(left) == waiting
-	n, trip := c.leave()
+	trip := c.leave()
 	select {
 	case <-c.done:
 		if !unsent || c.err != nil {
@@ -173,7 +175,7 @@ func giveUp(c *call) (string, *store.Error) {
 	}
 	if trip != nil && !trip.late.Swap(true) {
 		// One round trip is one failure, however many calls share it.
-		n.failed(e.Err, c.wait)
+		trip.node.failed(e.Err, c.wait)
 	}
 	return "", e
 }
@@ -246,7 +248,7 @@ func (n *node) work() {
 func (n *node) begin(batch []*call) (*client, []*call) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	trip := new(trip)
+	trip := &trip{node: n}
 	for n.queue.first != nil && len(batch) < maxBatch {
 		c := n.queue.first
 		n.queue.remove(c)
@@ -295,15 +297,19 @@ func (n *node) exec(client *client, life time.Duration, batch []*call, before re
 	}
 	commands := make([]*command, len(batch))
 	for i, c := range batch {
-		if c.asking {
-			_ = pipe.Process(background, redis.NewStatusCmd(background, "asking"))
-		}
 		commands[i] = newCommand(c)
+		if c.asking {
+			commands[i].asking = redis.NewStatusCmd(background, "asking")
+			_ = pipe.Process(background, commands[i].asking)
+		}
 		_ = pipe.Process(background, commands[i])
 	}
 	_, execErr := pipe.Exec(background)
 	for i, c := range batch {
 		reply, err := commands[i].Result()
+		if asking := commands[i].asking; asking != nil && asking.Err() != nil && isRedirect(err) {
+			err = asking.Err() // for want of that it is sent away again
+		}
 		switch {
 		case errors.Is(execErr, redis.ErrClosed) && !commands[i].written:
 			failure = n.notAsked() // the keeper has hung up
@@ -318,9 +324,9 @@ func (n *node) exec(client *client, life time.Duration, batch []*call, before re
 		case noScript(err):
 			missing = append(missing, c)
 		case isRedirect(err) && n.store.cluster != nil:
-			n.store.redirect(c, err)
+			n.store.redirect(n, c, err)
 		case isSplit(err):
-			c.finish("", splitError(err))
+			c.finish("", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errSplit})
 		default:
 			failure = n.store.failure(err, true)
 			if isReadOnly(err) {

@@ -181,7 +181,7 @@ func lateNode() *node {
 // onTrip puts calls on one round trip of a node.
 func onTrip(n *node, count int) []*call {
 	calls := make([]*call, count)
-	trip := new(trip)
+	trip := &trip{node: n}
 	for i := range calls {
 		calls[i] = newCall(brief, nil)
 		calls[i].node.Store(n)

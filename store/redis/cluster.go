@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -22,8 +21,10 @@ import (
 // is elsewhere or does not answer.
 type cluster struct {
 	store *Store
+	life  context.Context           // of the keepers
 	table atomic.Pointer[slotTable] // nil until it is known
-	known chan struct{}             // closed when it is
+	away  atomic.Pointer[error]     // why it is not known, if an attempt has failed
+	tried chan struct{}             // closed after the first attempt
 	stale chan struct{}             // holds one wish to ask again
 
 	mu    sync.Mutex
@@ -33,7 +34,8 @@ type cluster struct {
 // member is a server of a Cluster.
 type member struct {
 	*node
-	end context.CancelFunc // of its keeper
+	end   context.CancelFunc // of its keeper
+	named time.Time          // when another server last sent a call to it
 }
 
 // slotTable holds the master of each slot, nil if there is none.
@@ -44,10 +46,18 @@ const (
 	// layoutPause the least time.
 	layoutEvery = 30 * time.Second
 	layoutPause = 100 * time.Millisecond
+	// guestTime is how long a server without slots is kept after calls were
+	// sent to it: one that joins has none until the first has been moved.
+	guestTime = layoutEvery
 )
 
-func newCluster(s *Store) *cluster {
-	return &cluster{store: s, known: make(chan struct{}), stale: make(chan struct{}, 1), nodes: make(map[string]*member)}
+// newCluster returns a cluster whose servers are known once its goroutine,
+// keep, runs. Both end with ctx.
+func newCluster(ctx context.Context, s *Store) *cluster {
+	return &cluster{
+		store: s, life: ctx, nodes: make(map[string]*member),
+		tried: make(chan struct{}), stale: make(chan struct{}, 1),
+	}
 }
 
 // moved asks for the slots to be asked for again.
@@ -58,27 +68,27 @@ func (c *cluster) moved() {
 	}
 }
 
-// keep keeps the table up to date until ctx ends.
-func (c *cluster) keep(ctx context.Context) {
+// keep keeps the table up to date.
+func (c *cluster) keep() {
 	pause := firstPause
-	for {
-		err := c.refresh(ctx)
-		if ctx.Err() != nil {
+	for first := true; ; first = false {
+		err := c.refresh()
+		if first {
+			close(c.tried)
+		}
+		if c.life.Err() != nil {
 			return
 		}
 		next := layoutEvery*3/4 + rand.N(layoutEvery/2)
-		if err != nil {
+		if err == nil {
+			pause = firstPause
+		} else {
 			next = pause + rand.N(pause/2)
 			pause = min(2*pause, lastPause)
-			if c.table.Load() == nil {
-				c.store.report(c.store.String(), store.Report{Condition: store.Away, Err: err})
-			}
-		} else {
-			pause = firstPause
 		}
 		timer := time.NewTimer(next)
 		select {
-		case <-ctx.Done():
+		case <-c.life.Done():
 		case <-timer.C:
 		case <-c.stale:
 			// Many servers may have said so at once.
@@ -89,22 +99,25 @@ func (c *cluster) keep(ctx context.Context) {
 }
 
 // refresh asks the servers, one after the other, until one knows the slots.
-func (c *cluster) refresh(ctx context.Context) error {
+func (c *cluster) refresh() error {
 	var failures []error
 	for _, address := range c.informants() {
-		layout, err := c.ask(ctx, address)
-		if err == nil {
-			err = c.apply(ctx, layout)
+		spans, err := c.ask(address)
+		if c.life.Err() != nil {
+			return c.life.Err()
 		}
 		if err == nil {
+			c.apply(spans)
 			return nil
 		}
-		failures = append(failures, fmt.Errorf("%s: %w", address, err))
-		if ctx.Err() != nil {
-			break
-		}
+		failures = append(failures, fmt.Errorf("%s: %w", address, explained(err)))
 	}
-	return c.store.redact(errors.Join(failures...))
+	err := c.store.redact(joined(failures))
+	if c.table.Load() == nil {
+		c.away.Store(&err)
+		c.store.report(c.life, c.store.String(), store.Report{Condition: store.Away, Err: err})
+	}
+	return err
 }
 
 // informants are the servers to ask: those that answer, in any order, then
@@ -112,65 +125,103 @@ func (c *cluster) refresh(ctx context.Context) error {
 func (c *cluster) informants() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var list []string
+	var those, others []string
 	for address, m := range c.nodes {
 		if m.breaker.admits(c.store.options.Timeout) {
-			list = append(list, address)
+			those = append(those, address)
+		} else {
+			others = append(others, address)
 		}
 	}
 	for _, address := range c.store.options.Cluster {
-		if _, ok := c.nodes[address]; !ok {
-			list = append(list, address)
+		if c.nodes[address] == nil {
+			those = append(those, address)
 		}
 	}
-	for address, m := range c.nodes {
-		if !m.breaker.admits(c.store.options.Timeout) {
-			list = append(list, address)
-		}
-	}
-	return list
+	return append(those, others...)
 }
 
 // ask asks one server for the slots, over a connection of its own: the others
 // may be busy, or dead.
-func (c *cluster) ask(ctx context.Context, address string) ([]redis.ClusterSlot, error) {
+func (c *cluster) ask(address string) ([]span, error) {
 	o := c.store.options
 	o.PoolSize = 1
 	client := newClient(o, c.store.secrets, dialTo(o, c.store.secrets, "tcp", address))
 	defer client.Close()
-	layout, err := client.ClusterSlots(ctx).Result()
+	reply, err := client.Do(c.life, "cluster", "slots").Slice()
 	if err != nil {
 		return nil, err
 	}
-	// A server that does not know its own address leaves it out.
-	host, _, _ := net.SplitHostPort(address)
-	for i := range layout {
-		for j := range layout[i].Nodes {
-			n := &layout[i].Nodes[j]
-			if strings.HasPrefix(n.Addr, ":") {
-				n.Addr = net.JoinHostPort(host, n.Addr[1:])
+	return readSpans(reply, address)
+}
+
+// span is a range of slots, and the address of their master.
+type span struct {
+	first, last uint16
+	master      string
+}
+
+// readSpans reads the reply of a server to CLUSTER SLOTS. The library's reader
+// knows no server that leaves its host out.
+func readSpans(reply []any, from string) ([]span, error) {
+	var spans []span
+	for _, entry := range reply {
+		fields, _ := entry.([]any)
+		if len(fields) < 3 {
+			return nil, errReply
+		}
+		first, ok1 := fields[0].(int64)
+		last, ok2 := fields[1].(int64)
+		master, ok3 := fields[2].([]any)
+		if !ok1 || !ok2 || !ok3 || len(master) < 2 || first < 0 || last < first || last >= slots {
+			return nil, errReply
+		}
+		host, _ := master[0].(string)
+		port, ok := master[1].(int64)
+		if !ok {
+			return nil, errReply
+		}
+		if host == "?" && len(master) > 3 {
+			// It prefers the name of a host that has been given none.
+			more, _ := master[3].([]any)
+			for i := 0; i+1 < len(more); i += 2 {
+				if more[i] == "ip" {
+					host, _ = more[i+1].(string)
+				}
 			}
 		}
+		if address := addressOf(host, strconv.FormatInt(port, 10), from); address != "" {
+			spans = append(spans, span{uint16(first), uint16(last), address})
+		}
 	}
-	if len(layout) == 0 {
-		return nil, errors.New("it knows of no slots")
+	if len(spans) == 0 {
+		return nil, errors.New("it knows of no slots; create the cluster, or have it join one")
 	}
-	return layout, nil
+	return spans, nil
+}
+
+// addressOf is the address of a server of which another one, from, speaks. It
+// has the same host if none is said: a server may not know its own, or not the
+// one by which it is to be reached. It is empty if nobody knows.
+func addressOf(host, port, from string) string {
+	switch host {
+	case "?":
+		return ""
+	case "":
+		host, _, _ = net.SplitHostPort(from)
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // apply makes a layout the one that holds.
-func (c *cluster) apply(ctx context.Context, layout []redis.ClusterSlot) error {
-	owned := make(map[string]map[uint16]bool)
-	for _, r := range layout {
-		if r.Start < 0 || r.End >= slots || len(r.Nodes) == 0 {
-			return errReply
+func (c *cluster) apply(spans []span) {
+	owned := make(map[string]*[slots]bool)
+	for _, r := range spans {
+		if owned[r.master] == nil {
+			owned[r.master] = new([slots]bool)
 		}
-		master := r.Nodes[0].Addr
-		if owned[master] == nil {
-			owned[master] = make(map[uint16]bool)
-		}
-		for slot := r.Start; slot <= r.End; slot++ {
-			owned[master][uint16(slot)] = true
+		for slot := int(r.first); slot <= int(r.last); slot++ {
+			owned[r.master][slot] = true
 		}
 	}
 
@@ -179,34 +230,37 @@ func (c *cluster) apply(ctx context.Context, layout []redis.ClusterSlot) error {
 	table := new(slotTable)
 	used := make(map[string]bool)
 	for address, of := range owned {
-		key := c.store.listKey("{" + tagOf(func(slot uint16) bool { return of[slot] }) + "}")
+		key := c.store.listKey(tagOf(of))
 		used[key] = true
-		m := c.memberLocked(ctx, address, key)
+		m := c.memberLocked(address, key)
+		m.key.Store(&key)
 		for slot := range of {
-			table[slot] = m.node
+			if of[slot] {
+				table[slot] = m.node
+			}
 		}
 	}
-	for address, m := range c.nodes {
-		if owned[address] == nil {
-			delete(c.nodes, address)
-			m.end() // and its keeper closes it
-			c.store.gone(m.name)
+	maps.DeleteFunc(c.nodes, func(address string, m *member) bool {
+		if owned[address] != nil || time.Since(m.named) < guestTime {
+			return false
 		}
-	}
+		m.end() // and its keeper closes it
+		c.store.gone(m.name)
+		return true
+	})
 	c.store.census.keep(used)
 	if c.table.Swap(table) == nil {
-		close(c.known)
+		c.away.Store(nil)
 		c.store.gone(c.store.String())
 	}
-	return nil
 }
 
-func (c *cluster) memberLocked(ctx context.Context, address, key string) *member {
+// memberLocked returns the server of an address; it becomes one if it was not.
+func (c *cluster) memberLocked(address, key string) *member {
 	if m := c.nodes[address]; m != nil {
-		m.key.Store(&key)
 		return m
 	}
-	ctx, end := context.WithCancel(ctx)
+	ctx, end := context.WithCancel(c.life)
 	m := &member{
 		node: newNode(ctx, c.store, address, key, dialTo(c.store.options, c.store.secrets, "tcp", address)),
 		end:  end,
@@ -215,62 +269,64 @@ func (c *cluster) memberLocked(ctx context.Context, address, key string) *member
 	return m
 }
 
-// quick is owner, if there is nothing to wait for; else it returns nil.
-func (c *cluster) quick(key string) *node {
+// layout returns the table. It waits for it to be known, unless it has turned
+// out that no server tells.
+func (c *cluster) layout(wait time.Duration) (*slotTable, *store.Error) {
 	if table := c.table.Load(); table != nil {
-		return table[slotOf(key)]
+		return table, nil
 	}
-	return nil
-}
-
-// owner returns the server of a key, as far as is known; it waits for that to
-// be known.
-func (c *cluster) owner(key string, up <-chan time.Time) (*node, *store.Error) {
-	table := c.table.Load()
-	if table == nil {
+	select {
+	case <-c.tried:
+	default:
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
 		select {
-		case <-c.known:
-			table = c.table.Load()
-		case <-up:
+		case <-c.tried:
+		case <-timer.C:
 			return nil, &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: errors.New("the cluster's slots are not known yet")}
 		}
 	}
-	n := table[slotOf(key)]
+	if table := c.table.Load(); table != nil {
+		return table, nil
+	}
+	err := errors.New("not asked, since the cluster is away")
+	if reason := c.away.Load(); reason != nil {
+		err = fmt.Errorf("not asked, since the cluster is away: %w", *reason)
+	}
+	return nil, &store.Error{Kind: store.KindAway, Unexecuted: true, Err: err}
+}
+
+// owner returns the server of a slot, as far as is known.
+func (c *cluster) owner(table *slotTable, slot uint16) (*node, *store.Error) {
+	n := table[slot]
 	if n == nil {
-		return nil, &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: fmt.Errorf("no server of the cluster has slot %d", slotOf(key))}
+		c.moved() // perhaps it has one by now
+		return nil, &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: fmt.Errorf("no server of the cluster has slot %d", slot)}
 	}
 	return n, nil
 }
 
-// at returns the server of an address to which another one redirects.
+// at returns the server of an address to which another one redirects. It may
+// be one that has just joined and has no slot yet.
 func (c *cluster) at(address string) *node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if m := c.nodes[address]; m != nil {
-		return m.node
-	}
-	return nil
+	m := c.memberLocked(address, c.store.listKey("0"))
+	m.named = time.Now()
+	return m.node
 }
 
 // redirect sends a call on to the server that another one named, once.
-//
-// A server that is not known yet, since it has just joined, is not asked: the
-// call fails, and the table is brought up to date.
-func (s *Store) redirect(c *call, redirection error) {
-	kind, address := parseRedirect(redirection)
+func (s *Store) redirect(from *node, c *call, redirection error) {
 	fail := func(err error) {
 		c.finish("", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: err})
 	}
-	if s.cluster == nil {
-		fail(errors.New("the server is part of a Redis Cluster; configure it as a cluster"))
-		return
-	}
+	kind, address := parseRedirect(redirection.Error(), from.name)
 	if kind == "MOVED" {
 		s.cluster.moved()
 	}
-	n := s.cluster.at(address)
 	switch {
-	case c.redirected, n == nil:
+	case c.redirected, address == "":
 		fail(s.redact(redirection))
 		return
 	case !c.state.CompareAndSwap(sent, waiting):
@@ -278,199 +334,31 @@ func (s *Store) redirect(c *call, redirection error) {
 		return
 	}
 	c.redirected, c.asking = true, kind == "ASK"
-	if err := n.submit(c); err != nil {
+	if err := s.cluster.at(address).submit(c); err != nil {
 		c.finish("", err)
 	}
 }
 
-// parseRedirect splits the reply "MOVED 3999 127.0.0.1:6381".
-func parseRedirect(err error) (kind, address string) {
-	fields := strings.Fields(err.Error())
+// parseRedirect splits the reply "MOVED 3999 127.0.0.1:6381" of a server. The
+// host of an address of version 6 is in no brackets.
+func parseRedirect(reply, from string) (kind, address string) {
+	fields := strings.Fields(reply)
 	if len(fields) != 3 {
 		return "", ""
 	}
-	return fields[0], fields[2]
+	colon := strings.LastIndexByte(fields[2], ':')
+	if colon < 0 {
+		return "", ""
+	}
+	host := strings.Trim(fields[2][:colon], "[]")
+	return fields[0], addressOf(host, fields[2][colon+1:], from)
 }
 
-// together are asks or grants of one slot, in one call.
-type together struct {
-	node  *node
-	call  *call
-	index []int // of the asks
-	err   *store.Error
-}
-
-// apart divides the keys of a call by their slots, or all of them.
-func apart(count int, key func(i int) string, each bool) [][]int {
-	var groups [][]int
-	var of []uint16
-	for i := range count {
-		slot := slotOf(key(i))
-		at := slices.Index(of, slot)
-		if at < 0 || each {
-			of, groups = append(of, slot), append(groups, nil)
-			at = len(groups) - 1
-		}
-		groups[at] = append(groups[at], i)
+// joined is several errors in one line.
+func joined(failures []error) error {
+	var texts []string
+	for _, err := range failures {
+		texts = append(texts, err.Error())
 	}
-	return groups
-}
-
-// takeApart decides asks whose keys are not all in one slot, or each by itself:
-// they are asked side by side, and if one refuses, what the others granted is
-// given back.
-func (s *Store) takeApart(wait time.Duration, asks []store.Ask, answers []store.Answer, each bool) *store.Error {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	var calls []*together
-	for _, index := range apart(len(asks), func(i int) string { return s.keys.of(&asks[i].Key, asks[i].Window) }, each) {
-		g := &together{index: index}
-		some := pick(asks, index)
-		if g.node, g.err = s.cluster.owner(s.keys.of(&some[0].Key, some[0].Window), timer.C); g.err == nil {
-			g.node.patientFor(wait)
-			if !g.node.breaker.admits(wait) {
-				g.err = g.node.notAsked()
-			}
-		}
-		if g.err != nil {
-			return g.err // before anything is sent
-		}
-		g.call = newCall(wait, s.keys.takeCommand(some))
-		calls = append(calls, g)
-	}
-
-	for _, g := range calls {
-		g.err = g.node.submit(g.call)
-	}
-	unknown, failed := false, (*store.Error)(nil)
-	up := timer.C
-	for _, g := range calls {
-		if g.err == nil {
-			var reply string
-			reply, g.err = g.node.await(g.call, up)
-			if g.err == nil {
-				g.err = readSome(reply, answers, g.index)
-			} else if g.err.Kind == store.KindTimeout {
-				up = elapsed // for the others, too
-			}
-		}
-		if g.err != nil {
-			failed = g.err
-			unknown = unknown || !g.err.Unexecuted
-		}
-	}
-	if failed == nil {
-		s.settleApart(asks, answers)
-		return nil
-	}
-
-	// What was granted is given back, since the call is not, unless it may
-	// yet turn out that all of it was.
-	e := &store.Error{Kind: failed.Kind, Unexecuted: !unknown, Err: failed.Err}
-	some := make([]store.Answer, len(asks))
-	for _, g := range calls {
-		if g.err == nil {
-			for _, i := range g.index {
-				some[i] = answers[i]
-			}
-		}
-	}
-	if !unknown {
-		s.undo(asks, some)
-		return e
-	}
-	e.Late = new(store.Late)
-	var mu sync.Mutex
-	outstanding := 1
-	done := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if outstanding--; outstanding == 0 {
-			e.Late.Deliver(some)
-		}
-	}
-	for _, g := range calls {
-		if g.err == nil || g.err.Unexecuted || g.err.Kind != store.KindTimeout {
-			continue
-		}
-		mu.Lock()
-		outstanding++
-		mu.Unlock()
-		g.call.afterwards(func(reply string, err *store.Error) {
-			if err == nil {
-				mu.Lock()
-				_ = readSome(reply, some, g.index) // what cannot be read is not known
-				mu.Unlock()
-			}
-			done()
-		})
-	}
-	done()
-	return e
-}
-
-// elapsed is a time that is up.
-var elapsed = func() <-chan time.Time {
-	up := make(chan time.Time)
-	close(up)
-	return up
-}()
-
-func pick(asks []store.Ask, index []int) []store.Ask {
-	some := make([]store.Ask, len(index))
-	for i, at := range index {
-		some[i] = asks[at]
-	}
-	return some
-}
-
-// readSome reads the reply to some of the asks of a call.
-func readSome(reply string, answers []store.Answer, index []int) *store.Error {
-	some := make([]store.Answer, len(index))
-	if err := readAnswers(reply, some); err != nil {
-		return &store.Error{Kind: store.KindReply, Err: err}
-	}
-	for i, at := range index {
-		answers[at] = some[i]
-	}
-	return nil
-}
-
-// settleApart makes the answers of a call that was asked in parts those of one
-// call.
-func (s *Store) settleApart(asks []store.Ask, answers []store.Answer) {
-	for i := range asks {
-		if !answers[i].Granted && !asks[i].Advisory {
-			s.undo(asks, answers)
-			return
-		}
-	}
-}
-
-// undo gives back what some of the asks of a call were charged, without
-// waiting for it.
-func (s *Store) undo(asks []store.Ask, answers []store.Answer) {
-	var grants []store.Grant
-	for i := range asks {
-		a := &answers[i]
-		if !a.Charged() {
-			continue
-		}
-		units := asks[i].Need + a.Extra
-		grants = append(grants, store.Grant{
-			Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Units: units,
-		})
-		a.Remaining += units
-		a.Extra, a.Stamp, a.Mark = 0, 0, 0
-	}
-	if len(grants) == 0 {
-		return
-	}
-	calls, err := s.giveCalls(s.options.Timeout, grants)
-	if err != nil {
-		return // they stay spent until their window has passed
-	}
-	for _, g := range calls {
-		_ = g.node.submit(g.call) // likewise
-	}
+	return errors.New(strings.Join(texts, "; "))
 }

@@ -72,9 +72,7 @@ func isSplit(err error) bool { return redis.HasErrorPrefix(err, "TRYAGAIN") }
 // errSplit stands for that.
 var errSplit = errors.New("the keys are being moved to another server")
 
-func splitError(error) *store.Error {
-	return &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errSplit}
-}
+func isSplitError(err *store.Error) bool { return err != nil && err.Err == errSplit }
 
 // isReadOnly reports whether the server is a replica.
 func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
@@ -83,9 +81,11 @@ func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
 func explained(err error) error {
 	switch {
 	case redis.HasErrorPrefix(err, "NOPERM"):
-		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +set +del +info", err)
+		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +set +del +info, and on a cluster +cluster|slots +asking", err)
 	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"):
 		return fmt.Errorf("%w; the server is part of a Redis Cluster: configure it as a cluster", err)
+	case redis.HasErrorPrefix(err, "This instance has cluster support disabled"):
+		return fmt.Errorf("%w: configure it as a single server", err)
 	case redis.HasErrorPrefix(err, "READONLY"):
 		return fmt.Errorf("%w; the server is a replica: name the master, the Sentinels or the cluster", err)
 	}

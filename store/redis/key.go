@@ -61,6 +61,12 @@ func (k *keys) of(key *store.Key, window time.Duration) string {
 	return k.key(key.Zone, window, &h)
 }
 
+// slot is the slot of a client's keys.
+func (k *keys) slot(client string) uint16 {
+	h := k.hash(client)
+	return slotOf(string(h[:]))
+}
+
 func (k *keys) key(zone string, window time.Duration, h *clientHash) string {
 	var buf [128]byte
 	b := append(buf[:0], k.prefix...)

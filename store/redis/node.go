@@ -170,9 +170,10 @@ func (n *node) keep(ctx context.Context) {
 		now := time.Now()
 		next := store.Report{Condition: store.Up}
 		if errors.Is(err, errMoved) {
-			n.store.moved()
-			next, err = r, nil
-		} else if err != nil {
+			n.store.moved() // it is there, without the list
+			err = nil
+		}
+		if err != nil {
 			n.store.census.silent(*n.key.Load())
 			n.breaker.failed(err, 0)
 			next = store.Report{Condition: store.Away, Err: err}
@@ -197,7 +198,7 @@ func (n *node) keep(ctx context.Context) {
 			next = r
 		}
 		next.Lost = lost
-		n.store.report(n.name, next)
+		n.store.report(ctx, n.name, next)
 		r = next
 
 		if open, _ := n.breaker.isOpen(); err == nil && !open {

@@ -130,27 +130,29 @@ func (o Options) validateServers() error {
 	switch {
 	case several > 1:
 		return errors.New("redis: a single server, a cluster and sentinels exclude each other; name one of them")
+	case len(o.Sentinels) == 0 && (o.MasterName != "" || o.SentinelUsername != "" || o.SentinelPassword != ""):
+		return errors.New("redis: there is a master name, or a user name or password for sentinels, but no sentinels; name them, or remove it")
+	case o.SentinelUsername != "" && o.SentinelPassword == "":
+		return errors.New("redis: there is a user name for the sentinels but no password; set the password, or remove the user name")
 	case len(o.Cluster) > 0:
 		if o.DB != 0 {
 			return fmt.Errorf("redis: a cluster has no database %d, only 0; use a key prefix to keep data apart", o.DB)
 		}
-		return validateTCP(o.Cluster)
+		return validateTCP("cluster", o.Cluster)
 	case len(o.Sentinels) > 0:
 		if o.MasterName == "" {
 			return errors.New("redis: there are sentinels but no name of a master; set it as in sentinel.conf, such as mymaster")
 		}
-		return validateTCP(o.Sentinels)
-	case o.MasterName != "" || o.SentinelPassword != "":
-		return errors.New("redis: there is a master name or a password for sentinels, but no sentinels; name them, or remove it")
+		return validateTCP("sentinel", o.Sentinels)
 	}
 	_, _, err := o.endpoint()
 	return err
 }
 
-func validateTCP(addresses []string) error {
-	for _, address := range addresses {
+func validateTCP(what string, addresses []string) error {
+	for i, address := range addresses {
 		if network, _, err := (Options{Address: address}).endpoint(); err != nil || network != "tcp" {
-			return errors.New("redis: the address of a server of a cluster or of a sentinel is not of the form host:port")
+			return fmt.Errorf("redis: %s address %d of %d is not of the form host:port", what, i+1, len(addresses))
 		}
 	}
 	return nil
@@ -212,15 +214,20 @@ func (o Options) withDefaults() Options {
 func (o Options) where() (network, address string) {
 	switch {
 	case len(o.Cluster) > 0:
-		return "cluster", "cluster " + strings.Join(slices.Sorted(slices.Values(o.Cluster)), " ")
+		return "cluster", "cluster " + inOrder(o.Cluster)
 	case len(o.Sentinels) > 0:
-		return "sentinel", "sentinel " + o.MasterName + " " + strings.Join(slices.Sorted(slices.Values(o.Sentinels)), " ")
+		return "sentinel", "sentinel " + o.MasterName + " " + inOrder(o.Sentinels)
 	}
 	network, address, err := o.endpoint()
 	if err != nil {
 		address = o.Address
 	}
 	return network, address
+}
+
+// inOrder is a list of addresses, each once.
+func inOrder(addresses []string) string {
+	return strings.Join(slices.Compact(slices.Sorted(slices.Values(addresses))), " ")
 }
 
 // name describes the data for people: where it is, without secrets.

@@ -126,6 +126,21 @@ func TestValidate(t *testing.T) {
 		{func(o *Options) { o.QueueSize = -1 }, "queue size"},
 		{func(o *Options) { o.Timeout = time.Hour }, "timeout"},
 		{func(o *Options) { o.DialTimeout = -1 }, "dial timeout"},
+		{func(o *Options) { o.Instances = -1 }, "instances"},
+		{func(o *Options) { o.Cluster = []string{"host:1"} }, "exclude each other"},
+		{func(o *Options) { o.Sentinels, o.MasterName = []string{"host:1"}, "master" }, "exclude each other"},
+		{func(o *Options) { o.MasterName = "master" }, "no sentinels"},
+		{func(o *Options) { o.SentinelPassword = "hunter2" }, "no sentinels"},
+		{func(o *Options) { o.SentinelUsername = "hunter2" }, "no sentinels"},
+		{inCluster("host:1", "hunter2"), "cluster address 2 of 2"},
+		{inCluster("unix//run/redis.sock"), "cluster address 1 of 1"},
+		{inCluster(""), "cluster address 1 of 1"},
+		{func(o *Options) { inCluster("host:1")(o); o.DB = 1 }, "key prefix"},
+		{func(o *Options) { inCluster("host:1")(o); o.MasterName = "master" }, "no sentinels"},
+		{behindSentinels("", "host:1"), "no name of a master"},
+		{behindSentinels("master", "host:1", "redis://:hunter2@host"), "sentinel address 2 of 2"},
+		{func(o *Options) { behindSentinels("master", "host:1")(o); o.SentinelUsername = "hunter2" }, "no password"},
+		{func(o *Options) { behindSentinels("master", "host:1")(o); o.Cluster = []string{"host:1"} }, "exclude each other"},
 	} {
 		o := good
 		test.change(&o)
@@ -137,6 +152,65 @@ func TestValidate(t *testing.T) {
 			s.Close()
 			t.Errorf("%+v was opened", o)
 		}
+	}
+}
+
+// inCluster and behindSentinels make the options those of several servers.
+func inCluster(addresses ...string) func(*Options) {
+	return func(o *Options) { o.Address, o.Cluster = "", addresses }
+}
+
+func behindSentinels(master string, addresses ...string) func(*Options) {
+	return func(o *Options) { o.Address, o.MasterName, o.Sentinels = "", master, addresses }
+}
+
+// TestIdentityOfSeveral: the order of the servers does not matter, nor what
+// opens the way to them.
+func TestIdentityOfSeveral(t *testing.T) {
+	identity := func(changes ...func(*Options)) string {
+		o := Options{Password: "hunter2"}
+		for _, change := range changes {
+			change(&o)
+		}
+		if err := o.Validate(); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+		for _, name := range []string{o.Identity(), o.name()} {
+			if strings.Contains(name, "hunter2") {
+				t.Errorf("%q has the password in it", name)
+			}
+		}
+		return o.Identity()
+	}
+	password := func(o *Options) { o.SentinelUsername, o.SentinelPassword = "user", "hunter2" }
+	for _, same := range [][2]string{
+		{identity(inCluster("a:1", "b:2")), identity(inCluster("b:2", "a:1", "b:2"))},
+		{identity(behindSentinels("m", "a:1", "[::1]:2")), identity(behindSentinels("m", "[::1]:2", "a:1"), password)},
+	} {
+		if same[0] != same[1] {
+			t.Errorf("%q and %q are the same data", same[0], same[1])
+		}
+	}
+	seen := map[string]bool{}
+	for _, change := range []func(*Options){
+		func(o *Options) { o.Address = "a:1" },
+		inCluster("a:1"), inCluster("a:1", "b:2"), behindSentinels("m", "a:1"), behindSentinels("n", "a:1"), behindSentinels("m", "a:1", "b:2"),
+		func(o *Options) { behindSentinels("m", "a:1")(o); o.DB = 1 },
+	} {
+		if seen[identity(change)] {
+			t.Errorf("%q are different data", identity(change))
+		}
+		seen[identity(change)] = true
+	}
+	o := Options{KeyPrefix: "p"}
+	inCluster("b:2", "a:1")(&o)
+	if got, want := o.name(), "redis cluster a:1 b:2 prefix p"; got != want {
+		t.Errorf("name() = %q, want %q", got, want)
+	}
+	o = Options{DB: 3}
+	behindSentinels("m", "b:2", "a:1")(&o)
+	if got, want := o.name(), "redis sentinel m a:1 b:2 db 3"; got != want {
+		t.Errorf("name() = %q, want %q", got, want)
 	}
 }
 

@@ -20,7 +20,8 @@ func TestErrorReplies(t *testing.T) {
 		granted(t, s, one("client", plenty))
 		want := int64(i + 1)
 
-		server.Do(t, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+		server.Do(t, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+		server.Do(t, "CONFIG", "SET", "maxmemory", "1")
 		e := failed(t, s, patience, store.KindReply)
 		server.Do(t, "CONFIG", "SET", "maxmemory", "0")
 		if !e.Unexecuted {

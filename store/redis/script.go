@@ -145,7 +145,8 @@ func readAnswers(reply string, answers []store.Answer) error {
 type command struct {
 	*redis.StringCmd
 	call    *call
-	written bool // what has not been written has not been executed
+	written bool             // what has not been written has not been executed
+	asking  *redis.StatusCmd // what is sent right before it, nil for nothing
 }
 
 func newCommand(c *call) *command {

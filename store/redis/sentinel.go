@@ -5,57 +5,151 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// sentinelTime is how long one Sentinel has to say who the master is.
-const sentinelTime = 250 * time.Millisecond
+// sentinelPause is how long one Sentinel has to say who the master is until
+// another one is asked, too.
+const sentinelPause = 100 * time.Millisecond
 
-// dialMaster returns a dialer of whichever server is the master when it
-// dials. Connections to one that is not any more are broken off by the
-// Sentinels, or when a write is refused on them.
-func dialMaster(o Options, secrets *secrets) dialer {
-	var first atomic.Int64 // the Sentinel that knew last time
-	return func(ctx context.Context) (net.Conn, error) {
-		var failures []error
-		begin := int(first.Load())
-		for i := range o.Sentinels {
-			i = (begin + i) % len(o.Sentinels)
-			address, err := askSentinel(ctx, o, secrets, o.Sentinels[i])
-			if err != nil {
-				failures = append(failures, fmt.Errorf("sentinel %s: %w", o.Sentinels[i], err))
-				continue
-			}
-			first.Store(int64(i))
-			conn, err := dialTo(o, secrets, "tcp", address)(ctx)
-			if err != nil {
-				return nil, fmt.Errorf("master %s: %w", address, err)
-			}
-			return conn, nil
+// sentinels know which server is the master. They tell a server that is not
+// any more, seconds later, and until then it goes on granting what nobody will
+// know of. So whoever hears of another master closes the connections to all
+// others, and one Sentinel is asked every second.
+type sentinels struct {
+	options Options
+	secrets *secrets
+	first   atomic.Int64 // the one that is asked first
+
+	mu     sync.Mutex
+	master string // its address, as of the latest answer
+	conns  map[*masterConn]struct{}
+}
+
+func newSentinels(o Options, secrets *secrets) *sentinels {
+	return &sentinels{options: o, secrets: secrets, conns: make(map[*masterConn]struct{})}
+}
+
+// watch hears of another master though nobody connects, until ctx ends.
+func (s *sentinels) watch(ctx context.Context) {
+	ticker := time.NewTicker(beatEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
 		}
-		return nil, errors.Join(failures...)
+		_, _ = s.ask(ctx) // whoever connects is told what is wrong
 	}
 }
 
-// askSentinel asks one Sentinel for the address of the master.
-func askSentinel(ctx context.Context, o Options, secrets *secrets, sentinel string) (string, error) {
-	now := secrets.get()
+// dial connects to whichever server is the master.
+func (s *sentinels) dial(ctx context.Context) (net.Conn, error) {
+	address, err := s.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialTo(s.options, s.secrets, "tcp", address)(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("master %s: %w", address, err)
+	}
+	c := &masterConn{Conn: conn, address: address, of: s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if address != s.master {
+		_ = conn.Close() // nothing was sent
+		return nil, fmt.Errorf("master %s: it is %s by now", address, s.master)
+	}
+	s.conns[c] = struct{}{}
+	if raw, ok := conn.(syscall.Conn); ok {
+		return struct {
+			*masterConn
+			syscall.Conn // with it the library sees that a connection was closed
+		}{c, raw}, nil
+	}
+	return c, nil
+}
+
+// ask asks the Sentinels for the address of the master: the one that answered
+// last time, and another one whenever it takes long or fails.
+func (s *sentinels) ask(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.options.DialTimeout)
+	defer cancel()
+	type answer struct {
+		sentinel int
+		address  string
+		err      error
+	}
+	all := s.options.Sentinels
+	answers := make(chan answer, len(all))
+	first, asked := int(s.first.Load()), 0
+	next := func() {
+		if asked == len(all) {
+			return
+		}
+		sentinel := (first + asked) % len(all)
+		asked++
+		go func() {
+			address, err := s.askOne(ctx, all[sentinel])
+			answers <- answer{sentinel, address, err}
+		}()
+	}
+	next()
+	ticker := time.NewTicker(sentinelPause)
+	defer ticker.Stop()
+	var failures []error
+	for len(failures) < asked {
+		select {
+		case <-ticker.C:
+			next()
+		case a := <-answers:
+			if a.err == nil {
+				s.first.Store(int64(a.sentinel))
+				s.learn(a.address)
+				return a.address, nil
+			}
+			failures = append(failures, fmt.Errorf("sentinel %s: %w", all[a.sentinel], a.err))
+			next()
+		}
+	}
+	return "", joined(failures)
+}
+
+// learn takes in who the master is.
+func (s *sentinels) learn(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.master = address
+	for c := range s.conns {
+		if c.address != address {
+			delete(s.conns, c)
+			_ = c.Conn.Close() // there is nothing to be done about it
+		}
+	}
+}
+
+// askOne asks a Sentinel for the address of the master.
+func (s *sentinels) askOne(ctx context.Context, sentinel string) (string, error) {
+	o, now := s.options, s.secrets.get()
 	client := redis.NewSentinelClient(&redis.Options{
 		Addr:     sentinel,
 		Username: now.SentinelUsername,
 		Password: now.SentinelPassword,
-		Dialer:   neverFailing(dialTo(o, secrets, "tcp", sentinel)),
+		Dialer:   neverFailing(dialTo(o, s.secrets, "tcp", sentinel)),
 
 		// As for the servers, see newClient.
 		MaxRetries:               -1,
 		DialerRetries:            1,
 		DialTimeout:              o.DialTimeout,
-		ReadTimeout:              sentinelTime,
-		WriteTimeout:             sentinelTime,
+		ReadTimeout:              o.DialTimeout,
+		WriteTimeout:             o.DialTimeout,
 		ContextTimeoutEnabled:    true,
 		PoolSize:                 1,
 		Protocol:                 2,
@@ -63,8 +157,7 @@ func askSentinel(ctx context.Context, o Options, secrets *secrets, sentinel stri
 		DisableIdentity:          true,
 	})
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, sentinelTime)
-	defer cancel()
+	defer context.AfterFunc(ctx, func() { client.Close() })()
 	reply, err := client.GetMasterAddrByName(ctx, o.MasterName).Result()
 	switch {
 	case errors.Is(err, redis.Nil):
@@ -75,4 +168,19 @@ func askSentinel(ctx context.Context, o Options, secrets *secrets, sentinel stri
 		return "", errReply
 	}
 	return net.JoinHostPort(reply[0], reply[1]), nil
+}
+
+// masterConn is a connection to a server that was the master when it was made.
+type masterConn struct {
+	net.Conn
+	address string
+	of      *sentinels
+}
+
+// Close overrides the connection's.
+func (c *masterConn) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.conns, c)
+	c.of.mu.Unlock()
+	return c.Conn.Close()
 }

@@ -40,11 +40,11 @@ var crcTable = func() (table [256]uint16) {
 	return table
 }()
 
-// tagOf returns a tag whose slot is one of a set: always the same for the same
-// set, so that all instances find the same list on a server.
-func tagOf(in func(slot uint16) bool) string {
+// tagOf returns a tag whose slot is one of a set that is not empty: always the
+// same for the same set, so that all instances find the same list on a server.
+func tagOf(set *[slots]bool) string {
 	for i := 0; ; i++ {
-		if tag := strconv.Itoa(i); in(slotOf(tag)) {
+		if tag := strconv.Itoa(i); set[slotOf(tag)] {
 			return tag
 		}
 	}

@@ -24,7 +24,6 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -64,10 +63,12 @@ func Open(o Options) (*Store, error) {
 	}
 	switch {
 	case len(o.Cluster) > 0:
-		s.cluster = newCluster(s)
-		go s.cluster.keep(ctx)
+		s.cluster = newCluster(ctx, s)
+		go s.cluster.keep() // it asks the store for its cluster
 	case len(o.Sentinels) > 0:
-		s.one = newNode(ctx, s, o.MasterName, s.listKey(""), dialMaster(o, s.secrets))
+		masters := newSentinels(o, s.secrets)
+		s.one = newNode(ctx, s, o.MasterName, s.listKey(""), masters.dial)
+		go masters.watch(ctx)
 	default:
 		network, address, _ := o.endpoint()
 		s.one = newNode(ctx, s, address, s.listKey(""), dialTo(o, s.secrets, network, address))
@@ -79,7 +80,7 @@ func Open(o Options) (*Store, error) {
 func (s *Store) listKey(tag string) string {
 	key := s.options.KeyPrefix + ":instances"
 	if tag != "" {
-		key += ":" + tag
+		key += ":{" + tag + "}"
 	}
 	return key
 }
@@ -89,45 +90,38 @@ func (s *Store) Take(wait time.Duration, asks []store.Ask, answers []store.Answe
 	if err := store.Validate(asks, answers); err != nil || len(asks) == 0 {
 		return err
 	}
-	began := time.Now()
-	err := s.take(wait, asks, answers)
-	if err != nil && errors.Is(err.Err, errSplit) {
-		// Half of a slot's keys are on their way to another server. Each by
-		// itself is either here or there.
-		err = s.takeApart(wait-time.Since(began), asks, answers, true)
-	}
-	if err != nil {
+	if err := s.take(wait, asks, answers); err != nil {
 		return err
 	}
 	return nil
 }
 
 func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answer) *store.Error {
-	n := s.one
+	began := time.Now()
+	n, table := s.one, (*slotTable)(nil)
 	if s.cluster != nil {
-		key := s.keys.of(&asks[0].Key, asks[0].Window)
+		var err *store.Error
+		if table, err = s.cluster.layout(wait); err != nil {
+			return err
+		}
 		for i := 1; i < len(asks); i++ {
 			if asks[i].Key.Client != asks[0].Key.Client {
-				return s.takeApart(wait, asks, answers, false)
+				return s.takeApart(table, wait, wait-time.Since(began), asks, answers, false)
 			}
 		}
-		n = s.cluster.quick(key)
-		if n == nil {
-			var err *store.Error
-			timer := time.NewTimer(wait)
-			defer timer.Stop()
-			if n, err = s.cluster.owner(key, timer.C); err != nil {
-				return err
-			}
+		if n, err = s.cluster.owner(table, s.keys.slot(asks[0].Key.Client)); err != nil {
+			return err
 		}
 	}
 	n.patientFor(wait)
 	c := newCall(wait, s.keys.takeCommand(asks))
-	reply, err := n.run(c)
-	if err != nil {
-		if err.Kind == store.KindTimeout && !err.Unexecuted {
-			err = laterOn(c, err, len(asks))
-		}
+	reply, err := n.run(c, wait-time.Since(began))
+	switch {
+	case isSplitError(err) && len(asks) > 1:
+		return s.takeApart(table, wait, wait-time.Since(began), asks, answers, true)
+	case err != nil && err.Kind == store.KindTimeout && !err.Unexecuted:
+		return laterOn(c, err, len(asks))
+	case err != nil:
 		return err
 	}
 	if err := readAnswers(reply, answers); err != nil {
@@ -160,55 +154,24 @@ func (s *Store) Return(wait time.Duration, grants []store.Grant) error {
 	if len(grants) == 0 {
 		return nil
 	}
-	calls, failed := s.giveCalls(wait, grants)
-	if failed != nil {
-		return failed
-	}
-	for _, g := range calls {
-		g.err = g.node.submit(g.call)
-	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	up := timer.C
-	for _, g := range calls {
-		var reply string
-		if g.err == nil {
-			reply, g.err = g.node.await(g.call, up)
-		}
+	parts := together(s.giveParts(wait, grants, upTo(len(grants)), false), timer.C, func(index []int) []*part {
+		return s.giveParts(wait, grants, index, true)
+	})
+	var failed *store.Error
+	for _, p := range parts {
 		switch {
-		case g.err == nil && len(reply) != giveReply*len(g.index):
-			failed = &store.Error{Kind: store.KindReply, Err: fmt.Errorf("%w: %d bytes for %d grants", errReply, len(reply), len(g.index))}
-		case g.err != nil:
-			failed = g.err
-			if g.err.Kind == store.KindTimeout {
-				up = elapsed
-			}
+		case p.err != nil:
+			failed = p.err
+		case len(p.reply) != giveReply*len(p.index):
+			failed = &store.Error{Kind: store.KindReply, Err: fmt.Errorf("%w: %d bytes for %d grants", errReply, len(p.reply), len(p.index))}
 		}
 	}
 	if failed != nil {
 		return failed
 	}
 	return nil
-}
-
-// giveCalls are the calls that give grants back, one for each slot.
-func (s *Store) giveCalls(wait time.Duration, grants []store.Grant) ([]*together, *store.Error) {
-	if s.cluster == nil {
-		return []*together{{node: s.one, call: newCall(wait, s.keys.giveCommand(grants)), index: make([]int, len(grants))}}, nil
-	}
-	var calls []*together
-	for _, index := range apart(len(grants), func(i int) string { return s.keys.of(&grants[i].Key, grants[i].Window) }, false) {
-		some := make([]store.Grant, len(index))
-		for i, at := range index {
-			some[i] = grants[at]
-		}
-		n, err := s.cluster.owner(s.keys.of(&some[0].Key, some[0].Window), elapsed)
-		if err != nil {
-			return nil, err
-		}
-		calls = append(calls, &together{node: n, call: newCall(wait, s.keys.giveCommand(some)), index: index})
-	}
-	return calls, nil
 }
 
 // Instances is how many processes use the store, see [store.Shared]. A process
@@ -230,14 +193,18 @@ func (s *Store) Watch(do func(store.Report)) (stop func()) {
 	}
 }
 
-// report tells the watchers what has become of a server.
-func (s *Store) report(name string, r store.Report) {
+// report tells the watchers what has become of a server, unless whoever says
+// so has been told to end: then the server may be gone.
+func (s *Store) report(ctx context.Context, name string, r store.Report) {
 	r.Server, r.Instances = name, s.Instances()
 	if r.Err != nil {
 		r.Err = s.redact(r.Err)
 	}
 	s.watching.Lock()
 	defer s.watching.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
 	last, known := s.reports[name]
 	if known && last.Condition == r.Condition && last.Instances == r.Instances && r.Lost == "" {
 		return
@@ -253,9 +220,12 @@ func (s *Store) report(name string, r store.Report) {
 func (s *Store) gone(name string) {
 	s.watching.Lock()
 	defer s.watching.Unlock()
+	if _, known := s.reports[name]; !known {
+		return
+	}
 	delete(s.reports, name)
 	for do := range s.watchers {
-		(*do)(store.Report{Server: name, Condition: store.Unknown, Instances: s.Instances()})
+		(*do)(store.Report{Server: name, Condition: store.Gone, Instances: s.Instances()})
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -248,16 +249,54 @@ func TestTLS(t *testing.T) {
 		}
 	}
 	failed(t, open(t, Options{Address: server.Addr}), patience, store.KindUnavailable, store.KindBroken)
+	// Without a certificate of its own it hears why or, just as well, that the
+	// connection is no more.
+	failed(t, open(t, Options{Address: server.Addr, TLS: &tls.Config{RootCAs: authority.Config(t).RootCAs}}), patience, store.KindUnavailable, store.KindBroken)
+}
+
+// allSlots makes a server a cluster of its own.
+func allSlots(t *testing.T, server *redistest.Server) {
+	t.Helper()
+	add := []any{"CLUSTER", "ADDSLOTS"}
+	for slot := range slots {
+		add = append(add, slot)
+	}
+	server.Do(t, add...)
+	eventually(t, "the cluster is up", func() bool {
+		return strings.Contains(server.Do(t, "CLUSTER", "INFO").(string), "cluster_state:ok")
+	})
+}
+
+// TestClusterTLS: the certificate is of the name by which a server goes, which
+// may be that of its host.
+func TestClusterTLS(t *testing.T) {
+	authority := redistest.NewAuthority(t)
+	server := redistest.StartTLS(t, authority, "--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-announce-ip", "127.0.0.2")
+	allSlots(t, server)
+	_, port, _ := net.SplitHostPort(server.Addr)
+	o := Options{Cluster: []string{"localhost:" + port}, TLS: authority.Config(t)}
+	s := open(t, o)
+	e := errorOf(t, s, one("client", 10))
+	if !e.Unexecuted || !strings.Contains(e.Error(), "certificate is valid for 127.0.0.1, not 127.0.0.2") && !strings.Contains(e.Error(), "refused") {
+		t.Errorf("an address that is not in the certificate: %v, unexecuted %v", e, e.Unexecuted)
+	}
+
+	if len(server.Do(t, "CONFIG", "GET", "cluster-announce-hostname").([]any)) == 0 {
+		return // those before 7.0 have no names
+	}
+	server.Do(t, "CONFIG", "SET", "cluster-announce-hostname", "localhost")
+	server.Do(t, "CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname")
+	s = warmed(t, o)
+	if n := s.cluster.table.Load()[0]; n.name != "localhost:"+port {
+		t.Errorf("the server is called %s", n.name)
+	}
 }
 
 // TestClusterSlots: on a server that insists on slots, one call asks all the
 // zones of a client.
 func TestClusterSlots(t *testing.T) {
 	server := redistest.Start(t, "--cluster-enabled", "yes")
-	server.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	eventually(t, "the cluster is up", func() bool {
-		return strings.Contains(server.Do(t, "CLUSTER", "INFO").(string), "cluster_state:ok")
-	})
+	allSlots(t, server)
 	s := warmed(t, Options{Address: server.Addr})
 	a, b := one("client", 2), one("client", 1)
 	b.Key.Zone, b.Window = "other", time.Minute

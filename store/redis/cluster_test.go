@@ -1,0 +1,917 @@
+package redis
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
+)
+
+const masters = 3
+
+// TestCluster has one cluster for all, since it takes a while to start: three
+// masters with a replica each, which does not stand in for its master before
+// the end.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	r := &clusterRig{Cluster: redistest.StartCluster(t, masters, 1), keys: newKeys(DefaultKeyPrefix, nil)}
+	r.standIn(t, "yes")
+
+	t.Run("conformance", func(t *testing.T) {
+		shared := func(t *testing.T) store.Store { return open(t, r.options()) }
+		storetest.Run(t, shared)
+		t.Run("shared", func(t *testing.T) { storetest.RunShared(t, shared) })
+	})
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *clusterRig)
+	}{
+		{"exact over shards", exactOverShards},
+		{"refused parts cost nothing", refusedParts},
+		{"slots are moved", slotsMoved},
+		{"sent on and given up", sentOn},
+		{"a node joins and leaves", nodeJoins},
+		{"least rights", clusterRights},
+		{"names of hosts", clusterNames},
+		{"seeds", clusterSeeds},
+		{"configured as one server", clusterAsServer},
+		{"closed", clusterClosed},
+		{"a shard is stopped", shardStopped},
+		{"a part is late", partLate},
+		{"failover", clusterFailover},
+		{"failover to a replica that lags", clusterLags},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, r) })
+	}
+}
+
+// clusterRig is a cluster under test.
+type clusterRig struct {
+	*redistest.Cluster
+	keys    *keys
+	clients int
+}
+
+func (r *clusterRig) options() Options {
+	var o Options
+	for _, node := range r.Nodes[:masters] {
+		o.Cluster = append(o.Cluster, node.Addr)
+	}
+	return o
+}
+
+// client returns a client that none has been before, whose keys are at a
+// master.
+func (r *clusterRig) client(master int) string {
+	for {
+		r.clients++
+		name := fmt.Sprint("client ", r.clients)
+		if slot := int(r.keys.slot(name)); slot*masters/slots == master && slot != slots/masters && slot != 2*slots/masters {
+			return name
+		}
+	}
+}
+
+// neighbour returns another client of the same slot.
+func (r *clusterRig) neighbour(of string) string {
+	slot := r.keys.slot(of)
+	for {
+		r.clients++
+		if name := fmt.Sprint("client ", r.clients); r.keys.slot(name) == slot {
+			return name
+		}
+	}
+}
+
+// standIn has no replica stand in for its master if no is "yes".
+func (r *clusterRig) standIn(t *testing.T, no string) {
+	t.Helper()
+	for _, replica := range r.Nodes[masters : 2*masters] {
+		replica.Do(t, "CONFIG", "SET", "cluster-slave-no-failover", no)
+	}
+}
+
+// ledger counts what became of calls for several keys, by key.
+type ledger struct {
+	mu               sync.Mutex
+	granted, unknown map[store.Key]int64
+	refused, failed  int64
+	kinds            map[string]int
+}
+
+func newLedger() *ledger {
+	return &ledger{granted: map[store.Key]int64{}, unknown: map[store.Key]int64{}, kinds: map[string]int{}}
+}
+
+// take asks once, and reports whether the call was granted.
+func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, asks ...store.Ask) bool {
+	t.Helper()
+	answers := make([]store.Answer, len(asks))
+	err := s.Take(wait, asks, answers)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var e *store.Error
+	switch {
+	case errors.As(err, &e) && e.Unexecuted:
+		l.failed++
+		l.kinds[e.Error()]++
+	case errors.As(err, &e):
+		l.kinds[e.Error()]++
+		for _, a := range asks {
+			l.unknown[a.Key] += a.Need + a.Extra
+		}
+	case err != nil:
+		t.Errorf("Take(%+v): %v", asks, err)
+	case !grantedAll(asks, answers):
+		l.refused++
+		for _, a := range answers {
+			if a.Charged() || a.Extra != 0 {
+				t.Errorf("Take(%+v): %+v: a refused call was charged", asks, answers)
+			}
+		}
+	default:
+		for i, a := range asks {
+			if answers[i].Charged() {
+				l.granted[a.Key] += a.Need + answers[i].Extra
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// check waits for the server's counts to be those of the ledger: what was given
+// back may be on its way.
+func (l *ledger) check(t testing.TB, s *Store, ask store.Ask) {
+	t.Helper()
+	granted, unknown := l.granted[ask.Key], l.unknown[ask.Key]
+	got := int64(-1)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		ask.Need, ask.Extra, ask.Advisory = 0, 0, false
+		got = ask.Limit - take(t, s, ask)[0].Remaining
+		if got >= granted && got <= granted+unknown {
+			return
+		}
+	}
+	t.Errorf("%+v: %d units used, %d granted, %d of unknown fate", ask.Key, got, granted, unknown)
+}
+
+// zoned is an ask in a zone of another name.
+func zoned(zone string, a store.Ask) store.Ask {
+	a.Key.Zone = zone
+	return a
+}
+
+// under runs do in several goroutines until stop is called.
+func under(n int, do func(i int)) (stop func()) {
+	var over atomic.Bool
+	var group sync.WaitGroup
+	for i := range n {
+		group.Go(func() {
+			for !over.Load() {
+				do(i)
+			}
+		})
+	}
+	return func() {
+		over.Store(true)
+		group.Wait()
+	}
+}
+
+// exactOverShards: many clients, in three zones whose keys are on different
+// servers, through several stores, until every limit is used up.
+func exactOverShards(t *testing.T, r *clusterRig) {
+	const limit, perAll = 20, 150
+	var stores []*Store
+	for range 4 {
+		stores = append(stores, warmed(t, r.options()))
+	}
+	everybody := zoned("all", one(r.client(0), perAll))
+	var asks []store.Ask
+	for i := range 12 {
+		asks = append(asks, zoned("mine", one(r.client(i%masters), limit)))
+	}
+	l := newLedger()
+	var group sync.WaitGroup
+	for i := range 24 {
+		group.Go(func() {
+			for j := range 30 {
+				a, b := asks[(i+j)%len(asks)], asks[(i+2*j+1)%len(asks)]
+				if a.Key == b.Key {
+					continue
+				}
+				b.Extra = int64(j % 3)
+				b.Ahead = time.Millisecond
+				l.take(t, stores[i%len(stores)], patience, a, b, everybody)
+			}
+		})
+	}
+	group.Wait()
+	for _, a := range append(asks, everybody) {
+		l.check(t, stores[0], a)
+	}
+	// What was reserved for a while is all there to be used up.
+	for _, a := range append(asks, everybody) {
+		for l.take(t, stores[1], patience, a) {
+		}
+		if got := l.granted[a.Key]; got != a.Limit {
+			t.Errorf("%+v: %d units granted of %d", a.Key, got, a.Limit)
+		}
+		l.check(t, stores[2], a)
+	}
+	if l.failed > 0 || len(l.unknown) > 0 {
+		t.Errorf("errors: %v", l.kinds)
+	}
+}
+
+// refusedParts: what one zone refuses costs nothing in the others, on whichever
+// servers these are.
+func refusedParts(t *testing.T, r *clusterRig) {
+	s := warmed(t, r.options())
+	const limit = 10
+	a, b, full := one(r.client(0), limit), one(r.client(1), limit), one(r.client(2), 0)
+	a.Need, b.Need, b.Extra = limit, 1, limit
+	l := newLedger()
+	for range 20 {
+		// With all of a's limit: it is granted again only if it was given back.
+		eventually(t, "a refused call is undone", func() bool {
+			answers := take(t, s, a, b, full)
+			return answers[0].Granted && answers[1].Granted && answers[1].Extra == 0 && !answers[2].Granted
+		})
+		l.take(t, s, patience, b, full)
+	}
+	l.check(t, s, a)
+	l.check(t, s, b)
+	answers := take(t, s, a, full)
+	if want := (store.Answer{Granted: true, Remaining: limit, Reset: answers[0].Reset}); answers[0] != want {
+		t.Errorf("the answer of a zone that would have granted: %+v, want %+v", answers[0], want)
+	}
+
+	// An advisory zone refuses nothing, and is charged with the others only.
+	advisory, room := full, one(r.client(1), limit)
+	advisory.Advisory, room.Advisory = true, true
+	l = newLedger()
+	eventually(t, "a is free again", func() bool { return l.take(t, s, patience, a, advisory, room) })
+	l.check(t, s, a)
+	l.check(t, s, room)
+	for range 5 {
+		l.take(t, s, patience, room, full)
+	}
+	l.check(t, s, room)
+	if got := l.granted[room.Key]; got != 1 {
+		t.Errorf("%d units of an advisory zone were granted, want 1", got)
+	}
+}
+
+// slotsMoved moves a slot to and fro under load, half of its keys at first, so
+// that calls are sent on, and calls for several keys taken apart.
+func slotsMoved(t *testing.T, r *clusterRig) {
+	s := warmed(t, r.options())
+	first := r.client(0)
+	slot := int(r.keys.slot(first))
+	a := one(first, plenty)
+	asks := []store.Ask{a, zoned("other", a), zoned("third", a), one(r.neighbour(first), plenty)}
+	calls := [][]store.Ask{
+		asks[:1], asks[:3], {asks[0], asks[3]}, asks, {asks[2], one(r.client(1), plenty), asks[3]},
+		{asks[1], asks[2], one(r.client(1), 0)}, // refused, and undone
+	}
+	redirected := func(nodes ...*redistest.Server) (asking, split int) {
+		for _, node := range nodes {
+			asking += node.Calls(t, "asking")
+			if strings.Contains(node.Info(t, "errorstats", "errorstat_TRYAGAIN"), "count=") {
+				split++
+			}
+		}
+		return asking, split
+	}
+	l := newLedger()
+	var n atomic.Int64
+	stop := under(8, func(int) {
+		call := calls[int(n.Add(1))%len(calls)]
+		if l.take(t, s, patience, call...) && n.Load()%7 == 0 {
+			// And some of it is given back.
+			answers := make([]store.Answer, 2)
+			if err := s.Take(patience, asks[1:3], answers); err != nil {
+				return
+			}
+			var grants []store.Grant
+			for i, a := range asks[1:3] {
+				grants = append(grants, store.Grant{Key: a.Key, Window: a.Window, Stamp: answers[i].Stamp, Mark: answers[i].Mark, Units: 1})
+			}
+			if err := s.Return(patience, grants); err != nil {
+				t.Errorf("Return: %v", err)
+			}
+		}
+	})
+	defer stop()
+	from, to := r.Nodes[0], r.Nodes[1]
+	for range 4 {
+		r.StartMigration(t, slot, from, to)
+		time.Sleep(50 * time.Millisecond)
+		r.MoveKeys(t, slot, 2)
+		time.Sleep(100 * time.Millisecond)
+		r.FinishMigration(t, slot)
+		eventually(t, "it is known who has the slot", func() bool { return s.cluster.table.Load()[slot].name == to.Addr })
+		from, to = to, from
+	}
+	stop()
+	for _, a := range asks {
+		l.check(t, s, a)
+	}
+	asking, split := redirected(from, to)
+	t.Logf("%d calls; %d were sent on for a key; errors: %v", n.Load(), asking, l.kinds)
+	if asking == 0 || split == 0 && from.Info(t, "errorstats", "errorstat_MOVED") != "" {
+		t.Errorf("%d calls were sent on, split %v; this tests nothing", asking, split > 0)
+	}
+	if l.failed > 0 || len(l.unknown) > 0 {
+		t.Errorf("errors: %v", l.kinds)
+	}
+}
+
+// nodeJoins: calls are sent on to a server that has just joined and has no slot
+// yet. When it has none any more, it is let go.
+func nodeJoins(t *testing.T, r *clusterRig) {
+	s := warmed(t, r.options())
+	a := one(r.client(0), plenty)
+	slot := int(r.keys.slot(a.Key.Client))
+	granted(t, s, a)
+	fresh := r.Join(t)
+	defer func() {
+		fresh.Kill()
+		r.Nodes = r.Nodes[:2*masters]
+	}()
+
+	l := newLedger()
+	l.granted[a.Key] = 1
+	stop := under(4, func(int) { l.take(t, s, patience, a) })
+	defer stop()
+	r.StartMigration(t, slot, r.Nodes[0], fresh)
+	r.MoveKeys(t, slot, 1)
+	eventually(t, "the server that joins decides", func() bool { return fresh.Calls(t, "asking") > 10 })
+	s.cluster.refresh() // does not make it forgotten
+	r.FinishMigration(t, slot)
+	owner := func(s *Store) string {
+		if table := s.cluster.table.Load(); table != nil {
+			return table[slot].name
+		}
+		return ""
+	}
+	eventually(t, "it is known to have the slot", func() bool { return owner(s) == fresh.Addr })
+	late := warmed(t, r.options())
+	eventually(t, "a store that is opened now asks it", func() bool { return l.take(t, late, patience, a) && owner(late) == fresh.Addr })
+
+	r.Migrate(t, slot, fresh, r.Nodes[0])
+	eventually(t, "the slot is known to be back", func() bool { return l.take(t, late, patience, a) && owner(late) == r.Nodes[0].Addr })
+	stop()
+	l.check(t, s, a)
+	if l.failed > 0 || len(l.unknown) > 0 {
+		t.Errorf("errors: %v", l.kinds)
+	}
+	members := func(s *Store) int {
+		s.cluster.mu.Lock()
+		defer s.cluster.mu.Unlock()
+		return len(s.cluster.nodes)
+	}
+	if got := members(late); got != masters {
+		t.Errorf("%d servers are known, want %d", got, masters)
+	}
+	// Some calls of this one were sent on to it not long ago.
+	if got := members(s); got != masters+1 {
+		t.Errorf("%d servers are known, want %d", got, masters+1)
+	}
+	s.cluster.mu.Lock()
+	s.cluster.nodes[fresh.Addr].named = time.Now().Add(-guestTime)
+	s.cluster.mu.Unlock()
+	s.moved()
+	eventually(t, "the server is let go", func() bool { return members(s) == masters && fresh.Clients(t) == 0 })
+	reports := map[string]bool{}
+	s.Watch(func(r store.Report) { reports[r.Server] = true })()
+	if reports[fresh.Addr] || len(reports) != masters {
+		t.Errorf("reports on %v", reports)
+	}
+}
+
+// sentOn: a call that waits at the server to which it was sent on is given up
+// there, and is not in anybody's way.
+func sentOn(t *testing.T, r *clusterRig) {
+	const wait = 100 * time.Millisecond
+	o := r.options()
+	o.PoolSize, o.Timeout = 1, 20*time.Second
+	s := warmed(t, o)
+	busy, a := one(r.client(1), 10), one(r.client(0), 10)
+	granted(t, s, busy)
+	granted(t, s, one(r.neighbour(a.Key.Client), 10))
+	slot := int(r.keys.slot(a.Key.Client))
+	r.StartMigration(t, slot, r.Nodes[0], r.Nodes[1])
+	r.Nodes[1].Stop()
+	failedBy(t, s, busy, wait) // is under way
+	e := failedBy(t, s, a, wait)
+	r.Nodes[1].Cont()
+	if e.Kind != store.KindTimeout || !e.Unexecuted {
+		t.Errorf("%v, unexecuted %v", e, e.Unexecuted)
+	}
+	granted(t, s, busy)
+	eventually(t, "nothing is waiting", func() bool {
+		sizes := 0
+		for _, node := range r.Nodes[:2] {
+			n := s.cluster.at(node.Addr)
+			n.mu.Lock()
+			if n.queue.size != 0 || n.queue.first != nil || n.queue.last != nil {
+				sizes++
+			}
+			n.mu.Unlock()
+		}
+		return sizes == 0
+	})
+	if got := used(t, s, a.Key.Client, 10); got != 0 {
+		t.Errorf("%d units used by a call that was not executed", got)
+	}
+	r.FinishMigration(t, slot)
+	r.Migrate(t, slot, r.Nodes[1], r.Nodes[0])
+	r.WaitStable(t)
+}
+
+// clusterRights is what a user must be allowed on a cluster, and no more. The
+// manual says the same.
+func clusterRights(t *testing.T, r *clusterRig) {
+	rights := []any{"~drl:*", "-@all", "+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info", "+cluster|slots", "+asking"}
+	everywhere := func(args ...any) {
+		for _, node := range r.Nodes {
+			node.Do(t, args...)
+		}
+	}
+	o := r.options()
+	o.Username, o.Password = "limiter", "hunter2"
+	everywhere(append([]any{"ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys"}, rights...)...)
+	defer everywhere("ACL", "DELUSER", "limiter")
+	s := warmed(t, o)
+	a := one(r.client(0), plenty)
+	slot := int(r.keys.slot(a.Key.Client))
+	granted(t, s, a)
+	eventually(t, "every server is up", func() bool {
+		up := 0
+		s.Watch(func(r store.Report) {
+			if r.Condition == store.Up {
+				up++
+			}
+		})()
+		return up == masters
+	})
+	r.StartMigration(t, slot, r.Nodes[0], r.Nodes[1])
+	r.MoveKeys(t, slot, 1)
+	granted(t, s, a)
+	everywhere("ACL", "SETUSER", "limiter", "-asking")
+	e := errorOf(t, s, a)
+	r.FinishMigration(t, slot)
+	r.Migrate(t, slot, r.Nodes[1], r.Nodes[0])
+	if e.Kind != store.KindReply || !e.Unexecuted || !strings.Contains(e.Error(), "+asking") {
+		t.Errorf("without +asking: %v, unexecuted %v", e, e.Unexecuted)
+	}
+
+	everywhere("ACL", "SETUSER", "limiter", "-cluster|slots")
+	s = open(t, o)
+	if e := errorOf(t, s, a); !e.Unexecuted || !strings.Contains(e.Error(), "+cluster|slots") {
+		t.Errorf("without +cluster|slots: %v, unexecuted %v", e, e.Unexecuted)
+	}
+}
+
+// errorOf asks and wants an error.
+func errorOf(t testing.TB, s *Store, asks ...store.Ask) *store.Error {
+	t.Helper()
+	err := s.Take(patience, asks, make([]store.Answer, len(asks)))
+	var e *store.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("Take(%+v): %v; want a store.Error", asks, err)
+	}
+	return e
+}
+
+// clusterNames: servers that go by their hosts' names, and such as do not say
+// on which host they are.
+func clusterNames(t *testing.T, r *clusterRig) {
+	if len(r.Nodes[0].Do(t, "CONFIG", "GET", "cluster-announce-hostname").([]any)) == 0 {
+		return // those before 7.0 have no names
+	}
+	announce := func(name, prefers string) {
+		for _, node := range r.Nodes {
+			node.Do(t, "CONFIG", "SET", "cluster-announce-hostname", name)
+			node.Do(t, "CONFIG", "SET", "cluster-preferred-endpoint-type", prefers)
+		}
+	}
+	defer announce("", "ip")
+	for _, test := range []struct{ name, prefers, host string }{
+		{"localhost", "hostname", "localhost"},
+		{"", "hostname", "127.0.0.1"},         // there is no name
+		{"", "unknown-endpoint", "localhost"}, // the seed's
+	} {
+		announce(test.name, test.prefers)
+		o := r.options()
+		for i := range o.Cluster {
+			o.Cluster[i] = strings.Replace(o.Cluster[i], "127.0.0.1", "localhost", 1)
+		}
+		a := one(r.client(0), plenty)
+		slot := int(r.keys.slot(a.Key.Client))
+		var s *Store
+		// They tell each other of their names by and by.
+		eventually(t, fmt.Sprintf("servers that announce %+v", test), func() bool {
+			s = open(t, o)
+			granted(t, s, a)
+			for _, n := range s.cluster.table.Load() {
+				if n == nil || !strings.HasPrefix(n.name, test.host+":") {
+					s.Close()
+					return false
+				}
+			}
+			return true
+		})
+		l := newLedger()
+		l.granted[a.Key] = used(t, s, a.Key.Client, plenty)
+		r.StartMigration(t, slot, r.Nodes[0], r.Nodes[1])
+		r.MoveKeys(t, slot, 1)
+		l.take(t, s, patience, a) // ASK
+		r.FinishMigration(t, slot)
+		l.take(t, s, patience, a) // MOVED
+		r.Migrate(t, slot, r.Nodes[1], r.Nodes[0])
+		// A redirection to a host that has no name says "?". Then the slots
+		// are asked for, and tell where it is.
+		if test.name == "" && test.prefers == "hostname" {
+			eventually(t, "the slot is known to be back", func() bool { return l.take(t, s, patience, a) })
+		} else if l.failed > 0 || len(l.unknown) > 0 {
+			t.Errorf("%+v: errors: %v", test, l.kinds)
+		}
+		l.check(t, s, a)
+	}
+}
+
+// clusterSeeds: one server that answers is enough to find the others. If there
+// is none, calls fail without waiting for one.
+func clusterSeeds(t *testing.T, r *clusterRig) {
+	dead := redistest.Start(t)
+	dead.Kill()
+	stopped := redistest.Start(t, "--cluster-enabled", "yes")
+	stopped.Stop()
+	alone := redistest.Start(t, "--cluster-enabled", "yes")
+	proxy := redistest.NewProxy(t, r.Nodes[2].Addr)
+	proxy.Refuse(true)
+	plain := redistest.Start(t)
+
+	o := Options{Cluster: []string{dead.Addr, stopped.Addr, alone.Addr, plain.Addr, proxy.Addr}}
+	s := open(t, o)
+	reports := make(chan store.Report, 1000)
+	defer s.Watch(func(r store.Report) { reports <- r })()
+	e := errorOf(t, s, one("client", 1))
+	for _, want := range []string{"refused", "timeout", "no slots", "single server", alone.Addr + ":"} {
+		if !strings.Contains(e.Error(), want) {
+			t.Errorf("%v: does not say %q", e, want)
+		}
+	}
+	if e.Kind != store.KindAway || !e.Unexecuted || strings.Contains(e.Error(), "\n") {
+		t.Errorf("no server answers: %v, unexecuted %v", e, e.Unexecuted)
+	}
+	start := time.Now()
+	for range 100 {
+		failed(t, s, patience)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("100 calls to a cluster that is away took %v", took)
+	}
+	if got := <-reports; got.Server != s.String() || got.Condition != store.Away || got.Err == nil {
+		t.Errorf("the report is %+v", got)
+	}
+	proxy.Refuse(false)
+	eventually(t, "a server answers", func() bool { return s.cluster.table.Load() != nil })
+	granted(t, s, one(r.client(0), 10))
+	names := map[string]bool{}
+	s.Watch(func(r store.Report) { names[r.Server] = true })()
+	if names[s.String()] {
+		t.Errorf("reports on %v, when its servers are known", names)
+	}
+}
+
+// clusterAsServer names the remedy to who configured a server of a cluster as
+// if there were no other.
+func clusterAsServer(t *testing.T, r *clusterRig) {
+	for _, node := range []*redistest.Server{r.Nodes[0], r.Nodes[1], r.Nodes[2], r.Nodes[masters]} {
+		s := open(t, Options{Address: node.Addr})
+		var others []store.Ask
+		for i := range masters {
+			if r.Nodes[i] != node {
+				others = append(others, one(r.client(i), 10))
+			}
+		}
+		for _, a := range others {
+			e := errorOf(t, s, a)
+			if !e.Unexecuted || !strings.Contains(e.Error(), "configure it as a cluster") {
+				t.Errorf("%v, unexecuted %v", e, e.Unexecuted)
+			}
+		}
+		if r.Owner(t, int(slotOf(s.listKey("")))) != node {
+			eventually(t, "it is told that the server is of a cluster", func() (told bool) {
+				s.Watch(func(r store.Report) {
+					told = r.Condition == store.Away && strings.Contains(r.Err.Error(), "configure it as a cluster")
+				})()
+				return told
+			})
+		}
+		s.Close()
+	}
+}
+
+// clusterClosed closes stores at every stage of their lives: nothing remains.
+func clusterClosed(t *testing.T, r *clusterRig) {
+	// Only these go through the proxies, until they learn the addresses.
+	settle := func(what string, before int) {
+		t.Helper()
+		eventually(t, what+": nothing remains", func() bool {
+			for _, node := range r.Nodes[:masters] {
+				if node.Clients(t) > 0 {
+					return false
+				}
+			}
+			return runtime.NumGoroutine() <= before
+		})
+	}
+	eventually(t, "the stores of other tests are gone", func() bool {
+		for _, node := range r.Nodes[:masters] {
+			if node.Clients(t) > 0 {
+				return false
+			}
+		}
+		return true
+	})
+	before := runtime.NumGoroutine()
+	open(t, r.options()).Close()
+	settle("at once", before)
+
+	s := warmed(t, r.options())
+	a, b := one(r.client(0), 10), one(r.client(1), 10)
+	take(t, s, a, b)
+	s.Close()
+	take(t, s, a, b)
+	settle("used after it was closed", before)
+	if got := used(t, s, a.Key.Client, 10); got != 2 {
+		t.Errorf("%d units used, want 2", got)
+	}
+	settle("looked at after it was closed", before)
+
+	s = warmed(t, r.options())
+	l := newLedger()
+	stop := under(8, func(int) { l.take(t, s, patience, zoned("closed", a), zoned("closed", b)) })
+	defer stop()
+	time.Sleep(20 * time.Millisecond)
+	s.Close()
+	time.Sleep(20 * time.Millisecond)
+	stop()
+	settle("in use", before)
+	if l.failed > 0 || len(l.unknown) > 0 {
+		t.Errorf("errors: %v", l.kinds)
+	}
+
+	r.Nodes[0].Stop()
+	defer r.Nodes[0].Cont()
+	s = open(t, r.options())
+	time.Sleep(10 * time.Millisecond)
+	s.Close()
+	s = warmed(t, r.options())
+	failedBy(t, s, one(r.client(0), 10), 50*time.Millisecond)
+	s.Close()
+	eventually(t, "a server is stopped: goroutines end", func() bool { return runtime.NumGoroutine() <= before })
+	r.Nodes[0].Cont()
+	settle("a server was stopped", before)
+	r.WaitStable(t)
+}
+
+// failedBy asks and wants an error within a while.
+func failedBy(t testing.TB, s *Store, a store.Ask, wait time.Duration) *store.Error {
+	t.Helper()
+	err := s.Take(wait, []store.Ask{a}, make([]store.Answer, 1))
+	var e *store.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("Take(%+v): %v; want a store.Error", a, err)
+	}
+	return e
+}
+
+// shardStopped: a server that says nothing does not concern the others. Its own
+// calls soon fail without waiting for it.
+func shardStopped(t *testing.T, r *clusterRig) {
+	const wait = 200 * time.Millisecond
+	s := warmed(t, r.options())
+	here, there, gone := one(r.client(0), plenty), one(r.client(1), plenty), one(r.client(2), plenty)
+	for _, a := range []store.Ask{here, there, gone} {
+		granted(t, s, a)
+	}
+	// measure returns how long calls take, in order.
+	measure := func(n int, asks ...store.Ask) []time.Duration {
+		took := make([]time.Duration, n)
+		answers := make([]store.Answer, len(asks))
+		for i := range took {
+			start := time.Now()
+			if err := s.Take(wait, asks, answers); err != nil {
+				t.Errorf("Take(%+v): %v", asks, err)
+			}
+			took[i] = time.Since(start)
+		}
+		slices.Sort(took)
+		return took
+	}
+	const n = 1000
+	before := measure(n, here, there)
+	r.Nodes[2].Stop()
+	defer r.Nodes[2].Cont()
+	stop := under(4, func(int) {
+		failedBy(t, s, gone, wait)
+		time.Sleep(time.Millisecond)
+	})
+	defer stop()
+	after := measure(n, here, there)
+	stop()
+	t.Logf("calls of the other servers took %v, 99 %% of them at most %v; then %v and %v", before[n/2], before[n*99/100], after[n/2], after[n*99/100])
+	if after[n/2] > 4*before[n/2]+time.Millisecond {
+		t.Errorf("calls of the other servers take %v, and took %v", after[n/2], before[n/2])
+	}
+	eventually(t, "the server counts as away", func() bool { return failedBy(t, s, gone, wait).Kind == store.KindAway })
+	start := time.Now()
+	calls := r.Nodes[0].Calls(t, "evalsha")
+	for range 100 {
+		if e := failedBy(t, s, gone, wait); e.Kind != store.KindAway || !e.Unexecuted {
+			t.Errorf("%v, unexecuted %v", e, e.Unexecuted)
+		}
+		// Not even the other one is asked.
+		if e := errorOf(t, s, one(r.client(0), 10), gone); e.Kind != store.KindAway || !e.Unexecuted {
+			t.Errorf("%v, unexecuted %v", e, e.Unexecuted)
+		}
+	}
+	if got := r.Nodes[0].Calls(t, "evalsha") - calls; got != 0 {
+		t.Errorf("%d calls to another server on account of calls of which a part was certain to fail", got)
+	}
+	if took := time.Since(start); took > 200*wait/4 {
+		t.Errorf("200 calls of a server that is known to be away took %v", took)
+	}
+	r.Nodes[2].Cont()
+	start = time.Now()
+	granted(t, s, gone)
+	t.Logf("it was back after %v", time.Since(start))
+	r.WaitStable(t)
+}
+
+// partLate: a part of a call is given up, so that nobody knows of it. What the
+// others granted stands, and is heard of when the rest is known.
+func partLate(t *testing.T, r *clusterRig) {
+	s := warmed(t, r.options())
+	for _, lost := range []bool{false, true} {
+		here, there := one(r.client(0), 10), one(r.client(1), 10)
+		granted(t, s, one(r.client(1), 10))
+		r.Nodes[1].Stop()
+		asks := []store.Ask{here, there}
+		err := s.Take(50*time.Millisecond, asks, make([]store.Answer, 2))
+		if lost {
+			// Its connection ends first.
+			time.Sleep(DefaultTimeout + 200*time.Millisecond)
+		}
+		r.Nodes[1].Cont()
+		var e *store.Error
+		if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Late == nil {
+			t.Fatalf("Take: %+v; want a timeout that may be answered late", err)
+		}
+		late := make(chan []store.Answer, 1)
+		e.Late.Then(func(answers []store.Answer) { late <- answers })
+		answers := <-late
+		if !answers[0].Charged() || answers[1].Charged() == lost || answers[1].Undecided != lost {
+			t.Errorf("late answers, lost %v: %+v", lost, answers)
+		}
+		if got := used(t, s, here.Key.Client, 10); got != 1 {
+			t.Errorf("%d units used before they are given back", got)
+		}
+		var grants []store.Grant
+		for i, a := range asks {
+			if answers[i].Charged() {
+				grants = append(grants, store.Grant{Key: a.Key, Window: a.Window, Stamp: answers[i].Stamp, Mark: answers[i].Mark, Units: 1})
+			}
+		}
+		if err := s.Return(patience, grants); err != nil {
+			t.Errorf("Return: %v", err)
+		}
+		if got := used(t, s, here.Key.Client, 10); got != 0 {
+			t.Errorf("%d units used after they were given back", got)
+		}
+		r.WaitStable(t)
+	}
+
+	// A part that has certainly not been executed: the others are undone.
+	s = warmed(t, r.options())
+	here, there := one(r.client(0), 10), one(r.client(1), 10)
+	granted(t, s, there)
+	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "1")
+	e := errorOf(t, s, here, there)
+	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "0")
+	if e.Kind != store.KindReply || !e.Unexecuted || e.Late != nil {
+		t.Errorf("%+v, want an error reply", e)
+	}
+	eventually(t, "the other part is undone", func() bool { return used(t, s, here.Key.Client, 10) == 0 })
+}
+
+// clusterFailover kills a master under load.
+func clusterFailover(t *testing.T, r *clusterRig) {
+	r.standIn(t, "no")
+	s := warmed(t, r.options())
+	a, b := one(r.client(0), plenty), one(r.client(1), plenty)
+	slot := int(r.keys.slot(a.Key.Client))
+	granted(t, s, a)
+	var c, other tally
+	c.granted.Add(1)
+	var latest atomic.Int64
+	stop := under(4, func(int) {
+		if c.take(t, s, a.Key.Client, 100*time.Millisecond) == nil {
+			latest.Store(time.Now().UnixNano())
+		}
+		if other.take(t, s, b.Key.Client, patience) != nil {
+			t.Error("a call of another server failed")
+		}
+	})
+	defer stop()
+	time.Sleep(200 * time.Millisecond)
+	old := r.Nodes[0]
+	old.Kill()
+	killed := time.Now()
+	r.WaitFailover(t, slot, old)
+	failover := time.Now()
+	eventually(t, "calls are granted again", func() bool { return latest.Load() > failover.UnixNano() })
+	t.Logf("failover after %v, calls granted %v after that", failover.Sub(killed), time.Since(failover))
+	if took := time.Since(failover); took > 20*time.Second {
+		t.Errorf("calls are granted only %v after the failover", took)
+	}
+	time.Sleep(200 * time.Millisecond)
+	stop()
+	other.check(t, s, b.Key.Client)
+	got, granted, unknown := used(t, s, a.Key.Client, plenty), c.granted.Load(), c.unknown.Load()
+	t.Logf("%d granted, %d unknown, %d unexecuted; %d units used", granted, unknown, c.unexecuted.Load(), got)
+	// What the replica had not got yet is lost: at most what was under way.
+	if got > granted+unknown || got < granted-4*maxBatch {
+		t.Errorf("%d units used by %d grants and %d unknown calls", got, granted, unknown)
+	}
+	s.cluster.mu.Lock()
+	if s.cluster.nodes[old.Addr] != nil || len(s.cluster.nodes) != masters {
+		t.Errorf("%d servers are known, the old one among them: %v", len(s.cluster.nodes), s.cluster.nodes[old.Addr] != nil)
+	}
+	s.cluster.mu.Unlock()
+	old.Restart(t)
+	r.WaitStable(t)
+	c.take(t, s, a.Key.Client, patience)
+	if now := used(t, s, a.Key.Client, plenty); now != got+1 {
+		t.Errorf("%d units used after the old server has come back and one was granted, and %d before", now, got)
+	}
+}
+
+// clusterLags has a replica without its master's latest writes stand in for it,
+// which is told.
+func clusterLags(t *testing.T, r *clusterRig) {
+	s := warmed(t, r.options())
+	var mu sync.Mutex
+	var lost []string
+	defer s.Watch(func(r store.Report) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Lost != "" {
+			lost = append(lost, r.Server+": "+r.Lost)
+		}
+	})()
+	master, replica := r.Nodes[1], r.Nodes[masters+1]
+	a := one(r.client(1), 10)
+	granted(t, s, a)
+	master.WaitReplicated(t, replica)
+	cutOff(t, master, replica)
+	granted(t, s, a)
+	time.Sleep(2 * beatEvery)
+	master.Kill()
+	r.WaitFailover(t, int(r.keys.slot(a.Key.Client)), master)
+	eventually(t, "it is told that writes are lost", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(lost) > 0
+	})
+	t.Logf("lost: %q", lost)
+	if got := used(t, s, a.Key.Client, 10); got != 1 {
+		t.Errorf("%d units used, want the one that was not lost", got)
+	}
+}
+
+// cutOff ends the connection of a replica to its master: it does not come back
+// with a password that nobody asked for.
+func cutOff(t *testing.T, master, replica *redistest.Server) {
+	t.Helper()
+	replica.Do(t, "CONFIG", "SET", "masterauth", "nobody-asked")
+	master.Do(t, "CLIENT", "KILL", "TYPE", "replica")
+	eventually(t, "the replica is cut off", func() bool { return replica.Info(t, "replication", "master_link_status") == "down" })
+}

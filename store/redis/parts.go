@@ -1,0 +1,269 @@
+package redis
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// part is those of the asks of a call, or of the grants that are given back,
+// that a server of a Cluster can be asked about together: their keys are in
+// one slot.
+type part struct {
+	index []int // of them
+	node  *node
+	call  *call
+	reply string
+	err   *store.Error
+}
+
+// parts divides asks or grants by the slots of their keys, or makes each a part
+// of its own.
+func (s *Store) parts(index []int, each bool, client func(i int) string) (parts []*part, of []uint16) {
+	for _, i := range index {
+		slot := s.keys.slot(client(i))
+		at := slices.Index(of, slot)
+		if at < 0 || each {
+			at = len(parts)
+			parts, of = append(parts, new(part)), append(of, slot)
+		}
+		parts[at].index = append(parts[at].index, i)
+	}
+	return parts, of
+}
+
+// takeParts are the calls that decide some asks.
+func (s *Store) takeParts(table *slotTable, wait time.Duration, asks []store.Ask, index []int, each bool) []*part {
+	parts, of := s.parts(index, each, func(i int) string { return asks[i].Key.Client })
+	for i, p := range parts {
+		if p.node, p.err = s.cluster.owner(table, of[i]); p.err == nil {
+			p.node.patientFor(wait)
+			p.call = newCall(wait, s.keys.takeCommand(pick(asks, p.index)))
+		}
+	}
+	return parts
+}
+
+// giveParts are the calls that give some grants back.
+func (s *Store) giveParts(wait time.Duration, grants []store.Grant, index []int, each bool) []*part {
+	if s.cluster == nil {
+		return []*part{{node: s.one, call: newCall(wait, s.keys.giveCommand(grants)), index: index}}
+	}
+	parts, of := s.parts(index, each, func(i int) string { return grants[i].Key.Client })
+	table, err := s.cluster.layout(0)
+	for i, p := range parts {
+		if p.err = err; err == nil {
+			p.node, p.err = s.cluster.owner(table, of[i])
+		}
+		if p.err == nil {
+			p.call = newCall(wait, s.keys.giveCommand(pick(grants, p.index)))
+		}
+	}
+	return parts
+}
+
+// together sends parts side by side, and waits for all replies until time is
+// up. If half of a part's keys are on their way to another server, it is sent
+// again as singly returns it: each key by itself is either here or there.
+func together(parts []*part, up <-chan time.Time, singly func(index []int) []*part) []*part {
+	for _, p := range parts {
+		if p.err == nil {
+			p.err = p.node.submit(p.call)
+		}
+	}
+	var whole []*part
+	var split []int
+	for _, p := range parts {
+		if p.err == nil {
+			p.reply, p.err = p.node.await(p.call, up)
+		}
+		switch {
+		case isSplitError(p.err) && len(p.index) > 1:
+			split = append(split, p.index...)
+			continue
+		case p.err != nil && p.err.Kind == store.KindTimeout:
+			up = elapsed // for the others, too
+		}
+		whole = append(whole, p)
+	}
+	if len(split) > 0 {
+		whole = append(whole, together(singly(split), up, nil)...)
+	}
+	return whole
+}
+
+// elapsed is a time that is up.
+var elapsed = func() <-chan time.Time {
+	up := make(chan time.Time)
+	close(up)
+	return up
+}()
+
+// takeApart decides asks whose keys are not all in one slot, or each by itself:
+// they are asked side by side, and if one refuses, what the others granted is
+// given back. rest is what is left of wait.
+func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []store.Ask, answers []store.Answer, each bool) *store.Error {
+	timer := time.NewTimer(rest)
+	defer timer.Stop()
+	parts := s.takeParts(table, wait, asks, upTo(len(asks)), each)
+	for _, p := range parts {
+		if p.err == nil && !p.node.breaker.admits(wait) {
+			p.err = p.node.notAsked()
+		}
+		if p.err != nil {
+			return p.err // before anything is sent
+		}
+	}
+	parts = together(parts, timer.C, func(index []int) []*part {
+		return s.takeParts(table, wait, asks, index, true)
+	})
+
+	var failed *store.Error
+	for _, p := range parts {
+		if p.err == nil {
+			p.err = readSome(p.reply, answers, p.index)
+		}
+		if p.err != nil && (failed == nil || failed.Unexecuted) {
+			failed = p.err
+		}
+	}
+	if failed == nil {
+		if !grantedAll(asks, answers) {
+			s.undo(asks, answers)
+		}
+		return nil
+	}
+	known := make([]store.Answer, len(asks))
+	for _, p := range parts {
+		for _, i := range p.index {
+			if p.err == nil {
+				known[i] = answers[i]
+			} else {
+				known[i].Undecided = true
+			}
+		}
+	}
+	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err}
+	if failed.Unexecuted {
+		// None of what failed will ever be executed, so that the call is not.
+		s.undo(asks, known)
+	} else {
+		e.Late = lateParts(parts, known)
+	}
+	return e
+}
+
+// lateParts lets the answers to a call be heard of which some are known, when
+// it is known whether others will come.
+func lateParts(parts []*part, known []store.Answer) *store.Late {
+	late := new(store.Late)
+	var mu sync.Mutex // guards known and outstanding
+	outstanding := 1
+	done := func() {
+		mu.Lock()
+		outstanding--
+		over := outstanding == 0
+		mu.Unlock()
+		switch {
+		case !over:
+		case slices.ContainsFunc(known, func(a store.Answer) bool { return !a.Undecided }):
+			late.Deliver(known)
+		default:
+			late.Deliver(nil)
+		}
+	}
+	for _, p := range parts {
+		if p.err == nil || p.err.Unexecuted || p.err.Kind != store.KindTimeout {
+			continue
+		}
+		mu.Lock()
+		outstanding++
+		mu.Unlock()
+		p.call.afterwards(func(reply string, err *store.Error) {
+			if err == nil {
+				mu.Lock()
+				_ = readSome(reply, known, p.index) // what cannot be read stays unknown
+				mu.Unlock()
+			}
+			done()
+		})
+	}
+	done()
+	return late
+}
+
+// upTo are the indices of that many.
+func upTo(count int) []int {
+	index := make([]int, count)
+	for i := range index {
+		index[i] = i
+	}
+	return index
+}
+
+// pick returns some of a list.
+func pick[T any](list []T, index []int) []T {
+	some := make([]T, len(index))
+	for i, at := range index {
+		some[i] = list[at]
+	}
+	return some
+}
+
+// readSome reads the reply to some of the asks of a call.
+func readSome(reply string, answers []store.Answer, index []int) *store.Error {
+	some := make([]store.Answer, len(index))
+	if err := readAnswers(reply, some); err != nil {
+		return &store.Error{Kind: store.KindReply, Err: err}
+	}
+	for i, at := range index {
+		answers[at] = some[i]
+	}
+	return nil
+}
+
+// grantedAll reports whether a call is granted.
+func grantedAll(asks []store.Ask, answers []store.Answer) bool {
+	for i := range asks {
+		if !answers[i].Granted && !asks[i].Advisory {
+			return false
+		}
+	}
+	return true
+}
+
+// undo gives back what some of the asks of a call were charged, without
+// waiting for it, and makes the answers those of a call that was refused.
+func (s *Store) undo(asks []store.Ask, answers []store.Answer) {
+	var grants []store.Grant
+	for i := range asks {
+		a := &answers[i]
+		if !a.Charged() {
+			continue
+		}
+		units := asks[i].Need + a.Extra
+		grants = append(grants, store.Grant{
+			Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Units: units,
+		})
+		a.Remaining += units
+		a.Extra, a.Stamp, a.Mark = 0, 0, 0
+	}
+	s.giveSoon(grants, false)
+}
+
+// giveSoon gives grants back without waiting for it. What fails stays spent
+// until its window has passed.
+func (s *Store) giveSoon(grants []store.Grant, each bool) {
+	for _, p := range s.giveParts(s.options.Timeout, grants, upTo(len(grants)), each) {
+		if p.err != nil || p.node.submit(p.call) != nil {
+			continue
+		}
+		p.call.afterwards(func(_ string, err *store.Error) {
+			if isSplitError(err) && !each {
+				s.giveSoon(pick(grants, p.index), true)
+			}
+		})
+	}
+}
