@@ -209,17 +209,29 @@ func (n *node) submit(c *call) *store.Error {
 		}
 	}
 	n.queue.push(c)
-	if n.workers == 0 || n.workers < n.store.options.PoolSize &&
+	workers := 0
+	if n.client != nil {
+		workers = n.client.workers
+	}
+	if workers == 0 || workers < n.store.options.PoolSize &&
 		(n.slow.Load() || n.queue.size >= maxBatch || time.Since(n.began) > slowBatch) {
-		n.workers++
-		go n.work()
+		n.startLocked()
 	}
 	return nil
 }
 
-// work sends batches until the queue is empty.
-func (n *node) work() {
-	for client, batch := n.begin(nil); len(batch) > 0; client, batch = n.begin(batch[:0]) {
+// startLocked starts another worker.
+func (n *node) startLocked() {
+	client := n.useLocked()
+	client.workers++
+	n.workers++
+	go n.work(client)
+}
+
+// work sends batches until the queue is empty, or these connections are not
+// to be used any more.
+func (n *node) work(client *client) {
+	for batch := n.begin(client, nil); len(batch) > 0; batch = n.begin(client, batch[:0]) {
 		life := n.store.options.Timeout
 		for _, c := range batch {
 			life = max(life, 3*c.wait)
@@ -232,36 +244,35 @@ func (n *node) work() {
 		switch {
 		case trip.late.Load():
 			n.late.Store(int64(took)) // as a failure it has been counted
-		case err != nil && err.Kind == store.KindAway:
-			// The keeper hung up before anything was sent.
 		case err != nil:
 			n.failed(err.Err, 0)
 		default:
-			n.breaker.answered()
+			n.breaker.answered(start.Add(took))
 		}
 		clear(batch)
 	}
 }
 
-// begin moves calls from the queue to batch. If there are none, the worker is
-// no more, and the connections of a closed node go with its last one.
-func (n *node) begin(batch []*call) (*client, []*call) {
+// begin moves calls from the queue to batch. If there are none to be sent by
+// this worker, it is no more.
+func (n *node) begin(client *client, batch []*call) []*call {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	trip := &trip{node: n}
-	for n.queue.first != nil && len(batch) < maxBatch {
+	for n.client == client && n.queue.first != nil && len(batch) < maxBatch {
 		c := n.queue.first
 		n.queue.remove(c)
 		c.trip = trip
 		batch = append(batch, c)
 	}
 	if len(batch) == 0 {
+		client.workers--
 		n.workers--
-		n.closeIdleLocked()
-		return nil, nil
+		n.releaseLocked(client)
+		return nil
 	}
 	n.began = time.Now()
-	return n.clientLocked(), batch
+	return batch
 }
 
 // send runs a batch in one round trip, in two if the server has not got the
@@ -311,9 +322,6 @@ func (n *node) exec(client *client, life time.Duration, batch []*call, before re
 			err = asking.Err() // for want of that it is sent away again
 		}
 		switch {
-		case errors.Is(execErr, redis.ErrClosed) && !commands[i].written:
-			failure = n.notAsked() // the keeper has hung up
-			c.finish("", failure)
 		case !commands[i].written:
 			// Not so its own error: if a server refuses the handshake, the
 			// library leaves the commands with neither error nor reply.

@@ -7,10 +7,18 @@ import (
 	"time"
 )
 
-// failuresToOpen is how many round trips in a row must fail, or be late, until
-// a server counts as away: one that is late with one reply in twenty must not
-// be taken for it every few seconds.
-const failuresToOpen = 5
+const (
+	// failuresToOpen is how many round trips in a row must fail, or be late,
+	// until a server counts as away.
+	failuresToOpen = 3
+	// silence is for how long nothing may have been heard of it then, or for
+	// as long as the late calls waited: one that is late with one reply in
+	// twenty, or closes all connections at once, is not away.
+	silence = 100 * time.Millisecond
+)
+
+// epoch is what times are reckoned from, on the monotonic clock.
+var epoch = time.Now()
 
 // breaker keeps calls from a server that would not answer them in time. It
 // opens after a run of failures, and is closed by the [node]'s keeper, which
@@ -25,6 +33,8 @@ type breaker struct {
 	shut atomic.Int64
 	run  atomic.Int32 // failures in a row, of calls that were sent
 	seen atomic.Bool  // the server has answered once
+	// heard is when a round trip was in time last, since epoch in ns.
+	heard atomic.Int64
 
 	mu sync.Mutex
 	// patience is the shortest wait that was not long enough, in this run or
@@ -40,7 +50,8 @@ const never = math.MaxInt64
 func (b *breaker) admits(wait time.Duration) bool { return int64(wait) > b.shut.Load() }
 
 // answered notes a round trip that was in time.
-func (b *breaker) answered() {
+func (b *breaker) answered(at time.Time) {
+	b.heard.Store(int64(at.Sub(epoch)))
 	if !b.seen.Load() {
 		b.seen.Store(true)
 	}
@@ -62,14 +73,16 @@ func (b *breaker) answered() {
 // failed notes a round trip that failed or, if wait is not 0, was not over
 // when a call had waited that long. It reports whether that opened the
 // breaker: a server that has never been there need not fail again and again.
-func (b *breaker) failed(err error, wait time.Duration) (opened bool) {
+func (b *breaker) failed(at time.Time, err error, wait time.Duration) (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.err = err
 	if wait > 0 && (b.patience == 0 || wait < b.patience) {
 		b.patience = wait
 	}
-	if b.run.Add(1) < failuresToOpen && b.seen.Load() || b.retired || b.shut.Load() == never {
+	quiet := at.Sub(epoch) - time.Duration(b.heard.Load())
+	run := b.run.Add(1)
+	if b.seen.Load() && (run < failuresToOpen || quiet < max(wait, silence)) || b.retired || b.shut.Load() == never {
 		return false
 	}
 	b.shut.Store(never)

@@ -1,15 +1,9 @@
 package redis
 
 import (
-	"context"
 	"errors"
-	"net"
 	"testing"
 	"time"
-
-	"github.com/redis/go-redis/v9"
-
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 var errTrouble = errors.New("trouble")
@@ -17,15 +11,21 @@ var errTrouble = errors.New("trouble")
 // seenBreaker is that of a server which has answered.
 func seenBreaker() *breaker {
 	b := &breaker{}
-	b.answered()
+	b.answered(began)
 	return b
 }
+
+// began is when servers were heard last, and much later when they fail.
+var (
+	began     = time.Now()
+	muchLater = began.Add(time.Hour)
+)
 
 // run lets round trips fail, late for calls that wait this long if it is not
 // 0, and returns how many of them opened the breaker.
 func run(b *breaker, failures int, wait time.Duration) (opened int) {
 	for range failures {
-		if b.failed(errTrouble, wait) {
+		if b.failed(muchLater, errTrouble, wait) {
 			opened++
 		}
 	}
@@ -63,7 +63,7 @@ func TestBreakerOpens(t *testing.T) {
 	if run(b, 10, brief) != 0 {
 		t.Error("opened again while it was open")
 	}
-	b.answered()
+	b.answered(began)
 	admitted(t, b, time.Hour, false)
 	// It has failed by being late, too.
 	if got := b.close(10 * time.Millisecond); got != 0 {
@@ -85,9 +85,25 @@ func TestBreakerSuccessResets(t *testing.T) {
 		if run(b, failuresToOpen-1, brief) != 0 {
 			t.Fatal("opened although there was an answer in between")
 		}
-		b.answered()
+		b.answered(began)
 		if b.disappointed() != 0 {
 			t.Fatalf("after an answer, %v is still too short a wait", b.disappointed())
+		}
+	}
+}
+
+// TestBreakerSilence: a server of which something was heard is not away, be
+// the failures ever so many.
+func TestBreakerSilence(t *testing.T) {
+	for _, test := range []struct{ wait, quiet time.Duration }{{0, silence}, {brief / 2, silence}, {long, long}} {
+		b := seenBreaker()
+		for range 3 * failuresToOpen {
+			if b.failed(began.Add(test.quiet-1), errTrouble, test.wait) {
+				t.Fatalf("late for calls that wait %v: opened before %v of silence", test.wait, test.quiet)
+			}
+		}
+		if !b.failed(began.Add(test.quiet), errTrouble, test.wait) {
+			t.Errorf("late for calls that wait %v: not opened after %v of silence", test.wait, test.quiet)
 		}
 	}
 }
@@ -143,7 +159,7 @@ func TestBreakerSlowThenAway(t *testing.T) {
 		if run(b, failuresToOpen-1, 0) != 0 {
 			t.Fatal("opened for all too soon")
 		}
-		b.answered()
+		b.answered(began)
 	}
 	if b.disappointed() != brief {
 		t.Error("an answer to those that wait for long says nothing of those that do not")
@@ -173,8 +189,9 @@ func TestBreakerRetired(t *testing.T) {
 // lateNode is a node whose server answers nothing, without a keeper and with a
 // worker that does nothing.
 func lateNode() *node {
-	n := &node{store: &Store{options: Options{PoolSize: 1}.withDefaults()}, wake: make(chan struct{}, 1), workers: 1}
-	n.breaker.answered()
+	n := &node{store: &Store{options: Options{PoolSize: 1}.withDefaults()}, wake: make(chan struct{}, 1)}
+	n.client = &client{workers: 1, users: 1}
+	n.breaker.answered(began.Add(-time.Hour))
 	return n
 }
 
@@ -254,8 +271,7 @@ func TestGiveUpElsewhere(t *testing.T) {
 	if err := second.submit(c); err != nil {
 		t.Fatal(err)
 	}
-	_, batch := second.begin(nil)
-	for _, c := range batch {
+	for _, c := range second.begin(second.client, nil) {
 		c.state.Store(sent)
 	}
 	_, _ = giveUp(c)
@@ -264,28 +280,17 @@ func TestGiveUpElsewhere(t *testing.T) {
 	}
 }
 
-// TestHungUp: a call that comes when the keeper is hanging up is not sent, and
-// no failure of the server.
-func TestHungUp(t *testing.T) {
+// TestOldWorkerStops: one that works on connections that were hung up takes no
+// more calls.
+func TestOldWorkerStops(t *testing.T) {
 	n := lateNode()
-	n.store.secrets = newSecrets(n.store.options)
-	n.dial = func(context.Context) (net.Conn, error) { return nil, errTrouble }
-	_ = n.connections().Close()
-	c := newCall(long, emptyCommand())
-	if err := n.submit(c); err != nil {
+	if err := n.submit(newCall(brief, nil)); err != nil {
 		t.Fatal(err)
 	}
-	n.work()
-	if c.err == nil || c.err.Kind != store.KindAway || !c.err.Unexecuted || n.breaker.run.Load() != 0 {
-		t.Errorf("%+v, %d failures; want one that was not asked, and no failure", c.err, n.breaker.run.Load())
-	}
-
-	// Who was late to see the trouble does not hang up for others.
-	old := n.connections()
-	n.hangUp(old)
-	fresh := n.connections()
-	n.hangUp(old)
-	if n.connections() != fresh || fresh.Ping(t.Context()).Err() == redis.ErrClosed {
-		t.Error("new connections were closed on account of the old ones")
+	old := n.client
+	old.users++
+	n.client = &client{}
+	if batch := n.begin(old, nil); len(batch) != 0 || n.queue.size != 1 || old.workers != 0 || old.users != 1 {
+		t.Errorf("%d calls are sent on the old connections by %d workers", len(batch), old.workers)
 	}
 }

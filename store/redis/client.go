@@ -32,6 +32,10 @@ type client struct {
 	*redis.Client
 	timeout time.Duration
 	lives   []*redis.Client // for timeout, twice, four times... up to MaxTimeout
+
+	// Who uses it for a node, guarded by node.mu.
+	workers int // goroutines sending batches
+	users   int // these, and the keeper
 }
 
 // newClient returns a client that has not dialled. The library's defaults are

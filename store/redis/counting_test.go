@@ -139,7 +139,9 @@ func faults() []fault {
 			end:   func(_ *testing.T, r *rig) { r.proxy.Blackhole(false, false) },
 		}, {
 			name: "connections refused", kind: store.KindAway,
-			begin: func(_ *testing.T, r *rig) { r.proxy.Refuse(true); r.proxy.Cut() },
+			begin: func(_ *testing.T, r *rig) { r.proxy.Refuse(true) },
+			again: func(_ *testing.T, r *rig) { r.proxy.Cut() }, // one may just have been made
+			every: 20 * time.Millisecond,
 			end:   func(_ *testing.T, r *rig) { r.proxy.Refuse(false) },
 		}, {
 			name: "stopped", kind: store.KindTimeout,

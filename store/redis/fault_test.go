@@ -236,15 +236,17 @@ func TestLostReplies(t *testing.T) {
 	s := warmed(t, Options{Address: proxy.Addr})
 	direct := warmed(t, Options{Address: server.Addr})
 	var c tally
-	for range 30 {
+	const calls = 30
+	for range calls {
 		granted(t, s, one("warm", plenty)) // there is a connection
 		proxy.LoseReplies(1)
-		if err := c.take(t, s, "client", patience); store.ErrorKind(err) != store.KindBroken {
+		// Unless it was a heartbeat's reply that was lost.
+		if err := c.take(t, s, "client", patience); err != nil && store.ErrorKind(err) != store.KindBroken {
 			t.Errorf("Take: %v, want a broken connection", err)
 		}
 	}
-	if got := used(t, direct, "client", plenty); got != 30 || c.unknown.Load() != 30 {
-		t.Errorf("%d executions of 30 calls, %d of unknown fate", got, c.unknown.Load())
+	if got := used(t, direct, "client", plenty); got != calls || c.unknown.Load() < calls*2/3 {
+		t.Errorf("%d executions of %d calls, %d of unknown fate", got, calls, c.unknown.Load())
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -155,6 +157,66 @@ func TestHungServer(t *testing.T) {
 	if len(w.losses()) != 0 {
 		t.Errorf("losses %q of a server that hung", w.losses())
 	}
+}
+
+// TestHangUp: calls that come when somebody has hung up, and those that wait in
+// the queue by then, go over new connections. Those that are under way are
+// answered on the old ones, which are then closed.
+func TestHangUp(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	s := warmed(t, Options{Address: proxy.Addr, PoolSize: 1, Timeout: 10 * time.Second})
+	old := s.one.use()
+	proxy.HoldReplies()
+	late := lateTake(t, s, one("late", 10))
+	got := make(heard, 1)
+	late.Then(got.then)
+	queued := make(chan error)
+	go func() { queued <- s.Take(patience, []store.Ask{one("queued", 10)}, make([]store.Answer, 1)) }()
+	waiting := func() bool {
+		s.one.mu.Lock()
+		defer s.one.mu.Unlock()
+		return s.one.queue.size > 0
+	}
+	eventually(t, "a call is in the queue", waiting)
+	before := proxy.Accepted()
+	s.one.hangUp(old)
+	eventually(t, "it goes over another connection", func() bool { return !waiting() && proxy.Accepted() > before })
+
+	// Who is late to see that has nothing to hang up.
+	fresh := s.one.use()
+	s.one.hangUp(old)
+	again := s.one.use()
+	if fresh == old || again != fresh {
+		t.Error("connections were hung up twice")
+	}
+	s.one.release(fresh)
+	s.one.release(again)
+
+	proxy.ReleaseReplies()
+	if err := <-queued; err != nil {
+		t.Errorf("the call that was in the queue: %v", err)
+	}
+	select {
+	case answers := <-got:
+		if !answers[0].Granted {
+			t.Errorf("answers %+v", answers)
+		}
+	case <-time.After(patience):
+		t.Error("the call that was under way is not answered")
+	}
+	// The keeper's, a worker's.
+	eventually(t, "the old connections are closed", func() bool {
+		s.one.mu.Lock()
+		defer s.one.mu.Unlock()
+		return old.users == 1 && s.one.workers == 0
+	})
+	s.one.release(old)
+	if err := old.Ping(t.Context()).Err(); err != redis.ErrClosed {
+		t.Errorf("ping on the old connections: %v", err)
+	}
+	granted(t, s, one("client", 10))
 }
 
 // TestEmptyServer: a server that was killed comes back empty. It is given the
@@ -409,6 +471,7 @@ func TestHiccups(t *testing.T) {
 	n := s.one
 	hiccup := func() {
 		t.Helper()
+		n.breaker.heard.Store(int64(time.Since(epoch) - brief))
 		for range failuresToOpen {
 			n.failed(errTrouble, brief)
 		}
@@ -420,9 +483,10 @@ func TestHiccups(t *testing.T) {
 	n.late.Store(int64(7 * brief))
 	hiccup()
 	time.Sleep(beatEvery / 2)
-	if got := w.conditions(); !slices.Equal(got, []store.Condition{up}) {
+	if got := w.conditions(); !slices.Equal(got, []store.Condition{up, slow, up}) {
 		t.Errorf("reports %v of the first hiccup", got)
 	}
+	// Now it is slow for a while.
 	hiccup()
 	r := w.last(t, slow)
 	if r.Took != 7*brief || r.Wait != brief {
@@ -434,7 +498,7 @@ func TestHiccups(t *testing.T) {
 	if took := time.Since(start); took < hiccupTime*9/10 {
 		t.Errorf("all was well %v after the last hiccup", took)
 	}
-	if got := w.conditions(); !slices.Equal(got, []store.Condition{up, slow, up}) {
+	if got := w.conditions(); !slices.Equal(got, []store.Condition{up, slow, up, slow, up}) {
 		t.Errorf("reports %v", got)
 	}
 }

@@ -38,9 +38,9 @@ type node struct {
 
 	mu      sync.Mutex
 	queue   queue
-	workers int       // goroutines sending batches, at most Options.PoolSize
+	workers int       // goroutines sending batches, on whichever connections
 	began   time.Time // when the latest batch was taken
-	client  *client   // nil when there is nothing to close
+	client  *client   // the connections to use, nil if there are none yet
 	closed  bool
 }
 
@@ -58,33 +58,55 @@ func newNode(ctx context.Context, s *Store, name, key string, dial dialer) *node
 	return n
 }
 
-// clientLocked returns the connections to the server.
-func (n *node) clientLocked() *client {
+// useLocked returns the connections to the server, to be released.
+func (n *node) useLocked() *client {
 	if n.client == nil {
 		n.client = newClient(n.store.options, n.store.secrets, n.dial)
 	}
+	n.client.users++
 	return n.client
 }
 
-// connections returns the connections to the server.
-func (n *node) connections() *client {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.clientLocked()
-}
-
-// hangUp drops connections, unless somebody did already and these are new:
-// who answers behind them is not, or not any more, who should. Calls that are
-// under way on them fail.
-func (n *node) hangUp(client *client) {
-	n.mu.Lock()
-	old := n.client
-	if old == client {
+// releaseLocked closes connections that nobody is going to use any more.
+// While somebody does, the library would write of it to standard error.
+func (n *node) releaseLocked(client *client) {
+	if client.users--; client.users > 0 {
+		return
+	}
+	if n.closed && n.client == client {
 		n.client = nil
 	}
-	n.mu.Unlock()
-	if old == client {
+	if n.client != client {
 		_ = client.Close() // there is nothing to be done about it
+	}
+}
+
+// use and release are for who does not hold the lock.
+func (n *node) use() *client {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.useLocked()
+}
+
+func (n *node) release(client *client) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.releaseLocked(client)
+}
+
+// hangUp is called by a user of connections behind which nobody answers, or
+// somebody who should not any more. Everything that is sent from now on goes
+// over new ones; calls that are under way on the old ones may yet be answered.
+// If another user hung up already, nothing happens.
+func (n *node) hangUp(old *client) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.client != old {
+		return
+	}
+	n.client = nil
+	if n.queue.size > 0 {
+		n.startLocked() // those on the old ones may be stuck
 	}
 }
 
@@ -95,16 +117,7 @@ func (n *node) close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.closed = true
-	n.closeIdleLocked()
-}
-
-// closeIdleLocked closes the connections of a closed node that nobody works
-// with.
-func (n *node) closeIdleLocked() {
-	if n.closed && n.workers == 0 && n.client != nil {
-		_ = n.client.Close() // there is nothing to be done about it
-		n.client = nil
-	}
+	n.releaseLocked(n.useLocked())
 }
 
 // patientFor notes how long a request waits.
@@ -125,7 +138,7 @@ func (n *node) notAsked() *store.Error {
 
 // failed notes that a round trip failed or, if wait is not 0, was late.
 func (n *node) failed(err error, wait time.Duration) {
-	if n.breaker.failed(err, wait) {
+	if n.breaker.failed(time.Now(), err, wait) {
 		n.wakeUp()
 	}
 }
@@ -148,8 +161,9 @@ const (
 	// longer: on a connection that is dead, it keeps the keeper from trying
 	// another one.
 	beatTime = time.Second
-	// hiccupTime is how soon after the last one a breaker that opens again
-	// tells of trouble, though the server answers whenever it is tried.
+	// hiccupTime is for how long a server counts as slow whose breaker opens
+	// again, though it answers whenever it is tried: else there would be two
+	// reports for each time.
 	hiccupTime = 10 * time.Second
 )
 
@@ -161,10 +175,11 @@ func (n *node) keep(ctx context.Context) {
 	listed := false // the latest heartbeat was heard
 	pause := firstPause
 	for {
-		client := n.connections()
+		client := n.use()
 		took, lost, replied, err := n.heartbeat(client, r.Condition != store.Up)
 		listed = err == nil
 		if ctx.Err() != nil {
+			n.release(client)
 			break
 		}
 		now := time.Now()
@@ -175,7 +190,7 @@ func (n *node) keep(ctx context.Context) {
 		}
 		if err != nil {
 			n.store.census.silent(*n.key.Load())
-			n.breaker.failed(err, 0)
+			n.breaker.failed(now, err, 0)
 			next = store.Report{Condition: store.Away, Err: err}
 			if !n.breaker.isAway() {
 				next = r // it is too early to tell
@@ -188,15 +203,19 @@ func (n *node) keep(ctx context.Context) {
 			if wait := n.breaker.disappointed(); n.breaker.close(took) > 0 {
 				next.Condition, next.Took, next.Wait = store.Slow, took, wait
 			} else if wait > 0 && r.Condition != store.Away {
-				// It is only under load that it is late.
+				// It was away for a moment, or it is late under load only.
+				late := store.Report{Condition: store.Slow, Took: max(wait, time.Duration(n.late.Load())), Wait: wait}
 				if now.Sub(hiccup) < hiccupTime {
-					next.Condition, next.Took, next.Wait = store.Slow, time.Duration(n.late.Load()), wait
+					next = late // until it has not been for a while
+				} else {
+					n.store.report(ctx, n.name, late)
 				}
 				hiccup = now
 			}
 		} else if r.Condition == store.Slow && now.Sub(hiccup) < hiccupTime {
 			next = r
 		}
+		n.release(client)
 		next.Lost = lost
 		n.store.report(ctx, n.name, next)
 		r = next
@@ -257,8 +276,10 @@ func (n *node) heartbeat(client *client, load bool) (took time.Duration, lost st
 
 // leave tells the server that this instance is no more.
 func (n *node) leave() {
+	client := n.use()
+	defer n.release(client)
 	cmd, _ := n.store.census.command(*n.key.Load(), true)
-	_, _ = n.exchange(n.connections(), n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
+	_, _ = n.exchange(client, n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
 }
 
 // exchange sends a beat and returns the reply to it.
