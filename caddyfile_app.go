@@ -1,6 +1,8 @@
 package distributedratelimit
 
 import (
+	"slices"
+
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -95,9 +97,13 @@ func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // UnmarshalCaddyfile parses:
 //
 //	redis [<url>] {
-//	    address <host:port>|unix/<path>
+//	    address <host:port>...|unix/<path>
+//	    cluster|sentinel
+//	    master_name <s>
 //	    username <s>
 //	    password <s>
+//	    sentinel_username <s>
+//	    sentinel_password <s>
 //	    db <n>
 //	    key_prefix <s>
 //	    key_secret <s>
@@ -107,7 +113,11 @@ func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    pool_size <n>
 //	    queue_size <n>
 //	    lease on|off
+//	    instances <n>
+//	    on_data_loss continue|cautious
 //	}
+//
+// Each address line adds servers.
 func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the name
 	start := *d
@@ -120,13 +130,25 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	at := places{{"", "store"}: start}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := at.once(d, ""); err != nil {
+		if d.Val() == "address" {
+			at.mark(d, "", "address")
+		} else if err := at.once(d, ""); err != nil {
 			return err
 		}
 		var err error
 		switch d.Val() {
 		case "address":
-			err = parseWord(d, &s.Address)
+			err = parseAddresses(d, &s.Address)
+		case "cluster":
+			err = parseFlag(d, &s.Cluster)
+		case "sentinel":
+			err = parseFlag(d, &s.Sentinel)
+		case "master_name":
+			err = parseWord(d, &s.MasterName)
+		case "sentinel_username":
+			err = parseWord(d, &s.SentinelUsername)
+		case "sentinel_password":
+			err = parseWord(d, &s.SentinelPassword)
 		case "username":
 			err = parseWord(d, &s.Username)
 		case "password":
@@ -150,9 +172,12 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			err = parsePositive(d, &s.QueueSize)
 		case "lease":
 			s.Lease, err = parseOnOff(d)
+		case "instances":
+			err = parsePositive(d, &s.AssumedInstances)
+		case "on_data_loss":
+			err = parseWord(d, &s.OnDataLoss)
 		default:
-			err = d.Errf("unknown option %q of store redis; write address, username, password, db, key_prefix, key_secret, tls, "+
-				"timeout, dial_timeout, pool_size, queue_size or lease", d.Val())
+			err = unknownRedisOption(d)
 		}
 		if err != nil {
 			return err
@@ -161,6 +186,48 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if problem := s.check(); problem != nil {
 		return at.locate(d, problem)
 	}
+	return nil
+}
+
+// unknownRedisOption answers options of Caddy's storage in Redis with what to
+// write here.
+func unknownRedisOption(d *caddyfile.Dispenser) error {
+	const known = "address, cluster, sentinel, master_name, username, password, sentinel_username, sentinel_password, " +
+		"db, key_prefix, key_secret, tls, timeout, dial_timeout, pool_size, queue_size, lease, instances or on_data_loss"
+	write := known
+	switch d.Val() {
+	case "host", "port":
+		write = "address <host:port>"
+	case "client_type":
+		write = "cluster or sentinel, or nothing for one server"
+	case "tls_enabled":
+		write = "tls"
+	case "tls_insecure":
+		write = "tls { insecure_skip_verify }"
+	case "tls_server_certs_pem", "tls_server_certs_path":
+		write = "tls { ca <file> }"
+	}
+	return d.Errf("unknown option %q of store redis; write %s", d.Val(), write)
+}
+
+func parseAddresses(d *caddyfile.Dispenser, into *[]string) error {
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.Err("address needs a server; write for example: address localhost:6379")
+	}
+	if slices.Contains(args, "") {
+		return d.Err("address is empty; write host:port, or remove it for the default")
+	}
+	*into = append(*into, args...)
+	return nil
+}
+
+func parseFlag(d *caddyfile.Dispenser, into *bool) error {
+	word := d.Val()
+	if d.NextArg() {
+		return d.Errf("%s takes no argument; remove %q", word, d.Val())
+	}
+	*into = true
 	return nil
 }
 
@@ -216,10 +283,7 @@ func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
 		case "server_name":
 			err = parseWord(d, &t.ServerName)
 		case "insecure_skip_verify":
-			t.InsecureSkipVerify = true
-			if d.NextArg() {
-				err = d.Errf("insecure_skip_verify takes no argument; remove %q", d.Val())
-			}
+			err = parseFlag(d, &t.InsecureSkipVerify)
 		default:
 			err = d.Errf("unknown option %q of tls; write ca, cert, key, server_name or insecure_skip_verify", d.Val())
 		}

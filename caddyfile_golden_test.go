@@ -41,6 +41,7 @@ func goldens(t testing.TB) map[string][]byte {
 func TestCaddyfileAdapts(t *testing.T) {
 	t.Setenv("REDIS_URL", "redis://:secret@127.0.0.1:1")
 	t.Setenv("REDIS_PASSWORD", "secret")
+	t.Setenv("SENTINEL_PASSWORD", "secret")
 	t.Setenv("KEY_SECRET", "secret")
 	for name, text := range goldens(t) {
 		t.Run(name, func(t *testing.T) {

@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,21 +110,37 @@ func (m *MemoryStore) Return(wait time.Duration, grants []store.Grant) error {
 // String implements store.Store.
 func (m *MemoryStore) String() string { return m.pooled.String() }
 
-// RedisStore counts in one Redis server, shared by all instances that point
-// at it. Redis need not be up for the configuration to start.
+// RedisStore counts in Redis, shared by all instances that point at it: in one
+// server, in a cluster, or in the master that Sentinels name. Redis need not
+// be up for the configuration to start.
 //
 // Every text may hold placeholders, such as {env.REDIS_URL} or
 // {file./run/secrets/redis}; they are expanded when the configuration is
-// loaded, and one that is unset or empty is an error.
+// loaded, and one that is unset or empty is an error. Those of user names,
+// passwords and the URL are expanded again for each new connection, and the
+// files of TLS are read again, so that secrets may be replaced without a
+// reload; if that fails, the ones of before are used.
 type RedisStore struct {
 	// Where the server is, as redis://[user:password@]host[:port][/db],
 	// rediss:// (TLS) or unix://[user:password@]/path[?db=n]. The fields below
-	// add to it; give each thing once.
+	// add to it; give each thing once. With a cluster or Sentinels it has the
+	// first of the addresses.
 	URL string `json:"url,omitempty"`
 
-	// The server as host:port, or unix//path of a socket. Default:
-	// localhost:6379.
-	Address string `json:"address,omitempty"`
+	// The server as host:port, or unix//path of a socket; several only with a
+	// cluster or Sentinels. Default: localhost:6379, but none with a cluster
+	// or Sentinels.
+	Address []string `json:"address,omitempty"`
+
+	// The servers are a Redis Cluster. The addresses are those of some of its
+	// servers, which name the others.
+	Cluster bool `json:"cluster,omitempty"`
+
+	// The addresses are those of Sentinels, which know the server.
+	Sentinel bool `json:"sentinel,omitempty"`
+
+	// The name under which the Sentinels know the server. They need it.
+	MasterName string `json:"master_name,omitempty"`
 
 	// The ACL user. Default: Redis's default user.
 	Username string `json:"username,omitempty"`
@@ -130,7 +149,11 @@ type RedisStore struct {
 	// configuration that Caddy shows.
 	Password string `json:"password,omitempty"`
 
-	// The number of the database. Default: 0.
+	// The user and the password for the Sentinels, if they ask for one.
+	SentinelUsername string `json:"sentinel_username,omitempty"`
+	SentinelPassword string `json:"sentinel_password,omitempty"`
+
+	// The number of the database; a cluster has only 0. Default: 0.
 	DB *int `json:"db,omitempty"`
 
 	// What the names of all keys in Redis begin with. Default: drl.
@@ -165,6 +188,18 @@ type RedisStore struct {
 	// refusals are remembered, for at most a second. The limits hold all the
 	// same. false asks Redis for each request. Default: true.
 	Lease *bool `json:"lease,omitempty"`
+
+	// How many instances share the limits, 1 to 10000, until that is known
+	// from the store: while it is away, an instance that limits by itself
+	// grants its share. Default: 1.
+	AssumedInstances int `json:"instances,omitempty"`
+
+	// What follows when the store has lost counts, as by a restart:
+	// `continue` goes on with what is left, so that up to one limit more is
+	// granted; with `cautious`, until a window has passed, each instance also
+	// holds its clients to its own share of the limit, by its own counts.
+	// Default: `continue`.
+	OnDataLoss string `json:"on_data_loss,omitempty"`
 
 	pooled  *pooledRedis
 	poolKey string
@@ -253,17 +288,24 @@ func (s *RedisStore) fingerprint(o redis.Options) string {
 	return "redis " + o.Identity() + " " + hex.EncodeToString(sum[:])
 }
 
+const (
+	dataLossContinue = "continue"
+	dataLossCautious = "cautious"
+
+	maxInstances = 10_000
+)
+
 // check finds mistakes that show before placeholders are expanded.
 func (s *RedisStore) check() *configError {
-	if s.URL != "" && s.Address != "" {
-		return wrong("address", "both a URL and an address are given; write one of them")
+	if problem := s.checkServers(); problem != nil {
+		return problem
 	}
 	if s.URL != "" && !hasPlaceholder(s.URL) {
 		o, err := redis.ParseURL(s.URL)
 		if err != nil {
 			return wrong("store", "%v", err)
 		}
-		if problem := s.doubles(o); problem != nil {
+		if problem := s.checkURL(s.URL, o); problem != nil {
 			return problem
 		}
 	}
@@ -287,27 +329,71 @@ func (s *RedisStore) check() *configError {
 	if s.QueueSize < 0 || s.QueueSize > 1_000_000 {
 		return wrong("queue_size", "queue_size %d is not between 1 and 1000000", s.QueueSize)
 	}
+	if s.AssumedInstances < 0 || s.AssumedInstances > maxInstances {
+		return wrong("instances", "instances %d is not between 1 and %d", s.AssumedInstances, maxInstances)
+	}
+	switch s.OnDataLoss {
+	case "", dataLossContinue, dataLossCautious:
+	default:
+		return wrong("on_data_loss", "unknown on_data_loss %q; write continue or cautious", s.OnDataLoss)
+	}
 	if s.TLS != nil && (s.TLS.Cert == "") != (s.TLS.Key == "") {
 		return wrong("tls", "tls has only one of cert and key; a client certificate needs both")
 	}
 	return nil
 }
 
+// checkServers finds mistakes in which servers there are, and of what kind.
+func (s *RedisStore) checkServers() *configError {
+	given := s.URL != "" || len(s.Address) > 0
+	switch {
+	case s.Cluster && s.Sentinel:
+		return wrong("sentinel", "both cluster and sentinel are given; a cluster needs no Sentinels: remove one")
+	case s.Cluster && !given:
+		return wrong("cluster", "a cluster has no default address; write for example: address host:6379, with one or more of its servers")
+	case s.Sentinel && !given:
+		return wrong("sentinel", "there is no default address for Sentinels; write for example: address host:26379, with one or more of them")
+	case s.Sentinel && s.MasterName == "":
+		return wrong("sentinel", "Sentinels know servers by the name of their master; write for example: master_name mymaster")
+	case !s.several() && s.URL != "" && len(s.Address) > 0:
+		return wrong("address", "both a URL and an address are given; write one of them, or cluster or sentinel as well")
+	case !s.several() && len(s.Address) > 1:
+		return wrong("address", "address has %d servers; write one of them, or cluster or sentinel as well", len(s.Address))
+	case s.Cluster && s.DB != nil && *s.DB != 0:
+		return wrong("db", "db %d: a cluster has database 0 only; remove db, and keep data apart by key_prefix", *s.DB)
+	}
+	for _, text := range []struct{ field, value string }{
+		{"master_name", s.MasterName},
+		{"sentinel_username", s.SentinelUsername},
+		{"sentinel_password", s.SentinelPassword},
+	} {
+		if text.value != "" && !s.Sentinel {
+			return wrong(text.field, "%s is for Sentinels; write sentinel as well, or remove %[1]s", text.field)
+		}
+	}
+	if s.SentinelUsername != "" && s.SentinelPassword == "" {
+		return wrong("sentinel_username", "there is a sentinel_username but no password; write sentinel_password, or remove sentinel_username")
+	}
+	return nil
+}
+
+// several reports whether there may be several addresses.
+func (s *RedisStore) several() bool { return s.Cluster || s.Sentinel }
+
 // checkTexts finds mistakes in texts without placeholders.
 func (s *RedisStore) checkTexts() *configError {
-	const some = "localhost:6379" // in place of what is not being checked
-	for _, text := range []struct {
-		field, value string
-		options      redis.Options
-	}{
-		{"address", s.Address, redis.Options{Address: s.Address}},
-		{"key_prefix", s.KeyPrefix, redis.Options{Address: some, KeyPrefix: s.KeyPrefix}},
-	} {
-		if text.value == "" || hasPlaceholder(text.value) {
+	for _, address := range s.Address {
+		if hasPlaceholder(address) {
 			continue
 		}
-		if err := text.options.Validate(); err != nil {
-			return wrong(text.field, "%v", err)
+		if err := s.checkAddress(address); err != nil {
+			return wrong("address", "%v", err)
+		}
+	}
+	if s.KeyPrefix != "" && !hasPlaceholder(s.KeyPrefix) {
+		const some = "localhost:6379" // in place of what is not being checked
+		if err := (redis.Options{Address: some, KeyPrefix: s.KeyPrefix}).Validate(); err != nil {
+			return wrong("key_prefix", "%v", err)
 		}
 	}
 	if s.Username != "" && s.Password == "" && !hasPlaceholder(s.URL) {
@@ -315,113 +401,220 @@ func (s *RedisStore) checkTexts() *configError {
 			return wrong("username", "there is a user name but no password; write password, or remove username")
 		}
 	}
-	if s.TLS != nil && (strings.HasPrefix(s.Address, "unix/") || strings.HasPrefix(s.URL, "unix:")) {
+	if s.TLS != nil && (slices.ContainsFunc(s.Address, isSocket) || strings.HasPrefix(s.URL, "unix:")) {
 		return wrong("tls", "TLS over a Unix socket is not supported; remove tls, or write host:port")
 	}
 	return nil
+}
+
+// checkAddress does not repeat the address: it may be a URL with a password.
+func (s *RedisStore) checkAddress(address string) error {
+	if s.several() && isSocket(address) {
+		return errors.New("a Unix socket cannot be one of several servers; write host:port")
+	}
+	return redis.Options{Address: address}.Validate()
+}
+
+func isSocket(address string) bool {
+	return strings.HasPrefix(address, "unix/") || strings.HasPrefix(address, "/")
 }
 
 // hasPlaceholder reports whether text can be judged only once its
 // placeholders are expanded.
 func hasPlaceholder(text string) bool { return strings.Contains(text, "{") }
 
-// doubles finds what both the URL and a field give: which of them counts
-// would have to be guessed.
-func (s *RedisStore) doubles(url redis.Options) *configError {
+// checkURL finds what does not go together with the fields: things that both
+// give, where which of them counts would have to be guessed, and what is not
+// for several servers. o is what raw, the URL, says.
+func (s *RedisStore) checkURL(raw string, o redis.Options) *configError {
 	switch {
-	case url.DB != 0 && s.DB != nil:
+	case o.DB != 0 && s.DB != nil:
 		return wrong("db", "the database is given twice, in the URL and as db; remove one")
-	case url.Username != "" && s.Username != "":
+	case o.Username != "" && s.Username != "":
 		return wrong("username", "the user name is given twice, in the URL and as username; remove one")
-	case url.Password != "" && s.Password != "":
+	case o.Password != "" && s.Password != "":
 		return wrong("password", "the password is given twice, in the URL and as password; remove one")
+	case s.several() && isSocket(o.Address):
+		return wrong("store", "the URL is that of a Unix socket, which cannot be one of several servers; write redis://host:port")
+	case s.Cluster && o.DB != 0:
+		return wrong("store", "the URL has database %d: a cluster has database 0 only; remove it, and keep data apart by key_prefix", o.DB)
+	case s.Sentinel:
+		if u, err := url.Parse(strings.TrimSpace(raw)); err == nil && u.Port() == "" {
+			// The default would be the port of a server.
+			return wrong("store", "the URL has no port; write that of the Sentinel, usually 26379")
+		}
+	}
+	return nil
+}
+
+// expansion puts the values of placeholders into texts.
+type expansion struct{ repl *caddy.Replacer }
+
+func (e expansion) expand(field, value string) (string, error) {
+	expanded, err := e.repl.ReplaceOrErr(value, true, true)
+	if err != nil {
+		// The error names the placeholder, never a value.
+		return "", fmt.Errorf("%s of the redis store: %v; set it, or remove the line", field, err)
+	}
+	return strings.TrimRight(expanded, "\r\n"), nil // a file's last line ends
+}
+
+// textOf is a field, and where its value belongs.
+type textOf struct {
+	field, value string
+	set          *string
+}
+
+func (e expansion) expandAll(texts ...textOf) error {
+	for _, text := range texts {
+		if text.value == "" {
+			continue
+		}
+		value, err := e.expand(text.field, text.value)
+		if err != nil {
+			return err
+		}
+		*text.set = value
 	}
 	return nil
 }
 
 // options expands the placeholders and puts the settings together.
 func (s *RedisStore) options() (redis.Options, error) {
-	var o redis.Options
-	repl := caddy.NewReplacer()
-	expand := func(field, value string) (string, error) {
-		expanded, err := repl.ReplaceOrErr(value, true, true)
-		if err != nil {
-			// The error names the placeholder, never a value.
-			return "", fmt.Errorf("%s of the redis store: %v; set it, or remove the line", field, err)
-		}
-		return strings.TrimRight(expanded, "\r\n"), nil // a file's last line ends
+	e := expansion{caddy.NewReplacer()}
+	o, err := s.access(e)
+	if err != nil {
+		return o, err
 	}
-
-	if s.URL != "" {
-		url, err := expand("url", s.URL)
-		if err != nil {
-			return o, err
-		}
-		if o, err = redis.ParseURL(url); err != nil {
-			return o, err
-		}
-		if problem := s.doubles(o); problem != nil {
-			return o, problem
-		}
+	secret := ""
+	if err := e.expandAll(
+		textOf{"master_name", s.MasterName, &o.MasterName},
+		textOf{"key_prefix", s.KeyPrefix, &o.KeyPrefix},
+		textOf{"key_secret", s.KeySecret, &secret},
+	); err != nil {
+		return o, err
 	}
-	for _, text := range []struct {
-		field, value string
-		set          *string
-	}{
-		{"address", s.Address, &o.Address},
-		{"username", s.Username, &o.Username},
-		{"password", s.Password, &o.Password},
-		{"key_prefix", s.KeyPrefix, &o.KeyPrefix},
-	} {
-		if text.value == "" {
-			continue
-		}
-		value, err := expand(text.field, text.value)
-		if err != nil {
-			return o, err
-		}
-		*text.set = value
-	}
-	if s.KeySecret != "" {
-		secret, err := expand("key_secret", s.KeySecret)
-		if err != nil {
-			return o, err
-		}
+	if secret != "" {
 		o.KeySecret = []byte(secret)
 	}
 	if s.DB != nil {
 		o.DB = *s.DB
 	}
-	if o.Address == "" {
+	if err := s.addServers(&o, e); err != nil {
+		return o, err
+	}
+	o.Timeout, o.DialTimeout = time.Duration(s.Timeout), time.Duration(s.DialTimeout)
+	o.PoolSize, o.QueueSize = s.PoolSize, s.QueueSize
+	o.Instances = firstNonZero(s.AssumedInstances, 1)
+	if s.changeable() {
+		settings := *s
+		settings.pooled = nil
+		o.Renew = settings.renew
+	}
+	return o, o.Validate()
+}
+
+// addServers adds the addresses to what the URL says.
+func (s *RedisStore) addServers(o *redis.Options, e expansion) error {
+	var servers []string
+	if o.Address != "" {
+		servers = append(servers, o.Address)
+	}
+	for _, address := range s.Address {
+		expanded, err := e.expand("address", address)
+		if err != nil {
+			return err
+		}
+		if err := s.checkAddress(expanded); err != nil {
+			return fmt.Errorf("address of the redis store: %v", err)
+		}
+		servers = append(servers, expanded)
+	}
+	o.Address = ""
+	switch {
+	case s.Cluster:
+		o.Cluster = servers
+	case s.Sentinel:
+		o.Sentinels = servers
+	case len(servers) > 0:
+		o.Address = servers[0]
+	default:
 		o.Address = "localhost:6379"
 	}
+	return nil
+}
+
+// access is the part of the options that may change while the store is open:
+// who we are, and whom we trust. It has the rest of what the URL says, too.
+func (s *RedisStore) access(e expansion) (redis.Options, error) {
+	var o redis.Options
+	if s.URL != "" {
+		raw, err := e.expand("url", s.URL)
+		if err != nil {
+			return o, err
+		}
+		if o, err = redis.ParseURL(raw); err != nil {
+			return o, err
+		}
+		if problem := s.checkURL(raw, o); problem != nil {
+			return o, problem
+		}
+	}
+	if err := e.expandAll(
+		textOf{"username", s.Username, &o.Username},
+		textOf{"password", s.Password, &o.Password},
+		textOf{"sentinel_username", s.SentinelUsername, &o.SentinelUsername},
+		textOf{"sentinel_password", s.SentinelPassword, &o.SentinelPassword},
+	); err != nil {
+		return o, err
+	}
 	if s.TLS != nil {
-		config, err := s.TLS.config(o.TLS, expand)
+		config, err := s.TLS.config(o.TLS, e)
 		if err != nil {
 			return o, err
 		}
 		o.TLS = config
 	}
-	o.Timeout, o.DialTimeout = time.Duration(s.Timeout), time.Duration(s.DialTimeout)
-	o.PoolSize, o.QueueSize = s.PoolSize, s.QueueSize
-	return o, o.Validate()
+	return o, nil
 }
 
-func (t *RedisTLS) config(base *tls.Config, expand func(field, value string) (string, error)) (*tls.Config, error) {
+// renew reads the secrets again.
+func (s *RedisStore) renew() (redis.Secrets, error) {
+	o, err := s.access(expansion{caddy.NewReplacer()})
+	if err != nil {
+		return redis.Secrets{}, err
+	}
+	return redis.Secrets{
+		Username: o.Username, Password: o.Password,
+		SentinelUsername: o.SentinelUsername, SentinelPassword: o.SentinelPassword,
+		TLS: o.TLS,
+	}, nil
+}
+
+// changeable reports whether renew can find anything new.
+func (s *RedisStore) changeable() bool {
+	if s.TLS != nil && (s.TLS.CA != "" || s.TLS.Cert != "") {
+		return true
+	}
+	return slices.ContainsFunc([]string{s.URL, s.Username, s.Password, s.SentinelUsername, s.SentinelPassword}, hasPlaceholder)
+}
+
+// config reads the files, and adds to base, which may be nil.
+func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, error) {
 	config := base
 	if config == nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
 	config.InsecureSkipVerify = t.InsecureSkipVerify
 	if t.ServerName != "" {
-		name, err := expand("tls server_name", t.ServerName)
+		name, err := e.expand("tls server_name", t.ServerName)
 		if err != nil {
 			return nil, err
 		}
 		config.ServerName = name
 	}
 	if t.CA != "" {
-		path, err := expand("tls ca", t.CA)
+		path, err := e.expand("tls ca", t.CA)
 		if err != nil {
 			return nil, err
 		}
@@ -435,11 +628,11 @@ func (t *RedisTLS) config(base *tls.Config, expand func(field, value string) (st
 		}
 	}
 	if t.Cert != "" {
-		cert, err := expand("tls cert", t.Cert)
+		cert, err := e.expand("tls cert", t.Cert)
 		if err != nil {
 			return nil, err
 		}
-		key, err := expand("tls key", t.Key)
+		key, err := e.expand("tls key", t.Key)
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,160 @@
+package distributedratelimit_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	distributedratelimit "github.com/caddy-distributed-ratelimit/distributed-ratelimit"
+	redisstore "github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
+)
+
+func opened(t *testing.T, s *distributedratelimit.RedisStore) redisstore.Options {
+	t.Helper()
+	o, err := s.Options()
+	if err != nil {
+		t.Fatalf("options of %+v: %v", s, err)
+	}
+	return o
+}
+
+func write(t *testing.T, path string, text []byte) string {
+	t.Helper()
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Where the addresses of a URL and of the lines go.
+func TestRedisServers(t *testing.T) {
+	t.Setenv("DRL_HOST", "d:4")
+	for _, c := range []struct {
+		name      string
+		store     distributedratelimit.RedisStore
+		address   string
+		cluster   []string
+		sentinels []string
+	}{
+		{"nothing", distributedratelimit.RedisStore{}, "localhost:6379", nil, nil},
+		{"address", distributedratelimit.RedisStore{Address: []string{"{env.DRL_HOST}"}}, "d:4", nil, nil},
+		{"URL", distributedratelimit.RedisStore{URL: "redis://a"}, "a:6379", nil, nil},
+		{"cluster", distributedratelimit.RedisStore{Cluster: true, Address: []string{"b:2", "{env.DRL_HOST}"}}, "", []string{"b:2", "d:4"}, nil},
+		{"URL of a cluster", distributedratelimit.RedisStore{Cluster: true, URL: "redis://a/0", Address: []string{"b:2"}}, "", []string{"a:6379", "b:2"}, nil},
+		{"Sentinels", distributedratelimit.RedisStore{Sentinel: true, MasterName: "m", Address: []string{"b:2"}}, "", nil, []string{"b:2"}},
+		{"URL of a Sentinel", distributedratelimit.RedisStore{Sentinel: true, MasterName: "m", URL: "redis://:x@a:1/5"}, "", nil, []string{"a:1"}},
+	} {
+		o := opened(t, &c.store)
+		if o.Address != c.address || !slices.Equal(o.Cluster, c.cluster) || !slices.Equal(o.Sentinels, c.sentinels) || o.MasterName != c.store.MasterName {
+			t.Errorf("%s: got address %q, cluster %q, Sentinels %q of %q, want %q, %q, %q", c.name,
+				o.Address, o.Cluster, o.Sentinels, o.MasterName, c.address, c.cluster, c.sentinels)
+		}
+		if o.Instances != 1 {
+			t.Errorf("%s: got %d instances, want 1", c.name, o.Instances)
+		}
+	}
+	o := opened(t, &distributedratelimit.RedisStore{AssumedInstances: 7, Sentinel: true, MasterName: "m", URL: "rediss://me:x@a:1/5", SentinelUsername: "u", SentinelPassword: "p"})
+	if o.Instances != 7 || o.DB != 5 || o.Username != "me" || o.Password != "x" || o.TLS == nil || o.SentinelUsername != "u" || o.SentinelPassword != "p" {
+		t.Errorf("options: got %+v", o)
+	}
+}
+
+// Secrets are read again each time they are asked for; while that fails, no
+// half of them is returned.
+func TestRedisSecretsAreRenewed(t *testing.T) {
+	dir := t.TempDir()
+	password := write(t, filepath.Join(dir, "password"), []byte("first\n"))
+	t.Setenv("DRL_USER", "alice")
+	t.Setenv("DRL_SENTINEL", "one")
+	ca := write(t, filepath.Join(dir, "ca.pem"), authority(t))
+	o := opened(t, &distributedratelimit.RedisStore{
+		Address: []string{"a:1"}, Sentinel: true, MasterName: "m",
+		Username: "{env.DRL_USER}", Password: "{file." + password + "}",
+		SentinelUsername: "watcher", SentinelPassword: "{env.DRL_SENTINEL}",
+		TLS: &distributedratelimit.RedisTLS{CA: ca, ServerName: "redis.test"},
+	})
+	if o.Password != "first" || o.Renew == nil {
+		t.Fatalf("options: got password %q, Renew there: %v", o.Password, o.Renew != nil)
+	}
+	expect := func(user, password, sentinel string) redisstore.Secrets {
+		t.Helper()
+		got, err := o.Renew()
+		if err != nil {
+			t.Fatalf("renewing: %v", err)
+		}
+		if got.Username != user || got.Password != password || got.SentinelUsername != "watcher" || got.SentinelPassword != sentinel {
+			t.Errorf("renewing: got %+v, want %s, %s, watcher, %s", got, user, password, sentinel)
+		}
+		return got
+	}
+	before := expect("alice", "first", "one")
+	write(t, password, []byte("second"))
+	t.Setenv("DRL_USER", "bob")
+	t.Setenv("DRL_SENTINEL", "two")
+	write(t, ca, authority(t))
+	after := expect("bob", "second", "two")
+	if after.TLS.ServerName != "redis.test" || after.TLS.RootCAs.Equal(before.TLS.RootCAs) {
+		t.Errorf("renewing: got TLS for %q with the authorities of before: %v", after.TLS.ServerName, after.TLS.RootCAs.Equal(before.TLS.RootCAs))
+	}
+
+	for _, broken := range []struct{ path, text, want string }{
+		{password, "", "password of the redis store"},
+		{ca, "no certificate", "holds no certificate"},
+	} {
+		whole, err := os.ReadFile(broken.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, broken.path, []byte(broken.text))
+		got, err := o.Renew()
+		if err == nil || !strings.Contains(err.Error(), broken.want) || strings.Contains(err.Error(), "second") {
+			t.Errorf("renewing with %q in a file: got error %v, want %q in it", broken.text, err, broken.want)
+		}
+		if got != (redisstore.Secrets{}) {
+			t.Errorf("renewing with %q in a file: got %+v with the error, want nothing", broken.text, got)
+		}
+		write(t, broken.path, whole)
+	}
+	expect("bob", "second", "two")
+}
+
+// The URL's secrets are renewed too; where it leads stays.
+func TestRedisURLIsRenewed(t *testing.T) {
+	t.Setenv("DRL_URL", "redis://:first@a:1")
+	o := opened(t, &distributedratelimit.RedisStore{URL: "{env.DRL_URL}"})
+	t.Setenv("DRL_URL", "rediss://me:second@b:2")
+	got, err := o.Renew()
+	if err != nil || got.Username != "me" || got.Password != "second" || got.TLS == nil {
+		t.Errorf("renewing: got %+v, error %v, want me, second, TLS", got, err)
+	}
+	if o.Address != "a:1" {
+		t.Errorf("address: got %s, want a:1", o.Address)
+	}
+
+	if o := opened(t, &distributedratelimit.RedisStore{URL: "redis://:x@a:1", KeySecret: "{env.DRL_URL}", TLS: new(distributedratelimit.RedisTLS)}); o.Renew != nil {
+		t.Error("nothing can change: got Renew, want none")
+	}
+}
+
+// authority is a new certificate in PEM.
+func authority(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
