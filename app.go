@@ -94,14 +94,13 @@ func (a *App) check() *configError {
 }
 
 // Start puts into force what must not change before the configuration runs:
-// bounds of a store that is shared with the configuration that runs now.
+// bounds of a store that is shared with the configuration that runs now, and
+// whose reports of it count.
 func (a *App) Start() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, b := range a.backends {
-		if s, ok := b.store.(interface{ start() }); ok {
-			s.start()
-		}
+		b.start()
 	}
 	return nil
 }

@@ -1,122 +1,165 @@
 package distributedratelimit
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// backend is a store as handlers use it: measured, its failures noticed, and
-// with the memory that decides while it is away.
+// backend is a store as the handlers of one configuration use it: measured,
+// its failures noticed, and with what decides while it is away.
 type backend struct {
 	store  store.Store
-	name   string // of the data behind the store
+	shared store.Shared // tells how its servers fare; or nil
+	name   string       // of the data behind the store
 	logger *zap.Logger
 	*health
-	duration func() prometheus.Observer // looked up once, when it is needed
+
+	feeds    bool                       // the standby is kept warm
+	cautious bool                       // on_data_loss
+	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are gone
+	unwatch  func()
+
+	// Guarded by the mutex of health.
+	started bool
+	reports map[string]store.Report // the last one of each server
 }
 
-// health is what outlives a reload: what this process counted while the store
-// was away, and whether the store is. It belongs to the data behind a store.
-type health struct {
-	local *store.Memory
-
-	mu       sync.Mutex
-	state    storeState
-	failures int // in a row
-}
-
-type storeState uint8
-
-const (
-	stateUnknown storeState = iota
-	stateUp
-	stateDown
-)
-
-// failuresToDown is how many calls in a row must fail before a store that has
-// answered counts as away: fewer, and a store that loses one reply in twenty
-// would be reported away and back all the time.
-const failuresToDown = 3
-
-var healthPool = caddy.NewUsagePool()
-
-// Destruct implements caddy.Destructor. There is nothing to close.
-func (*health) Destruct() error { return nil }
-
+// openBackend makes a backend of a store. It must be released.
 func openBackend(s store.Store, logger *zap.Logger) (*backend, error) {
 	name := s.String()
-	pooled, _, err := healthPool.LoadOrNew(name, func() (caddy.Destructor, error) {
-		return &health{local: store.NewMemory(store.DefaultMaxKeys)}, nil
-	})
+	h, err := openHealth(name)
 	if err != nil {
 		return nil, err
 	}
 	storeSeries.retain(name)
-	return &backend{
-		store: s, name: name, logger: logger, health: pooled.(*health),
-		duration: sync.OnceValue(func() prometheus.Observer { return metrics.storeDuration.WithLabelValues(name) }),
-	}, nil
+	b := &backend{
+		store: s, name: name, logger: logger, health: h,
+		reports: make(map[string]store.Report), unwatch: func() {},
+		duration: sync.OnceValue(func() (o prometheus.Observer) {
+			storeSeries.ifHeld(name, func() { o = metrics.storeDuration.WithLabelValues(name) })
+			return o
+		}),
+	}
+	_, memory := s.(*MemoryStore)
+	b.feeds = !memory // it never fails
+	if c, ok := s.(careful); ok {
+		b.cautious = c.Cautious()
+	}
+	h.join(b)
+	if b.shared = sharedOf(s); b.shared != nil {
+		b.unwatch = b.shared.Watch(func(r store.Report) { h.heard(b, r) })
+	}
+	return b, nil
+}
+
+// start makes the backend the one whose reports count: its configuration runs.
+func (b *backend) start() {
+	if s, ok := b.store.(interface{ start() }); ok {
+		s.start()
+	}
+	b.health.promote(b)
 }
 
 func (b *backend) release() error {
+	b.unwatch()
+	b.health.leave(b)
 	storeSeries.release(b.name)
-	_, err := healthPool.Delete(b.name)
-	return err
+	return closeHealth(b.name)
 }
+
+// sharedOf returns what reports on a store, nil if nothing does.
+func sharedOf(s store.Store) store.Shared {
+	if outer, ok := s.(interface{ sharedStore() store.Shared }); ok {
+		return outer.sharedStore()
+	}
+	shared, _ := s.(store.Shared)
+	return shared
+}
+
+// careful is a store that may be told to be cautious when it has lost counts.
+type careful interface{ Cautious() bool }
 
 // clocked is a store that decides some calls by the clock of this process.
 type clocked interface {
 	TakeAt(now time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error
 }
 
-// take asks the store, and takes note of how it fares. began is now.
+// take asks the store, and takes note of how it fares. began is now. What is
+// owed to the store for the same keys is reported with it.
 func (b *backend) take(began time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+	attached := b.standby.Attach(asks)
 	var err error
 	if s, ok := b.store.(clocked); ok {
 		err = s.TakeAt(began, wait, asks, answers)
 	} else {
 		err = b.store.Take(wait, asks, answers)
 	}
-	if err == nil && !slices.ContainsFunc(answers, func(a store.Answer) bool { return a.Source == store.FromStore && !a.Undecided }) {
+	if attached {
+		b.detach(asks, answers, err)
+	}
+	if err == nil && !slices.ContainsFunc(answers, fromStore) {
 		return nil // decided in this process: it says nothing about the store
 	}
-	b.observe(time.Since(began), wait, err)
+	b.observe(time.Since(began), err)
 	return err
 }
 
-func (b *backend) observe(took, wait time.Duration, err error) {
-	b.duration().Observe(took.Seconds())
-	if err != nil {
-		metrics.storeErrors.WithLabelValues(b.name, string(store.ErrorKind(err))).Inc()
-	}
+func fromStore(a store.Answer) bool { return a.Source == store.FromStore && !a.Undecided }
 
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err == nil {
-		b.failures = 0
-		if b.state != stateUp {
-			metrics.storeUp.WithLabelValues(b.name).Set(1)
-			if b.state == stateDown {
-				b.logger.Info("the store is back; limits are shared again", zap.String("store", b.name))
-			}
-			b.state = stateUp
+// detach takes back what was not reported: the store was certainly not asked,
+// or not about all of the asks.
+func (b *backend) detach(asks []store.Ask, answers []store.Answer, err error) {
+	if err != nil {
+		b.standby.Detach(asks, unexecuted(err))
+		return
+	}
+	for i := range asks {
+		b.standby.Detach(asks[i:i+1], !fromStore(answers[i]))
+	}
+}
+
+// feed keeps the standby warm with what the store granted.
+func (b *backend) feed(asks []store.Ask, answers []store.Answer) {
+	if b.feeds {
+		b.standby.Feed(asks, answers)
+	}
+}
+
+// instances is how many share the limits, as far as is known.
+func (b *backend) instances() int {
+	if b.shared == nil {
+		return 1
+	}
+	return max(1, b.shared.Instances())
+}
+
+// unexecuted reports whether a call that failed was certainly not executed.
+func unexecuted(err error) bool {
+	e, ok := errors.AsType[*store.Error](err)
+	return ok && e.Unexecuted
+}
+
+// observe counts a call to the store. Of a shared store it says no more than
+// that: how its servers fare, they report themselves.
+func (b *backend) observe(took time.Duration, err error) {
+	kind := store.Kind("")
+	if err != nil {
+		kind = store.ErrorKind(err)
+		storeSeries.ifHeld(b.name, func() { metrics.storeErrors.WithLabelValues(b.name, string(kind)).Inc() })
+	}
+	if kind != store.KindAway { // else nothing was sent
+		if duration := b.duration(); duration != nil {
+			duration.Observe(took.Seconds())
 		}
-		return
 	}
-	b.failures++
-	if b.state == stateDown || (b.state == stateUp && b.failures < failuresToDown) {
-		return
+	if b.shared == nil {
+		b.health.judge(b, err)
 	}
-	b.state = stateDown
-	metrics.storeUp.WithLabelValues(b.name).Set(0)
-	b.logger.Warn("the store gives no answer; until it is back, requests follow on_store_error, and limits that are kept locally are per instance",
-		zap.String("store", b.name), zap.String("kind", string(store.ErrorKind(err))),
-		zap.Duration("waited", took), zap.Duration("budget", wait), zap.Error(err))
 }

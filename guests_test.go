@@ -27,6 +27,7 @@ import (
 func init() {
 	caddy.RegisterModule(new(bookWriter))
 	caddy.RegisterModule(new(rigStore))
+	caddy.RegisterModule(new(farStore))
 	caddy.RegisterModule(new(stageHandler))
 	caddy.RegisterModule(new(brokenMatcher))
 	caddy.RegisterModule(new(roamingSource))
@@ -143,6 +144,9 @@ type rig struct {
 	mu     sync.Mutex
 	err    error
 	delay  time.Duration
+	late   *store.Late // calls are executed, but answered too late
+	behind []store.Answer
+	source store.Source // what answers tell
 	asks   []store.Ask
 	given  []store.Grant
 }
@@ -166,6 +170,23 @@ func (r *rig) hangs(d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delay = d
+}
+
+// lags makes the store execute calls and answer them with a timeout; the
+// answers of the last one are delivered by arrive.
+func (r *rig) lags() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.late = new(store.Late)
+}
+
+// arrive delivers what lags held back, and ends it.
+func (r *rig) arrive() {
+	r.mu.Lock()
+	late, answers := r.late, r.behind
+	r.late, r.behind = nil, nil
+	r.mu.Unlock()
+	late.Deliver(answers)
 }
 
 // asked returns what the store was asked for, and forgets it.
@@ -210,7 +231,7 @@ func (s *rigStore) String() string { return "rig " + s.Name }
 
 func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
 	s.mu.Lock()
-	err, delay := s.err, s.delay
+	err, delay, late, source := s.err, s.delay, s.late, s.source
 	s.asks = append(s.asks, asks...)
 	s.mu.Unlock()
 	if delay > wait {
@@ -218,6 +239,16 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 		return &store.Error{Kind: store.KindTimeout, Err: errors.New("no answer in time")}
 	}
 	time.Sleep(delay)
+	if late != nil {
+		behind := make([]store.Answer, len(asks))
+		if err := s.memory.Take(wait, asks, behind); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.behind = behind
+		s.mu.Unlock()
+		return &store.Error{Kind: store.KindTimeout, Late: late, Err: errors.New("no answer in time")}
+	}
 	if err != nil {
 		// What a store leaves behind when it fails means nothing.
 		for i := range answers {
@@ -225,7 +256,11 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 		}
 		return err
 	}
-	return s.memory.Take(wait, asks, answers)
+	err = s.memory.Take(wait, asks, answers)
+	for i := range answers {
+		answers[i].Source = source
+	}
+	return err
 }
 
 func (s *rigStore) Return(wait time.Duration, grants []store.Grant) error {
@@ -233,6 +268,94 @@ func (s *rigStore) Return(wait time.Duration, grants []store.Grant) error {
 	s.given = append(s.given, grants...)
 	s.mu.Unlock()
 	return s.memory.Return(wait, grants)
+}
+
+// far is a rig that is shared with other instances, and tells how its servers
+// fare.
+type far struct {
+	*rig
+	watch     sync.Mutex
+	instances int
+	watchers  map[int]func(store.Report)
+	next      int
+	known     []store.Report // told to new watchers
+}
+
+func newFar(t *testing.T, name string, instances int) *far {
+	t.Helper()
+	f := &far{rig: newRig(t, name), instances: instances, watchers: make(map[int]func(store.Report))}
+	guests.Store(name, f)
+	return f
+}
+
+// report tells all watchers.
+func (f *far) report(r store.Report) {
+	f.watch.Lock()
+	defer f.watch.Unlock()
+	if r.Instances = f.instances; r.Server == "" {
+		r.Server = "far:1"
+	}
+	for _, do := range f.watchers {
+		do(r)
+	}
+	r.Lost = ""
+	f.known = []store.Report{r}
+}
+
+func (f *far) watching() int {
+	f.watch.Lock()
+	defer f.watch.Unlock()
+	return len(f.watchers)
+}
+
+// farStore is the module of a far.
+type farStore struct {
+	rigStore
+	IsCautious bool `json:"cautious,omitempty"`
+	far        *far
+}
+
+func (*farStore) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "distributed_ratelimit.stores.far", New: func() caddy.Module { return new(farStore) }}
+}
+
+func (s *farStore) Provision(caddy.Context) (err error) {
+	if s.far, err = guest[*far](s.Name); err == nil {
+		s.rig = s.far.rig
+	}
+	return err
+}
+
+func (s *farStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	args := d.RemainingArgs()
+	s.Name, s.IsCautious = args[0], len(args) > 1
+	return nil
+}
+
+func (s *farStore) String() string { return "far " + s.Name }
+func (s *farStore) Cautious() bool { return s.IsCautious }
+
+func (s *farStore) Instances() int {
+	s.far.watch.Lock()
+	defer s.far.watch.Unlock()
+	return s.far.instances
+}
+
+func (s *farStore) Watch(do func(store.Report)) (stop func()) {
+	s.far.watch.Lock()
+	defer s.far.watch.Unlock()
+	id := s.far.next
+	s.far.next++
+	s.far.watchers[id] = do
+	for _, r := range s.far.known {
+		do(r)
+	}
+	return func() {
+		s.far.watch.Lock()
+		defer s.far.watch.Unlock()
+		delete(s.far.watchers, id)
+	}
 }
 
 // stageHandler runs a function of a test as an HTTP handler.

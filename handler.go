@@ -180,13 +180,20 @@ func (d *decision) decide() {
 		d.dropAsks()
 		return
 	}
-	d.answers = append(d.answers[:0], make([]store.Answer, len(d.asks))...)
+	b := d.h.backend
 	d.began = time.Now()
-	if err := d.h.backend.take(d.began, d.h.budget, d.asks, d.answers); err != nil {
-		d.withoutStore()
+	held := len(d.p.charges)
+	if b.cautious && !d.consents(d.began) {
 		return
 	}
-	d.settle(d.h.backend.store, false)
+	d.answers = append(d.answers[:0], make([]store.Answer, len(d.asks))...)
+	if err := b.take(d.began, d.h.budget, d.asks, d.answers); err != nil {
+		d.p.returnFrom(held)
+		d.withoutStore(err)
+		return
+	}
+	d.feed(d.p.charges[held:])
+	d.settle(b.store, false)
 }
 
 // dropAsks removes the verdicts that were to come from the store.
@@ -203,7 +210,7 @@ func (d *decision) dropAsks() {
 
 // settle takes the answers of s over into the verdicts, and takes note of
 // what was charged. away tells that s stands in for a store that is away.
-func (d *decision) settle(s store.Store, away bool) {
+func (d *decision) settle(s returner, away bool) {
 	for i := range d.asks {
 		v := &d.verdicts[d.index[i]]
 		if d.answers[i].Undecided {
@@ -215,51 +222,21 @@ func (d *decision) settle(s store.Store, away bool) {
 		}
 		v.counted, v.answer, v.granted = true, d.answers[i], d.answers[i].Granted
 		if v.answer.Charged() {
-			d.p.charges = append(d.p.charges, charge{
-				data:  d.h.backend.name,
-				store: s,
-				grant: store.Grant{
-					Key: d.asks[i].Key, Window: d.asks[i].Window,
-					Stamp: v.answer.Stamp, Mark: v.answer.Mark, Units: d.asks[i].Need + v.answer.Extra,
-					Source: v.answer.Source,
-				},
-			})
+			d.p.charges = append(d.p.charges, d.charge(s, &d.asks[i], &v.answer))
 		}
 	}
 }
 
-// withoutStore decides by the zones' policies.
-func (d *decision) withoutStore() {
-	asks, index := d.asks[:0], d.index[:0]
-	for i := range d.asks {
-		v := &d.verdicts[d.index[i]]
-		switch v.zone.policy {
-		case policyLocal:
-			asks, index = append(asks, d.asks[i]), append(index, d.index[i])
-		case policyAllow:
-			v.source, v.granted = sourcePolicy, true
-		case policyDeny:
-			v.source = sourcePolicy
-			if !v.zone.DryRun {
-				d.problem = problemStore
-			}
-		}
+func (d *decision) charge(from returner, ask *store.Ask, answer *store.Answer) charge {
+	return charge{
+		data: d.h.backend.name,
+		from: from,
+		grant: store.Grant{
+			Key: ask.Key, Window: ask.Window,
+			Stamp: answer.Stamp, Mark: answer.Mark, Units: ask.Need + answer.Extra,
+			Source: answer.Source,
+		},
 	}
-	d.asks, d.index = asks, index
-	if d.problem != problemNone {
-		d.dropAsks()
-		return
-	}
-	if len(asks) == 0 {
-		return
-	}
-	d.answers = d.answers[:len(asks)]
-	local := d.h.backend.local
-	if err := local.Take(0, d.asks, d.answers); err != nil {
-		// Memory fails only on asks that no store would take.
-		panic(err)
-	}
-	d.settle(local, true)
 }
 
 // passes reports whether no zone in force refuses.

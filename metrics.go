@@ -17,11 +17,13 @@ import (
 // from the configuration or from fixed lists, never from a request: the
 // number of series does not depend on clients.
 var metrics = struct {
-	requests      *prometheus.CounterVec
-	clients       *prometheus.CounterVec
-	storeDuration *prometheus.HistogramVec
-	storeErrors   *prometheus.CounterVec
-	storeUp       *prometheus.GaugeVec
+	requests       *prometheus.CounterVec
+	clients        *prometheus.CounterVec
+	storeDuration  *prometheus.HistogramVec
+	storeErrors    *prometheus.CounterVec
+	storeUp        *prometheus.GaugeVec
+	storeLosses    *prometheus.CounterVec
+	storeInstances *prometheus.GaugeVec
 }{
 	requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "requests_total",
@@ -38,18 +40,29 @@ var metrics = struct {
 	}, []string{"store"}),
 	storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_errors_total",
-		Help: "Calls that the store did not answer, by kind (timeout, unavailable, broken, overload, reply).",
+		Help: "Calls that the store did not answer, by kind (timeout, unavailable, broken, overload, reply, away).",
 	}, []string{"store", "kind"}),
 	storeUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_up",
-		Help: "1 if the store answered when it was last asked, 0 if it did not.",
+		Help: "1 if the server of the store answers in time, 0 if not.",
+	}, []string{"store", "server"}),
+	storeLosses: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_data_losses_total",
+		Help: "How often a server of the store had lost counts.",
+	}, []string{"store"}),
+	storeInstances: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_instances",
+		Help: "How many instances use the store, as far as is known.",
 	}, []string{"store"}),
 }
 
 // registerMetrics registers the collectors with the configuration's registry.
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
-	for _, c := range []prometheus.Collector{metrics.requests, metrics.clients, metrics.storeDuration, metrics.storeErrors, metrics.storeUp} {
+	for _, c := range []prometheus.Collector{
+		metrics.requests, metrics.clients, metrics.storeDuration, metrics.storeErrors,
+		metrics.storeUp, metrics.storeLosses, metrics.storeInstances,
+	} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err
@@ -82,6 +95,19 @@ func (s *series) release(value string) {
 	s.forget(value)
 }
 
+// ifHeld does something with the series of a value while it is held, and
+// reports whether it is. A request may end after its configuration was cleaned
+// up: a look-up would then bring series back that nobody forgets again.
+func (s *series) ifHeld(value string, do func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holds[value] == 0 {
+		return false
+	}
+	do()
+	return true
+}
+
 var (
 	zoneSeries = series{holds: make(map[string]int), forget: func(zone string) {
 		metrics.requests.DeletePartialMatch(prometheus.Labels{"zone": zone})
@@ -91,6 +117,8 @@ var (
 		metrics.storeDuration.DeletePartialMatch(match)
 		metrics.storeErrors.DeletePartialMatch(match)
 		metrics.storeUp.DeletePartialMatch(match)
+		metrics.storeLosses.DeletePartialMatch(match)
+		metrics.storeInstances.DeletePartialMatch(match)
 	}}
 )
 
@@ -147,7 +175,10 @@ func (c *outcomeCounters) inc(o outcome, s source) {
 	slot := &c.seen[o][s]
 	counter := slot.Load()
 	if counter == nil {
-		fresh := metrics.requests.WithLabelValues(c.zone, o.String(), s.String())
+		var fresh prometheus.Counter
+		if !zoneSeries.ifHeld(c.zone, func() { fresh = metrics.requests.WithLabelValues(c.zone, o.String(), s.String()) }) {
+			return // of a zone that is gone
+		}
 		counter = &fresh
 		slot.Store(counter)
 	}

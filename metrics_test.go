@@ -12,7 +12,7 @@ import (
 func (e *edge) seriesNames() []string {
 	e.t.Helper()
 	var names []string
-	for _, metric := range []string{"requests_total", "clients_total", "store_duration_seconds", "store_errors_total", "store_up"} {
+	for _, metric := range []string{"requests_total", "clients_total", "store_duration_seconds", "store_errors_total", "store_up", "store_data_losses_total", "store_instances"} {
 		for labels := range e.series(metric) {
 			names = append(names, metric+" "+labels)
 		}
@@ -58,7 +58,7 @@ func TestMetricsDoNotGrowWithClients(t *testing.T) {
 	e.sample("requests_total", "refused store each", 1000)
 	e.sample("requests_total", "refused store user", 1000)
 	e.sample("store_duration_seconds", "memory", 3000)
-	e.sample("store_up", "memory", 1)
+	e.sample("store_up", "memory memory", 1)
 }
 
 // Series go on over a reload with their zone, and vanish with it.

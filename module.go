@@ -54,8 +54,9 @@ type Handler struct {
 	ClientAddress
 
 	// What to do with a request when the store gives no answer: `local`
-	// limits it in this process alone, so that N instances may grant N times
-	// the limit; `allow` lets it pass uncounted; `deny` answers 503.
+	// limits it in this process alone, to its share of the limit among the
+	// instances that are known, at least 1; `allow` lets it pass uncounted;
+	// `deny` answers 503.
 	// Default: the app's, else `local`.
 	OnStoreError string `json:"on_store_error,omitempty"`
 

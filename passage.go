@@ -19,15 +19,21 @@ type passage struct {
 	repl    *caddy.Replacer
 	client  ipident.Result
 	charges []charge
+	late    *lateCall // the last one
 	told    placeholders
 	headers *headerWriter // set by the first handler that sends headers always
 }
 
 // charge is a grant that the request holds, and who can take it back.
 type charge struct {
-	data  string // name of the store's data, for which on the store's failure the local memory stands in
-	store store.Store
+	data  string // name of the store's data, for which on the store's failure the standby stands in
+	from  returner
 	grant store.Grant
+}
+
+// returner is a store, or what stands in for it.
+type returner interface {
+	Return(wait time.Duration, grants []store.Grant) error
 }
 
 const passageVar = "distributed_ratelimit.passage"
@@ -61,8 +67,11 @@ func (p *passage) hasCharged(data string, ask *store.Ask) bool {
 // refused after all. It waits at most wait; what does not fit into it goes on
 // in the background, for at most as long as one more default budget.
 func (p *passage) giveBack(wait time.Duration) {
+	for call := p.late; call != nil; call = call.before {
+		call.giveBack()
+	}
 	charges := p.charges
-	p.charges = nil
+	p.charges, p.late = nil, nil
 	if len(charges) == 0 {
 		return
 	}
@@ -73,16 +82,23 @@ func (p *passage) giveBack(wait time.Duration) {
 	returnCharges(charges, wait)
 }
 
+// returnFrom gives back the charges from the nth on, which are this process's
+// own: that takes no time.
+func (p *passage) returnFrom(n int) {
+	returnCharges(p.charges[n:], 0)
+	p.charges = p.charges[:n]
+}
+
 // returnCharges gives each store its grants in one call. Its failure is not
 // reported: the units stay spent until their window has passed, and the
 // store's next call tells that it is away.
 func returnCharges(charges []charge, wait time.Duration) {
 	for len(charges) > 0 {
-		first := charges[0].store
+		first := charges[0].from
 		var grants []store.Grant
 		rest := charges[:0]
 		for _, c := range charges {
-			if c.store == first {
+			if c.from == first {
 				grants = append(grants, c.grant)
 			} else {
 				rest = append(rest, c)

@@ -675,3 +675,12 @@ func (s *RedisStore) Return(wait time.Duration, grants []store.Grant) error {
 
 // String implements store.Store.
 func (s *RedisStore) String() string { return s.pooled.String() }
+
+// Cautious reports whether on_data_loss is cautious.
+func (s *RedisStore) Cautious() bool { return s.OnDataLoss == dataLossCautious }
+
+// sharedStore is what tells how the servers fare, nil if nothing does.
+func (s *RedisStore) sharedStore() store.Shared {
+	shared, _ := any(s.pooled.redis).(store.Shared)
+	return shared
+}

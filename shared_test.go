@@ -1,0 +1,501 @@
+package distributedratelimit_test
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+var errUnknownFate = &store.Error{Kind: store.KindBroken, Err: errors.New("connection reset")}
+
+// remote runs a site on a store that several instances share. line is the
+// handler.
+func remote(t *testing.T, instances int, line string) (*edge, *far) {
+	t.Helper()
+	f := newFar(t, "redis", instances)
+	return start(t, onFar("far redis", line)), f
+}
+
+func onFar(name, line string) string {
+	return "{\n\tdistributed_ratelimit {\n\t\tstore " + name + "\n\t\tbudget 5s\n\t}\n}\nhttp://a.test {\n\t" + line + "\n\t" + tell + "\n}"
+}
+
+// soon waits for something that happens in the background.
+func soon(t *testing.T, what string, happened func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !happened(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("within 5 s: %s", what)
+		}
+	}
+}
+
+// owed is the units that asks owed, and how many entries they had.
+func owed(asks []store.Ask) (units int64, entries int) {
+	for _, a := range asks {
+		for _, spent := range a.Owed {
+			units += spent.Units
+			entries++
+		}
+	}
+	return units, entries
+}
+
+func (f *far) given() int64 {
+	var units int64
+	for _, g := range f.returned() {
+		units += g.Units
+	}
+	return units
+}
+
+// While the store is away, each instance grants its share, and at least one.
+func TestStoreAwayIsShared(t *testing.T) {
+	e, f := remote(t, 3, "distributed_ratelimit 11 1h z")
+	f.breaks(errAway)
+	e.body("granted local 2", alice, "http://a.test/")
+	e.granted(2, alice, "http://a.test/")
+	e.refused(alice, "http://a.test/").waits(t, 3500, 3600)
+	f.watch.Lock()
+	f.instances = 100
+	f.watch.Unlock()
+	e.body("granted local 0", bob, "http://a.test/")
+	e.refused(bob, "http://a.test/")
+}
+
+// The share is of what the store granted here before, too, also by a lease.
+func TestStandbyIsWarm(t *testing.T) {
+	e, f := remote(t, 2, "distributed_ratelimit 10 1h z")
+	e.granted(2, alice, "http://a.test/")
+	f.source = store.FromLease
+	e.granted(1, alice, "http://a.test/")
+	f.breaks(errAway)
+	e.body("granted local 1", alice, "http://a.test/")
+	e.body("granted local 0", alice, "http://a.test/")
+	e.refused(alice, "http://a.test/")
+}
+
+// What was granted for calls that were never sent is reported with the next
+// call for the key, once; what may have been counted is not.
+func TestOwedUnitsAreReported(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
+	f.breaks(errAway)
+	e.granted(3, alice, "http://a.test/")
+	f.breaks(errUnknownFate)
+	f.asked()
+	e.granted(1, bob, "http://a.test/")
+	if units, _ := owed(f.asked()); units != 0 {
+		t.Errorf("first call for another client: got %d units owed, want none", units)
+	}
+	// It stays owed while the calls that report it are not executed.
+	f.breaks(errAway)
+	e.granted(1, alice, "http://a.test/")
+	if units, _ := owed(f.asked()); units != 3 {
+		t.Errorf("call that is not executed: got %d units owed, want 3", units)
+	}
+	f.breaks(nil)
+	e.body("granted store 5", alice, "http://a.test/")
+	if units, _ := owed(f.asked()); units != 4 {
+		t.Errorf("call of the store that is back: got %d units owed, want 4", units)
+	}
+	e.body("granted store 4", alice, "http://a.test/")
+	e.body("granted store 9", bob, "http://a.test/")
+	if units, _ := owed(f.asked()); units != 0 {
+		t.Errorf("later calls: got %d units owed, want none", units)
+	}
+
+	// A report of unknown fate is not repeated.
+	f.breaks(errAway)
+	e.granted(1, alice, "http://a.test/")
+	f.breaks(errUnknownFate)
+	e.granted(1, alice, "http://a.test/")
+	f.breaks(nil)
+	f.asked()
+	e.granted(1, alice, "http://a.test/")
+	if units, _ := owed(f.asked()); units != 0 {
+		t.Errorf("after a report of unknown fate: got %d units owed, want none", units)
+	}
+}
+
+// A call that a lease decides reports nothing: what is owed waits.
+func TestOwedUnitsWaitForTheStore(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
+	f.breaks(errAway)
+	e.granted(2, alice, "http://a.test/")
+	f.breaks(nil)
+	f.source = store.FromLease
+	e.granted(1, alice, "http://a.test/")
+	f.source = store.FromStore
+	f.asked()
+	e.granted(1, alice, "http://a.test/")
+	if units, _ := owed(f.asked()); units != 2 {
+		t.Errorf("call after one by a lease: got %d units owed, want 2", units)
+	}
+}
+
+// When the store is back it is told all that is owed, without a request.
+func TestOwedUnitsAreSettled(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
+	f.report(store.Report{Condition: store.Up})
+	f.report(store.Report{Condition: store.Away, Err: errAway})
+	f.breaks(errAway)
+	e.granted(3, alice, "http://a.test/")
+	e.granted(2, bob, "http://a.test/")
+	f.breaks(nil)
+	f.asked()
+	f.report(store.Report{Condition: store.Slow, Took: time.Second})
+	f.report(store.Report{Condition: store.Up})
+	var asks []store.Ask
+	soon(t, "what is owed is reported", func() bool {
+		asks = append(asks, f.asked()...)
+		return len(asks) == 2
+	})
+	if units, _ := owed(asks); units != 5 || asks[0].Need != 0 || asks[1].Need != 0 {
+		t.Errorf("reported: got %+v, want 5 units and no need", asks)
+	}
+	// Other instances see it: so does this one, as if it were another.
+	e.body("granted store 6", alice, "http://a.test/")
+	e.body("granted store 7", bob, "http://a.test/")
+}
+
+// A request that is refused in the end owes nothing for what it gives back.
+func TestOwedUnitsOfRefusedRequests(t *testing.T) {
+	f := newFar(t, "redis", 1)
+	e := start(t, "{\n\tdistributed_ratelimit {\n\t\tstore far redis\n\t}\n}\nhttp://a.test {\n\troute {\n\t\tdistributed_ratelimit 10 1h first\n\t\tdistributed_ratelimit 0 1h second\n\t}\n}\nhttp://b.test {\n\tdistributed_ratelimit 10 1h first\n}")
+	f.breaks(errAway)
+	for range 3 {
+		e.refused(alice, "http://a.test/")
+	}
+	f.breaks(nil)
+	f.asked()
+	e.granted(1, alice, "http://b.test/")
+	if units, _ := owed(f.asked()); units != 0 || f.given() != 0 {
+		t.Errorf("after three refusals: got %d units owed and %d given back to the store, want none", units, f.given())
+	}
+}
+
+// An answer that comes after the request has passed stands; after it has been
+// refused, by this handler or by a later one, its units go back.
+func TestLateAnswers(t *testing.T) {
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	invite(t, "hold", act(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		if r.URL.Path == "/hold" {
+			close(arrived)
+			<-goOn
+		}
+		return next.ServeHTTP(w, r)
+	}))
+	f := newFar(t, "redis", 100)
+	newFar(t, "other", 1)
+	e := start(t, `
+{
+	distributed_ratelimit {
+		store far redis
+		budget 5s
+	}
+}
+http://a.test {
+	distributed_ratelimit 10 1h z
+	respond "ok"
+}
+http://deny.test {
+	distributed_ratelimit 10 1h denied {
+		on_store_error deny
+	}
+}
+http://two.test {
+	route {
+		distributed_ratelimit 100 1h two
+		stage hold
+		distributed_ratelimit 0 1h none
+	}
+}`)
+	// The instance's share is one request.
+	f.lags()
+	e.granted(1, alice, "http://a.test/")
+	f.arrive()
+	f.lags()
+	e.refused(alice, "http://a.test/")
+	if f.given() != 0 {
+		t.Errorf("before the answer: got %d units given back, want none", f.given())
+	}
+	f.arrive()
+	soon(t, "the units of a refused request are given back", func() bool { return f.given() == 1 })
+	g := f.returned()[0]
+	if g.Key.Zone != "z" || g.Mark == 0 || g.Units != 1 {
+		t.Errorf("given back: got %+v", g)
+	}
+	e.body("ok", bob, "http://a.test/")
+
+	f.lags()
+	e.status(http.StatusServiceUnavailable, alice, "http://deny.test/")
+	f.arrive()
+	soon(t, "the units of a denied request are given back", func() bool { return f.given() == 2 })
+
+	// A later handler refuses: before the answer comes, and after.
+	f.lags()
+	e.refused(alice, "http://two.test/")
+	f.arrive()
+	soon(t, "units are given back when a later handler refuses", func() bool { return f.given() == 3 })
+	f.lags()
+	server := e.server("80")
+	done := make(chan answer)
+	go func() { done <- e.sendTo(server, alice, http.MethodGet, "http://two.test/hold") }()
+	<-arrived
+	f.arrive()
+	time.Sleep(20 * time.Millisecond)
+	if f.given() != 3 {
+		t.Errorf("before the later handler: got %d units given back, want 3", f.given())
+	}
+	close(goOn)
+	if a := <-done; a.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("a later handler that refuses: got status %d, want 429", a.StatusCode)
+	}
+	soon(t, "units are given back when a later handler refuses after the answer", func() bool { return f.given() == 4 })
+
+	// What a late answer granted to a request that passed is not given back.
+	time.Sleep(20 * time.Millisecond)
+	if f.given() != 4 {
+		t.Errorf("in the end: got %d units given back, want 4: %+v", f.given(), f.returned())
+	}
+}
+
+// A late answer that is no grant, or never comes, gives nothing back.
+func TestLateRefusals(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 1 1h z")
+	e.granted(1, alice, "http://a.test/")
+	f.lags()
+	e.refused(alice, "http://a.test/")
+	f.arrive()
+	f.lags()
+	e.refused(alice, "http://a.test/")
+	f.late.Deliver(nil)
+	time.Sleep(20 * time.Millisecond)
+	if f.given() != 0 {
+		t.Errorf("got %d units given back, want none", f.given())
+	}
+}
+
+const (
+	lineAway = "the store gives no answer; until it is back, requests follow on_store_error, and limits that are kept locally are per instance"
+	lineSlow = "the store answers too late; limits are now per instance"
+	lineBack = "the store is back; limits are shared again"
+	lineLost = "the store has lost counts; clients may be granted up to one limit more"
+)
+
+// Each change is told once, without a request, whoever watches.
+func TestReportsAreLoggedOnce(t *testing.T) {
+	e, f := remote(t, 3, "distributed_ratelimit 10 1h z")
+	if got := e.series("store_up"); len(got) != 0 {
+		t.Errorf("before a report: got %v, want nothing known", got)
+	}
+	f.report(store.Report{Condition: store.Unknown})
+	f.report(store.Report{Condition: store.Up})
+	f.report(store.Report{Condition: store.Up})
+	f.report(store.Report{Condition: store.Unknown}) // a store that was opened anew
+	e.log.says(0, "the store ")
+	e.sample("store_up", "far:1 far redis", 1)
+	e.sample("store_instances", "far redis", 3)
+
+	// The requests' fates say nothing that the store does not say.
+	f.breaks(errAway)
+	e.granted(3, alice, "http://a.test/")
+	e.refused(alice, "http://a.test/")
+	e.log.says(0, "the store ")
+	e.sample("store_up", "far:1 far redis", 1)
+
+	f.report(store.Report{Condition: store.Slow, Took: 300 * time.Millisecond, Wait: 100 * time.Millisecond})
+	if line := e.log.says(1, lineSlow)[0]; line["store"] != "far redis" || line["server"] != "far:1" || line["took"] != 0.3 || line["budget"] != 0.1 || line["level"] != "warn" {
+		t.Errorf("line: got %v", line)
+	}
+	e.sample("store_up", "far:1 far redis", 0)
+	f.report(store.Report{Condition: store.Away, Err: errAway})
+	if line := e.log.says(1, lineAway)[0]; line["store"] != "far redis" || line["server"] != "far:1" || line["error"] != errAway.Error() || line["level"] != "warn" {
+		t.Errorf("line: got %v", line)
+	}
+
+	// Over reloads, and while another configuration is being validated.
+	for _, line := range []string{"distributed_ratelimit 11 1h z", "distributed_ratelimit 12 1h z"} {
+		e.reload(onFar("far redis", line))
+	}
+	if err := e.validate(onFar("far redis", "distributed_ratelimit 13 1h z")); err != nil {
+		t.Fatal(err)
+	}
+	if f.watching() != 1 {
+		t.Errorf("after reloads: got %d watchers, want 1", f.watching())
+	}
+	e.log.says(1, lineAway)
+	f.report(store.Report{Condition: store.Up})
+	if line := e.log.says(1, lineBack)[0]; line["server"] != "far:1" || line["level"] != "info" {
+		t.Errorf("line: got %v", line)
+	}
+	e.sample("store_up", "far:1 far redis", 1)
+
+	// Servers are told apart.
+	f.report(store.Report{Server: "far:2", Condition: store.Away, Err: errAway})
+	e.log.says(2, lineAway)
+	e.sample("store_up", "far:1 far redis", 1)
+	e.sample("store_up", "far:2 far redis", 0)
+
+	// They go with the store.
+	e.reload("http://a.test {\n\tdistributed_ratelimit 1 1h z\n}")
+	for _, name := range e.seriesNames() {
+		if strings.Contains(name, "far") {
+			t.Errorf("after a reload without the store there is a series %q", name)
+		}
+	}
+	if f.watching() != 0 {
+		t.Errorf("after a reload without the store: got %d watchers, want none", f.watching())
+	}
+}
+
+// A configuration that does not run has no say, even if its store differs.
+func TestReportsOfAConfigurationThatFails(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
+	f.report(store.Report{Condition: store.Up})
+	f.watch.Lock()
+	f.known = []store.Report{{Server: "far:1", Condition: store.Away, Err: errAway}}
+	f.watch.Unlock()
+	if err := e.validate(onFar("far redis", "distributed_ratelimit 11 1h z")); err != nil {
+		t.Fatal(err)
+	}
+	e.log.says(0, lineAway)
+	e.reload(onFar("far redis", "distributed_ratelimit 12 1h z"))
+	e.log.says(1, lineAway)
+	e.sample("store_up", "far:1 far redis", 0)
+}
+
+// Losses are counted always, and told once a minute.
+func TestLossesAreReported(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
+	f.report(store.Report{Condition: store.Up, Lost: "it restarted"})
+	if line := e.log.says(1, lineLost)[0]; line["store"] != "far redis" || line["server"] != "far:1" || line["how"] != "it restarted" ||
+		line["on_data_loss"] != "continue" || line["suppressed"] != 0.0 || line["level"] != "warn" {
+		t.Errorf("line: got %v", line)
+	}
+	f.report(store.Report{Condition: store.Up, Lost: "as another store of this process sees it"})
+	e.sample("store_data_losses_total", "far redis", 1)
+	f.report(store.Report{Server: "far:2", Condition: store.Up, Lost: "it restarted"})
+	e.sample("store_data_losses_total", "far redis", 2)
+	e.reload(onFar("far redis", "distributed_ratelimit 11 1h z"))
+	e.log.says(1, lineLost)
+	e.sample("store_data_losses_total", "far redis", 2)
+}
+
+// What was not sent took no time.
+func TestCallsThatAreNotSentAreNotMeasured(t *testing.T) {
+	e, f := remote(t, 1, "distributed_ratelimit 100 1h z")
+	e.granted(1, alice, "http://a.test/")
+	f.breaks(errUnknownFate)
+	e.granted(1, alice, "http://a.test/")
+	f.breaks(&store.Error{Kind: store.KindAway, Unexecuted: true, Err: errors.New("known to be away")})
+	e.granted(3, alice, "http://a.test/")
+	e.sample("store_duration_seconds", "far redis", 2)
+	e.sample("store_errors_total", "away far redis", 3)
+	e.sample("store_errors_total", "broken far redis", 1)
+}
+
+// After a loss, a cautious instance also holds clients to its share, of all
+// that it granted itself; other limits are not affected.
+func TestCautiousAfterALoss(t *testing.T) {
+	f := newFar(t, "redis", 2)
+	config := onFar("far redis cautious", `distributed_ratelimit {
+		zone long {
+			events 6
+			window 1h
+		}
+		zone other {
+			match path /other
+			events 5
+			window 1h
+		}
+	}`)
+	e := start(t, config)
+	e.granted(1, alice, "http://a.test/")
+	f.memory = store.NewMemory(0)
+	f.report(store.Report{Condition: store.Up, Lost: "it is empty"})
+	if line := e.log.says(1, lineLost)[0]; line["on_data_loss"] != "cautious" {
+		t.Errorf("line: got %v", line)
+	}
+	e.body("granted store 5", alice, "http://a.test/")
+	e.reload(config) // the loss is not forgotten
+	e.body("granted store 4", alice, "http://a.test/")
+	f.asked()
+	a := e.get(alice, "http://a.test/")
+	if a.StatusCode != http.StatusTooManyRequests || len(f.asked()) != 0 {
+		t.Errorf("beyond the share: got status %d, want 429 and no call", a.StatusCode)
+	}
+	e.sample("requests_total", "refused local long", 1)
+
+	// What the store refuses costs nothing here.
+	e.granted(1, bob, "http://a.test/other")
+	key := f.asked()[0].Key.Client
+	before := f.memory
+	f.memory = store.NewMemory(0)
+	others := []store.Ask{{Key: store.Key{Zone: "other", Client: key}, Window: time.Hour, Limit: 5, Need: 5}}
+	if err := f.memory.Take(0, others, make([]store.Answer, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		e.refused(bob, "http://a.test/other")
+	}
+	e.sample("requests_total", "refused store other", 5)
+	f.memory = before
+	e.granted(1, bob, "http://a.test/other")
+
+	// Nor does its failure: what is granted then counts once.
+	f.breaks(errAway)
+	e.body("granted local 0", bob, "http://a.test/")
+	f.breaks(nil)
+	e.refused(bob, "http://a.test/")
+	e.sample("requests_total", "refused local long", 2)
+}
+
+// The caution of a limit ends with its window, and a store that continues has
+// none.
+func TestCautionEnds(t *testing.T) {
+	e, f := remote(t, 2, "distributed_ratelimit 4 1h z")
+	f.report(store.Report{Condition: store.Up, Lost: "it is empty"})
+	e.granted(4, alice, "http://a.test/")
+
+	f = newFar(t, "short", 2)
+	e.reload(onFar("far short cautious", "distributed_ratelimit 4 1s z"))
+	f.report(store.Report{Condition: store.Up, Lost: "it is empty"})
+	e.granted(2, alice, "http://a.test/")
+	e.refused(alice, "http://a.test/")
+	time.Sleep(1100 * time.Millisecond)
+	e.granted(4, alice, "http://a.test/")
+}
+
+// A request that ends after its configuration brings no series back.
+func TestSeriesDoNotComeBack(t *testing.T) {
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	invite(t, "hold", act(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		close(arrived)
+		<-goOn
+		return next.ServeHTTP(w, r)
+	}))
+	f := newFar(t, "redis", 1)
+	e := start(t, onFar("far redis", "route {\n\tstage hold\n\tdistributed_ratelimit 10 1h z\n}"))
+	f.breaks(errUnknownFate)
+	server := e.server("80")
+	done := make(chan answer)
+	go func() { done <- e.sendTo(server, alice, http.MethodGet, "http://a.test/") }()
+	<-arrived
+	e.reload("http://a.test {\n\tdistributed_ratelimit 1 1h y\n}")
+	close(goOn)
+	if a := <-done; a.StatusCode != http.StatusOK {
+		t.Errorf("a request in flight over a reload: got status %d, want 200", a.StatusCode)
+	}
+	for _, name := range e.seriesNames() {
+		if strings.Contains(name, "far") || strings.HasSuffix(name, " z") {
+			t.Errorf("after a reload there is a series %q", name)
+		}
+	}
+}
