@@ -53,7 +53,8 @@ func openBackend(s store.Store, logger *zap.Logger) (*backend, error) {
 		b.cautious = c.Cautious()
 	}
 	h.join(b)
-	if b.shared = sharedOf(s); b.shared != nil {
+	if shared, ok := s.(store.Shared); ok {
+		b.shared = shared
 		b.unwatch = b.shared.Watch(func(r store.Report) { h.heard(b, r) })
 	}
 	return b, nil
@@ -72,15 +73,6 @@ func (b *backend) release() error {
 	b.health.leave(b)
 	storeSeries.release(b.name)
 	return closeHealth(b.name)
-}
-
-// sharedOf returns what reports on a store, nil if nothing does.
-func sharedOf(s store.Store) store.Shared {
-	if outer, ok := s.(interface{ sharedStore() store.Shared }); ok {
-		return outer.sharedStore()
-	}
-	shared, _ := s.(store.Shared)
-	return shared
 }
 
 // careful is a store that may be told to be cautious when it has lost counts.

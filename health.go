@@ -138,6 +138,9 @@ func (h *health) heard(b *backend, r store.Report) {
 		r.Lost = ""
 	}
 	b.reports[r.Server] = r
+	if r.Condition == store.Gone {
+		delete(b.reports, r.Server)
+	}
 	if h.leaderLocked() == b {
 		h.followLocked(b, r)
 	}
@@ -180,6 +183,11 @@ func (h *health) serverLocked(name string) *server {
 func (h *health) followLocked(b *backend, r store.Report) {
 	if r.Instances > 0 {
 		metrics.storeInstances.WithLabelValues(b.name).Set(float64(r.Instances))
+	}
+	if r.Condition == store.Gone {
+		delete(h.servers, r.Server)
+		metrics.storeUp.DeleteLabelValues(b.name, r.Server)
+		return
 	}
 	s := h.serverLocked(r.Server)
 	before := s.condition

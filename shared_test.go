@@ -499,3 +499,22 @@ func TestSeriesDoNotComeBack(t *testing.T) {
 		}
 	}
 }
+
+// A server that is none of the store's any more has no series: whoever watches
+// store_up would be woken by it for ever.
+func TestServersThatAreGone(t *testing.T) {
+	e, f := remote(t, 3, "distributed_ratelimit 10 1h z")
+	f.report(store.Report{Condition: store.Away, Err: errAway})
+	e.sample("store_up", "far:1 far redis", 0)
+	f.report(store.Report{Condition: store.Gone})
+	if got := e.series("store_up"); len(got) != 0 {
+		t.Errorf("after it has gone: got %v", got)
+	}
+	e.reload(onFar("far redis", "distributed_ratelimit 11 1h z"))
+	if got := e.series("store_up"); len(got) != 0 {
+		t.Errorf("after a reload: got %v", got)
+	}
+	f.report(store.Report{Condition: store.Up})
+	e.sample("store_up", "far:1 far redis", 1)
+	e.log.says(0, lineBack)
+}

@@ -679,8 +679,14 @@ func (s *RedisStore) String() string { return s.pooled.String() }
 // Cautious reports whether on_data_loss is cautious.
 func (s *RedisStore) Cautious() bool { return s.OnDataLoss == dataLossCautious }
 
-// sharedStore is what tells how the servers fare, nil if nothing does.
-func (s *RedisStore) sharedStore() store.Shared {
-	shared, _ := any(s.pooled.redis).(store.Shared)
-	return shared
-}
+// Instances implements store.Shared.
+func (s *RedisStore) Instances() int { return s.pooled.redis.Instances() }
+
+// Watch implements store.Shared.
+func (s *RedisStore) Watch(do func(store.Report)) (stop func()) { return s.pooled.redis.Watch(do) }
+
+// Interface guards
+var (
+	_ store.Store  = (*MemoryStore)(nil)
+	_ store.Shared = (*RedisStore)(nil)
+)
