@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -56,6 +59,7 @@ func newInstance(t *testing.T, config string) *instance {
 	if err != nil {
 		t.Fatalf("provisioning: %v\n%s", err, config)
 	}
+	t.Cleanup(func() { cleanUp(&cfg) })
 	app, err := ctx.App("http")
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +69,15 @@ func newInstance(t *testing.T, config string) *instance {
 	}
 	t.Fatalf("no server in\n%s", config)
 	return nil
+}
+
+// cleanUp ends a configuration as a reload would, which Caddy offers for the
+// one that runs only: stores have goroutines, which would otherwise outlive
+// their test.
+func cleanUp(cfg *caddy.Config) {
+	field := reflect.ValueOf(cfg).Elem().FieldByName("cancelFunc")
+	cancel := *(*context.CancelCauseFunc)(field.Addr().UnsafePointer())
+	cancel(errors.New("the test is over"))
 }
 
 // reply is what came of a request.

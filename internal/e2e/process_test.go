@@ -36,6 +36,12 @@ var caddyBinary = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if *update {
+		if err := writeTable(); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+	}
 	if builtIn != "" {
 		_ = os.RemoveAll(builtIn)
 	}
