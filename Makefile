@@ -3,7 +3,7 @@
 
 FUZZTIME ?= 10s
 
-.PHONY: help run build test lint fuzz bench clean
+.PHONY: help run build test soak lint fuzz bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -17,6 +17,14 @@ build: ## build Caddy with the plugin to bin/caddy
 test: ## run all tests with the race detector; installs redis-server on Debian and Ubuntu
 	scripts/test-needs
 	go test -race -timeout 15m ./...
+
+soak: ## what takes too long for each change: floods, evictions, all faults five times, other versions of Redis; about an hour
+	scripts/test-needs
+	go test -tags soak -v -run 'TestEvictionPolicies|TestMemoryOfKeys' ./store/redis
+	go test -v -timeout 30m -run TestFaultManyClients ./internal/e2e -clients 1000000
+	LEASE_SCHEDULES=5000 go test -timeout 60m -run 'TestLease' ./store
+	go test -race -v -timeout 60m -count 5 -run 'TestFaults$$' ./internal/e2e
+	scripts/redis-versions
 
 lint: ## check format, code, go.mod files and who imports what
 	scripts/lint
