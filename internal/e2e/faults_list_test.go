@@ -26,6 +26,8 @@ var otherFaults = []string{
 	"many new clients",
 	"clients that abort at once",
 	"one client far over its limit, at full speed",
+	"a thousand zones on each request",
+	"keys of 60 kB, of any bytes",
 }
 
 // proxied is a fault of the network: a setting of the proxy, and back.

@@ -412,3 +412,125 @@ func TestFaultHotClient(t *testing.T) {
 		connections: fmt.Sprint(r.connections() - connections), recovery: "none needed",
 	})
 }
+
+// A thousand zones that all apply to each request, and two thousand more in the
+// configuration: one call of Redis decides them all, and there are metrics only
+// for those that have decided something.
+func TestFaultManyZones(t *testing.T) {
+	redis := redistest.Start(t)
+	const apply, others = 1000, 2000
+	var zones strings.Builder
+	for i := range apply + others {
+		match := ""
+		if i >= apply {
+			match = fmt.Sprintf("match path /%d", i)
+		}
+		fmt.Fprintf(&zones, "zone z%d {\n%s\nevents %d\nwindow 1h\n}\n", i, match, 10+i)
+	}
+	caddy := startProcess(t, fmt.Sprintf(`{
+	admin ADMIN
+	distributed_ratelimit {
+		store redis {env.REDIS_URL}
+		budget 5s
+	}
+}
+ADDR {
+	distributed_ratelimit {
+		%s
+	}
+	respond ok
+}
+`, zones.String()), redisEnv(redis))
+	caddy.get(t, "/")
+	before := redis.Calls(t, "evalsha")
+	var rec record
+	var took []time.Duration
+	for range 30 {
+		r := caddy.get(t, "/")
+		rec.add(r)
+		took = append(took, r.span.To.Sub(r.span.From))
+	}
+	if len(rec.spans) != 9 || rec.refused != 21 {
+		t.Errorf("%d granted and %d refused of 30, want 9 and 21; others %v", len(rec.spans), rec.refused, rec.other)
+	}
+	if calls := redis.Calls(t, "evalsha") - before; calls > 30 {
+		t.Errorf("%d calls of Redis for 30 requests", calls)
+	}
+	if keys := logKeys(t, redis); len(keys) != apply {
+		t.Errorf("%d keys in Redis, want %d", len(keys), apply)
+	}
+	// One for what was granted by the store and one out of leases, and one for
+	// the zone that refused.
+	m := caddy.metrics(t)
+	if n := strings.Count(m, "requests_total{"); n < apply || n > 2*apply+10 || strings.Contains(m, `zone="z1000"`) {
+		t.Errorf("%d series of requests for %d zones that applied, or some of those that did not", n, apply)
+	}
+	note(row{
+		name: "a thousand zones on each request", answers: fmt.Sprintf("%d × 200, %d × 429, the median in %s", len(rec.spans), rec.refused, milliseconds(percentile(took, 0.5))),
+		connections: fmt.Sprint(redis.Clients(t)) + " open", recovery: "none needed",
+	})
+}
+
+// Keys as long as a header can be, and of any bytes, cost no more than others.
+func TestFaultOddKeys(t *testing.T) {
+	redis := redistest.Start(t)
+	in := newInstance(t, fmt.Sprintf(`{
+	admin off
+	log {
+		level ERROR
+	}
+	distributed_ratelimit {
+		store redis redis://%s
+		budget 5s
+	}
+}
+:80 {
+	distributed_ratelimit 2 1h {
+		key {header.X-Key}
+		log_key
+	}
+	respond ok
+}
+`, redis.Addr))
+	const clients = 2000
+	key := func(i int) string {
+		b := bytes.Repeat([]byte{byte(i), 0, '\r', '\n', '{', '}', 0xff, byte(i >> 8)}, 7500) // 60 kB
+		return string(b) + strconv.Itoa(i)
+	}
+	in.get("192.0.2.1", "X-Key", "warm")
+	var m runtime.MemStats
+	heap := func() int64 {
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	var rec record
+	for i := range clients {
+		for range 3 {
+			rec.add(in.get("192.0.2.1", "X-Key", key(i)))
+		}
+	}
+	perKey := (heap() - before) / clients
+	if len(rec.spans) != 2*clients || rec.refused != clients {
+		t.Errorf("%d granted and %d refused, want %d and %d; others %v", len(rec.spans), rec.refused, 2*clients, clients, rec.other)
+	}
+	keys := logKeys(t, redis)
+	if len(keys) != clients+1 {
+		t.Errorf("%d keys in Redis, want %d", len(keys), clients+1)
+	}
+	longest := 0
+	for _, k := range keys {
+		longest = max(longest, len(k))
+	}
+	if longest > 60 {
+		t.Errorf("a key of %d bytes in Redis", longest)
+	}
+	if perKey > 4096 {
+		t.Errorf("%d bytes of heap for each key", perKey)
+	}
+	note(row{
+		name: "keys of 60 kB, of any bytes", answers: fmt.Sprintf("%d × 200, %d × 429", len(rec.spans), rec.refused),
+		connections: fmt.Sprintf("%d; %d bytes of heap for each key, names in Redis of %d", redis.Clients(t), perKey, longest), recovery: "none needed",
+	})
+}
