@@ -80,8 +80,9 @@ func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
 // explained adds the remedy to replies that have one.
 func explained(err error) error {
 	switch {
-	case redis.HasErrorPrefix(err, "NOPERM"):
-		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +set +del +info, and on a cluster +cluster|slots +asking", err)
+	case redis.HasErrorPrefix(err, "NOPERM"), strings.Contains(err.Error(), "can't run this command"):
+		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +set +del +info; "+
+			"for a database other than 0 +select, and on a cluster +cluster|slots +asking", err)
 	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"):
 		return fmt.Errorf("%w; the server is part of a Redis Cluster: configure it as a cluster", err)
 	case redis.HasErrorPrefix(err, "This instance has cluster support disabled"):

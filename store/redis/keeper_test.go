@@ -596,3 +596,32 @@ func TestAwayFromTheStart(t *testing.T) {
 		t.Errorf("losses and server %q", got)
 	}
 }
+
+// TestHeartbeatsAlone: heartbeats are answered, and calls are not, for want of a
+// right. That is trouble, and stays it until the right is there.
+func TestHeartbeatsAlone(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "-@all",
+		"+eval", "+script|load", "+time", "+get", "+set", "+del", "+info")
+	s := open(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
+	w := watch(t, s)
+	w.last(t, up)
+	ask := func() error { return s.Take(brief, []store.Ask{one("client", 10)}, make([]store.Answer, 1)) }
+	for end := time.Now().Add(2 * beatEvery); time.Now().Before(end); time.Sleep(brief / 5) {
+		if ask() == nil {
+			t.Fatal("granted without the right to")
+		}
+	}
+	r := w.last(t, away)
+	if r.Err == nil || !strings.Contains(r.Err.Error(), "+evalsha") {
+		t.Errorf("report %+v; want the reason and the remedy", r)
+	}
+	// Once when it began, and then it stays.
+	if got := w.conditions(); !slices.Equal(got, []store.Condition{up, away, up, away}) && !slices.Equal(got, []store.Condition{up, away}) {
+		t.Errorf("reports %v", got)
+	}
+	server.Do(t, "ACL", "SETUSER", "limiter", "+evalsha")
+	eventually(t, "granted", func() bool { return ask() == nil })
+	w.last(t, up)
+}

@@ -161,9 +161,8 @@ const (
 	// longer: on a connection that is dead, it keeps the keeper from trying
 	// another one.
 	beatTime = time.Second
-	// hiccupTime is for how long a server counts as slow whose breaker opens
-	// again, though it answers whenever it is tried: else there would be two
-	// reports for each time.
+	// hiccupTime is for how long a server counts as in trouble whose breaker
+	// opens again, see hiccups: else there would be two reports for each time.
 	hiccupTime = 10 * time.Second
 )
 
@@ -171,7 +170,7 @@ const (
 func (n *node) keep(ctx context.Context) {
 	defer n.close()
 	var r store.Report // the last one
-	var hiccup time.Time
+	var h hiccups
 	listed := false // the latest heartbeat was heard
 	pause := firstPause
 	for {
@@ -183,6 +182,10 @@ func (n *node) keep(ctx context.Context) {
 			break
 		}
 		now := time.Now()
+		if lost != "" {
+			// Before calls pass again.
+			n.store.report(ctx, n.name, store.Report{Condition: r.Condition, Lost: lost})
+		}
 		next := store.Report{Condition: store.Up}
 		if errors.Is(err, errMoved) {
 			n.store.moved() // it is there, without the list
@@ -199,24 +202,28 @@ func (n *node) keep(ctx context.Context) {
 				n.hangUp(client)
 			}
 			n.store.moved()
-		} else if open, _ := n.breaker.isOpen(); open {
-			if wait := n.breaker.disappointed(); n.breaker.close(took) > 0 {
-				next.Condition, next.Took, next.Wait = store.Slow, took, wait
-			} else if wait > 0 && r.Condition != store.Away {
-				// It was away for a moment, or it is late under load only.
-				late := store.Report{Condition: store.Slow, Took: max(wait, time.Duration(n.late.Load())), Wait: wait}
-				if now.Sub(hiccup) < hiccupTime {
-					next = late // until it has not been for a while
-				} else {
-					n.store.report(ctx, n.name, late)
+		} else if open, reason := n.breaker.isOpen(); open {
+			wait := n.breaker.disappointed()
+			if n.breaker.close(took) > 0 {
+				h.held = false
+				next = store.Report{Condition: store.Slow, Took: took, Wait: wait}
+			} else if r.Condition == store.Up || h.held {
+				// It answers when it is tried. It was away for a moment, or it
+				// is late under load, or refuses what calls need.
+				trouble := store.Report{Condition: store.Away, Err: reason}
+				if wait > 0 {
+					trouble = store.Report{Condition: store.Slow, Took: max(wait, time.Duration(n.late.Load())), Wait: wait}
 				}
-				hiccup = now
+				if h.again(now) {
+					next = trouble
+				} else {
+					n.store.report(ctx, n.name, trouble)
+				}
 			}
-		} else if r.Condition == store.Slow && now.Sub(hiccup) < hiccupTime {
+		} else if h.holds(now) {
 			next = r
 		}
 		n.release(client)
-		next.Lost = lost
 		n.store.report(ctx, n.name, next)
 		r = next
 
@@ -238,6 +245,27 @@ func (n *node) keep(ctx context.Context) {
 	if listed {
 		n.leave()
 	}
+}
+
+// hiccups are times when the breaker opened though the server answers whenever
+// it is tried. If they come again soon, it is in trouble until they have not
+// for hiccupTime.
+type hiccups struct {
+	last time.Time
+	held bool // a report of trouble
+}
+
+// again notes a hiccup, and reports whether it came soon after the last one.
+func (h *hiccups) again(now time.Time) bool {
+	h.held = now.Sub(h.last) < hiccupTime
+	h.last = now
+	return h.held
+}
+
+// holds reports whether it is too early to report that all is well.
+func (h *hiccups) holds(now time.Time) bool {
+	h.held = h.held && now.Sub(h.last) < hiccupTime
+	return h.held
 }
 
 // rest sleeps, or reports false if ctx ends before that is over.

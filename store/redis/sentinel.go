@@ -162,6 +162,8 @@ func (s *sentinels) askOne(ctx context.Context, sentinel string) (string, error)
 	switch {
 	case errors.Is(err, redis.Nil):
 		return "", fmt.Errorf("it knows no master of the name %q", o.MasterName)
+	case redis.HasErrorPrefix(err, "unknown command"):
+		return "", fmt.Errorf("%w; it is no Sentinel: these listen on port 26379 as a rule", err)
 	case err != nil:
 		return "", err
 	case len(reply) != 2:

@@ -58,7 +58,7 @@ func sentinelErrors(t *testing.T, r *redistest.Sentinel) {
 		{"password", func(o *Options) { o.SentinelPassword = "hunter2" }, []string{"WRONGPASS", "sentinel " + r.Addrs[0]}},
 		{"no password", func(o *Options) { o.SentinelPassword = "" }, []string{"NOAUTH", "sentinel " + r.Addrs[0]}},
 		{"password of the servers", func(o *Options) { o.Password = "hunter2" }, []string{"WRONGPASS"}},
-		{"no Sentinel", func(o *Options) { o.Sentinels = []string{r.Servers[0].Addr} }, []string{r.Servers[0].Addr}},
+		{"no Sentinel", func(o *Options) { o.Sentinels, o.SentinelPassword = []string{r.Servers[0].Addr}, o.Password }, []string{r.Servers[0].Addr, "no Sentinel"}},
 	} {
 		o := behind(r)
 		test.change(&o)

@@ -20,6 +20,9 @@ import (
 func ParseURL(raw string) (Options, error) {
 	const escape = "; characters of a password other than letters, digits and -._~ are written in percent encoding, such as %40 for @, or the password is given by itself"
 
+	if !strings.Contains(raw, "://") {
+		return Options{}, errors.New("redis: what should be a URL has no scheme; write redis://host:port, or rediss:// for TLS")
+	}
 	u, err := url.Parse(strings.TrimSpace(raw))
 	if err != nil {
 		return Options{}, errors.New("redis: the URL cannot be read" + escape)
