@@ -18,7 +18,7 @@ func (d *decision) withoutStore(err error) {
 	if ok && failure.Late != nil {
 		// Nobody knows yet whether the call was executed. What it charges
 		// stands if the request passes, and is given back if it is refused.
-		d.p.late = &lateCall{late: failure.Late, from: b.store, asks: slices.Clone(d.asks), before: d.p.late}
+		d.p.late = &lateCall{late: failure.Late, data: b.name, from: b.store, asks: slices.Clone(d.asks), before: d.p.late}
 	}
 	asks, index := d.asks[:0], d.index[:0]
 	for i := range d.asks {
@@ -111,6 +111,7 @@ func (d *decision) feed(held []charge) {
 // whether it was executed.
 type lateCall struct {
 	late *store.Late
+	data string // as of a charge
 	from returner
 	asks []store.Ask // a copy: decisions are reused
 

@@ -1,9 +1,9 @@
 package distributedratelimit
 
 import (
-	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +25,7 @@ type backend struct {
 	cautious bool                       // on_data_loss
 	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are gone
 	unwatch  func()
+	inTouch  atomic.Bool // a server of the store has answered
 
 	// Guarded by the mutex of health.
 	started bool
@@ -109,7 +110,7 @@ func fromStore(a store.Answer) bool { return a.Source == store.FromStore && !a.U
 // or not about all of the asks.
 func (b *backend) detach(asks []store.Ask, answers []store.Answer, err error) {
 	if err != nil {
-		b.standby.Detach(asks, unexecuted(err))
+		b.standby.DetachFailed(asks, err)
 		return
 	}
 	for i := range asks {
@@ -129,13 +130,12 @@ func (b *backend) instances() int {
 	if b.shared == nil {
 		return 1
 	}
-	return max(1, b.shared.Instances())
-}
-
-// unexecuted reports whether a call that failed was certainly not executed.
-func unexecuted(err error) bool {
-	e, ok := errors.AsType[*store.Error](err)
-	return ok && e.Unexecuted
+	n := b.shared.Instances()
+	if !b.inTouch.Load() {
+		// The store of before a reload knew better.
+		n = max(n, int(b.health.instances.Load()))
+	}
+	return max(1, n)
 }
 
 // observe counts a call to the store. Of a shared store it says no more than

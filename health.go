@@ -21,6 +21,8 @@ type health struct {
 	standby *store.Standby
 	lost    atomic.Pointer[time.Time] // the last loss, nil if there was none
 	losses  logLimiter
+	// instances is how many shared the limits when a server answered last.
+	instances atomic.Int64
 
 	// calm: the last call of a store that does not report went well, and that
 	// is known.
@@ -31,6 +33,7 @@ type health struct {
 	servers  map[string]*server
 	failures int // in a row, of a store that does not report
 	settling bool
+	again    bool // another server is back since that began
 }
 
 // server is what is known of one server.
@@ -107,6 +110,23 @@ func (h *health) leave(b *backend) {
 	if led {
 		h.replayLocked()
 	}
+	h.pruneLocked()
+}
+
+// pruneLocked forgets the servers of which no store speaks any more: those of
+// one that was replaced at a reload.
+func (h *health) pruneLocked() {
+	b := h.leaderLocked()
+	if b == nil || len(b.reports) == 0 {
+		return // there are no reports, or none yet
+	}
+	for name := range h.servers {
+		spokenOf := func(b *backend) bool { _, ok := b.reports[name]; return ok }
+		if !slices.ContainsFunc(h.backends, spokenOf) {
+			delete(h.servers, name)
+			metrics.storeUp.DeleteLabelValues(b.name, name)
+		}
+	}
 }
 
 // leaderLocked is the backend whose reports count, nil if none is left.
@@ -137,12 +157,17 @@ func (h *health) heard(b *backend, r store.Report) {
 		h.loseLocked(r)
 		r.Lost = ""
 	}
+	if r.Condition == store.Up || r.Condition == store.Slow {
+		b.inTouch.Store(true)
+		h.instances.Store(int64(r.Instances))
+	}
 	b.reports[r.Server] = r
 	if r.Condition == store.Gone {
 		delete(b.reports, r.Server)
 	}
 	if h.leaderLocked() == b {
 		h.followLocked(b, r)
+		h.pruneLocked()
 	}
 }
 
@@ -243,6 +268,7 @@ var errReleased = errors.New("no configuration uses the store any more")
 // settleLocked reports what was spent without the store, in the background.
 func (h *health) settleLocked() {
 	if h.settling || h.standby.Owing() == 0 {
+		h.again = h.settling
 		return
 	}
 	h.settling = true
@@ -257,7 +283,11 @@ func (h *health) settleLocked() {
 			return b.store.Take(settleWait, asks, answers)
 		})
 		h.mu.Lock()
-		h.settling = false
-		h.mu.Unlock()
+		defer h.mu.Unlock()
+		again := h.again
+		h.settling, h.again = false, false
+		if again {
+			h.settleLocked()
+		}
 	}()
 }

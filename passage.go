@@ -2,6 +2,7 @@ package distributedratelimit
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,6 +61,12 @@ func (p *passage) hasCharged(data string, ask *store.Ask) bool {
 			return true
 		}
 	}
+	for call := p.late; call != nil; call = call.before {
+		// It may have been charged; if it was, that stands.
+		if call.data == data && slices.ContainsFunc(call.asks, func(a store.Ask) bool { return a.Key == ask.Key && a.Window == ask.Window }) {
+			return true
+		}
+	}
 	return false
 }
 
@@ -93,7 +100,14 @@ func (p *passage) returnFrom(n int) {
 // reported: the units stay spent until their window has passed, and the
 // store's next call tells that it is away.
 func returnCharges(charges []charge, wait time.Duration) {
-	for len(charges) > 0 {
+	end := time.Now().Add(wait)
+	for n := 0; len(charges) > 0; n++ {
+		if n > 0 {
+			if wait = time.Until(end); wait < time.Millisecond {
+				go returnCharges(charges, defaultBudget)
+				return
+			}
+		}
 		first := charges[0].from
 		var grants []store.Grant
 		rest := charges[:0]

@@ -518,3 +518,15 @@ func TestServersThatAreGone(t *testing.T) {
 	e.sample("store_up", "far:1 far redis", 1)
 	e.log.says(0, lineBack)
 }
+
+// A zone that is met again, after a call that timed out, is not asked again:
+// both calls may be executed.
+func TestLateCallsAreNotRepeated(t *testing.T) {
+	h := "distributed_ratelimit 10 1h z {\n\t\ton_store_error allow\n\t}\n\t"
+	e, f := remote(t, 1, h+h)
+	f.breaks(&store.Error{Kind: store.KindTimeout, Late: new(store.Late), Err: errors.New("late")})
+	e.status(200, alice, "http://a.test/")
+	if got := len(f.asked()); got != 1 {
+		t.Errorf("the store was asked %d times for one request and one zone, want 1", got)
+	}
+}

@@ -48,7 +48,7 @@ func (l *Leases) learnLate(asks []Ask, parts []part, replies []Answer, sent mome
 		switch {
 		case reply.Charged():
 			l.grantedLate(a, p.short, reply, sent, now)
-		case whole && !reply.Granted:
+		case whole && !reply.Granted && !reply.Undecided:
 			l.remember(a, reply, sent, now)
 		}
 	}

@@ -237,10 +237,23 @@ func (s *Standby) detach(a *Ask, unexecuted bool) {
 	}
 }
 
+// DetachFailed is Detach after a call that failed.
+func (s *Standby) DetachFailed(asks []Ask, err error) {
+	e, ok := errors.AsType[*Error](err)
+	for i := range asks {
+		unexecuted := ok && e.Unexecuted
+		if ok && len(e.Counted) == len(asks) {
+			unexecuted = !e.Counted[i]
+		}
+		s.Detach(asks[i:i+1], unexecuted)
+	}
+}
+
 // Settle reports everything that is owed, some keys at a time, through take,
 // which asks the store. It is meant for when the store is back, because
-// clients move between instances. It stops at the first error. Only one runs
-// at a time: another returns at once.
+// clients move between instances. It stops at the first error, but for keys
+// whose server is still away. Only one runs at a time: another returns at
+// once.
 func (s *Standby) Settle(take func(asks []Ask, answers []Answer) error) {
 	if !s.settling.CompareAndSwap(false, true) {
 		return
@@ -250,13 +263,13 @@ func (s *Standby) Settle(take func(asks []Ask, answers []Answer) error) {
 	for i := range s.debts {
 		asks = s.debts[i].looks(asks)
 		for len(asks) >= settleKeys {
-			if !s.settle(asks[:settleKeys], take) {
+			if s.settle(asks[:settleKeys], take) != nil {
 				return
 			}
 			asks = asks[settleKeys:]
 		}
 	}
-	s.settle(asks, take)
+	_ = s.settle(asks, take)
 }
 
 // looks appends an ask for nothing for each key that owes something.
@@ -269,8 +282,9 @@ func (sh *debts) looks(asks []Ask) []Ask {
 	return asks
 }
 
-// settle reports what the keys of asks owe, in one call.
-func (s *Standby) settle(asks []Ask, take func(asks []Ask, answers []Answer) error) bool {
+// settle reports what the keys of asks owe, in one call; or each by itself, if
+// a server of some of them is away. It fails if all of them do.
+func (s *Standby) settle(asks []Ask, take func(asks []Ask, answers []Answer) error) error {
 	owing := make([]Ask, 0, len(asks))
 	for _, a := range asks {
 		if s.attach(&a) {
@@ -278,12 +292,26 @@ func (s *Standby) settle(asks []Ask, take func(asks []Ask, answers []Answer) err
 		}
 	}
 	if len(owing) == 0 {
-		return true
+		return nil
 	}
 	err := take(owing, make([]Answer, len(owing)))
-	e, failed := errors.AsType[*Error](err)
-	s.Detach(owing, failed && e.Unexecuted)
-	return err == nil
+	if err == nil {
+		s.Detach(owing, false)
+		return nil
+	}
+	s.DetachFailed(owing, err)
+	if ErrorKind(err) != KindAway || len(owing) == 1 {
+		return err
+	}
+	for i := range owing {
+		switch one := s.settle(owing[i:i+1], take); {
+		case one == nil:
+			err = nil
+		case ErrorKind(one) != KindAway:
+			return one
+		}
+	}
+	return err
 }
 
 // Owing is how many keys owe something, of which some may have expired.

@@ -246,7 +246,10 @@ type Error struct {
 	// still come, nil otherwise. Whoever lets the request pass leaves it
 	// alone: what is granted then stands.
 	Late *Late
-	Err  error // never holds a secret
+	// Counted tells of each ask whether what it owes has been counted, or may
+	// have been. It is nil if that is the same for all: unless Unexecuted.
+	Counted []bool
+	Err     error // never holds a secret
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("store %s: %v", e.Kind, e.Err) }

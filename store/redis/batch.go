@@ -27,11 +27,14 @@ const (
 // call is one run of the script. It owns the memory of its reply, since the
 // reply may come long after its waiter has gone.
 type call struct {
-	args  []any
-	wait  time.Duration
-	state atomic.Int32
-	done  chan struct{} // closed when reply and err are set
-	then  atomic.Pointer[func(reply string, err *store.Error)]
+	args []any
+	wait time.Duration
+	// request: it is a request that waits. How long others wait has nothing
+	// to do with the budget.
+	request bool
+	state   atomic.Int32
+	done    chan struct{} // closed when reply and err are set
+	then    atomic.Pointer[func(reply string, err *store.Error)]
 
 	reply string
 	err   *store.Error
@@ -173,7 +176,7 @@ func giveUp(c *call) (string, *store.Error) {
 	if unsent {
 		e.Err = fmt.Errorf("not sent within %v", c.wait)
 	}
-	if trip != nil && !trip.late.Swap(true) {
+	if trip != nil && c.request && !trip.late.Swap(true) {
 		// One round trip is one failure, however many calls share it.
 		trip.node.failed(e.Err, c.wait)
 	}

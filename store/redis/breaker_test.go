@@ -201,6 +201,7 @@ func onTrip(n *node, count int) []*call {
 	trip := &trip{node: n}
 	for i := range calls {
 		calls[i] = newCall(brief, nil)
+		calls[i].request = true
 		calls[i].node.Store(n)
 		calls[i].trip = trip
 		calls[i].state.Store(sent)

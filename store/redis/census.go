@@ -22,9 +22,9 @@ const (
 	beatEvery = time.Second
 	// aliveFor is how long an instance is alive after a beat.
 	aliveFor = 10 * time.Second
-	// evictionTime is how long there must have been no eviction for another
-	// one to be a loss of its own: a server that is full goes on evicting.
-	evictionTime = time.Minute
+	// evictionTime is how often a server that is full, and goes on evicting,
+	// is reported to have lost data.
+	evictionTime = 10 * time.Second
 	// beatReply is the size of the script's reply.
 	beatReply = 7 + 7 + 4 + 7
 )
@@ -50,7 +50,7 @@ type listed struct {
 	birth   int64
 	beat    int64 // the latest one that the server has confirmed
 	evicted int64
-	told    time.Time // when evictions were last seen
+	told    time.Time // when evictions were last reported
 
 	instances int64
 	// Since lowSince the list has held fewer than that, but at most low.
@@ -123,10 +123,10 @@ func (c *census) heard(key, reply string, beat int64, now time.Time) (lost strin
 	case before < l.beat && (before > 0 || inTouch && now.Sub(l.heard) < aliveFor/2):
 		lost = "writes that were confirmed are gone"
 	case inTouch && evicted > l.evicted:
-		if l.told.IsZero() || now.Sub(l.told) > evictionTime {
+		if l.told.IsZero() || now.Sub(l.told) >= evictionTime {
 			lost = "keys were evicted"
+			l.told = now
 		}
-		l.told = now
 	}
 	l.heard, l.birth, l.beat, l.evicted = now, birth, beat, evicted
 

@@ -41,9 +41,16 @@ func (s *Store) takeParts(table *slotTable, wait time.Duration, asks []store.Ask
 		if p.node, p.err = s.cluster.owner(table, of[i]); p.err == nil {
 			p.node.patientFor(wait)
 			p.call = newCall(wait, s.keys.takeCommand(pick(asks, p.index)))
+			p.call.request = isRequest(asks)
 		}
 	}
 	return parts
+}
+
+// isRequest reports whether a request waits for a call, and not a refill or a
+// report of what is owed.
+func isRequest(asks []store.Ask) bool {
+	return slices.ContainsFunc(asks, func(a store.Ask) bool { return a.Need > 0 })
 }
 
 // giveParts are the calls that give some grants back.
@@ -145,7 +152,12 @@ func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []sto
 			}
 		}
 	}
-	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err}
+	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err, Counted: make([]bool, len(asks))}
+	for _, p := range parts {
+		for _, i := range p.index {
+			e.Counted[i] = p.err == nil || !p.err.Unexecuted
+		}
+	}
 	if failed.Unexecuted {
 		// None of what failed will ever be executed, so that the call is not.
 		s.undo(asks, known)

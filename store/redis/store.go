@@ -115,6 +115,7 @@ func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answe
 	}
 	n.patientFor(wait)
 	c := newCall(wait, s.keys.takeCommand(asks))
+	c.request = isRequest(asks)
 	reply, err := n.run(c, wait-time.Since(began))
 	switch {
 	case isSplitError(err) && len(asks) > 1:

@@ -1,0 +1,78 @@
+package redis
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// TestOwedOnceOverShards: what one shard has counted is not owed again because
+// another shard did not execute its part.
+func TestOwedOnceOverShards(t *testing.T) {
+	r := &clusterRig{Cluster: redistest.StartCluster(t, masters, 0), keys: newKeys(DefaultKeyPrefix, nil)}
+	s := warmed(t, r.options())
+	a, b := one(r.client(0), 100), one(r.client(1), 100)
+	granted(t, s, a)
+	granted(t, s, b)
+
+	standby := store.NewStandby()
+	asks := []store.Ask{a, b}
+	if err := standby.Take(asks, make([]store.Answer, 2), 1, true); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(150 * time.Millisecond) // not quiet
+	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+	settle := func() (err error) {
+		standby.Settle(func(asks []store.Ask, answers []store.Answer) error {
+			err = s.Take(time.Second, asks, answers)
+			return err
+		})
+		return err
+	}
+	err := settle()
+	e, ok := errors.AsType[*store.Error](err)
+	t.Logf("first report: %v; unexecuted %v", err, ok && e.Unexecuted)
+	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "0")
+	eventually(t, "everything is reported", func() bool {
+		_ = settle()
+		return standby.Owing() == 0
+	})
+	if got := used(t, s, a.Key.Client, 100); got != 2 {
+		t.Errorf("a: %d units in use, want 2", got)
+	}
+	if got := used(t, s, b.Key.Client, 100); got != 2 {
+		t.Errorf("b: %d units in use, want 2", got)
+	}
+}
+
+// TestBackgroundCallsAreNoRequests: a call with which no request waits says nothing of the
+// budget.
+func TestBackgroundCallsAreNoRequests(t *testing.T) {
+	proxy := redistest.NewProxy(t, redistest.Start(t).Addr)
+	s := warmed(t, Options{Address: proxy.Addr})
+	granted(t, s, one("x", 100))
+	w := watch(t, s)
+	time.Sleep(200 * time.Millisecond)
+	proxy.Delay(20 * time.Millisecond)
+	refill := one("x", 100)
+	refill.Need, refill.Extra = 0, 2
+	for range 3 {
+		_ = s.Take(8*time.Millisecond, []store.Ask{refill}, make([]store.Answer, 1))
+		time.Sleep(60 * time.Millisecond)
+	}
+	time.Sleep(3 * time.Second)
+	for range 20 {
+		if err := s.Take(100*time.Millisecond, []store.Ask{one("x", 100)}, make([]store.Answer, 1)); err != nil {
+			t.Errorf("request: %v", err)
+		}
+	}
+	t.Logf("%+v", w.all())
+	for _, c := range w.conditions() {
+		if c == store.Slow || c == store.Away {
+			t.Errorf("reported %v though every request is answered in time", c)
+		}
+	}
+}
