@@ -3,6 +3,7 @@ package redis
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +47,16 @@ func TestLateAnswers(t *testing.T) {
 	a, b := one("client", 10), one("client", 2)
 	a.Need, b.Key.Zone = 3, "other"
 
+	// A connection that is made while replies are held never comes about, so
+	// there are some before, with one for a heartbeat.
+	proxy.Delay(100 * time.Millisecond)
+	var group sync.WaitGroup
+	for proxy.Accepted() < 4 {
+		group.Go(func() { take(t, s, one("warm", plenty)) })
+		time.Sleep(10 * time.Millisecond)
+	}
+	group.Wait()
+	proxy.Delay(0)
 	proxy.HoldReplies()
 	late := lateTake(t, s, a, b)
 	refused := a
