@@ -3,8 +3,9 @@
 //
 // The package holds the contract of a store ([Store]), the arithmetic that
 // every store shares ([Window]), a layer that spares a shared store most of
-// its calls ([Leases]), and the store that needs no server ([Memory]). It
-// knows nothing of HTTP or of any particular server.
+// its calls ([Leases]), what decides while a shared store is away
+// ([Standby]), and the store that needs no server ([Memory]). It knows nothing
+// of HTTP or of any particular server.
 //
 // # What it promises
 //
