@@ -275,7 +275,7 @@ func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now momen
 			return l.later(err, asks, parts, now)
 		}
 	}
-	charged := granted(inner, replies)
+	charged := Granted(inner, replies)
 	for i := range asks {
 		a, p, answer := &asks[i], &parts[i], &answers[i]
 		var reply *Answer

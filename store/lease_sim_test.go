@@ -81,7 +81,7 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 		}
 		return nil
 	}
-	if !granted(asks, answers) {
+	if !Granted(asks, answers) {
 		s.refused.Add(1)
 		for i := range answers {
 			if answers[i].Source == FromCache {

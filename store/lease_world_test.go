@@ -64,7 +64,7 @@ func (c *central) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 	for i := range asks {
 		answers[i] = c.log(asks[i].Key, asks[i].Window).Ask(c.now(), &asks[i])
 	}
-	if !granted(asks, answers) {
+	if !Granted(asks, answers) {
 		return nil
 	}
 	for i := range asks {

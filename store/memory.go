@@ -192,7 +192,7 @@ func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 			answers[i] = empty.Ask(now, a)
 		}
 	}
-	if !granted(asks, answers) {
+	if !Granted(asks, answers) {
 		return nil
 	}
 	for i := range asks {
@@ -200,7 +200,7 @@ func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 			m.provide(i, places, asks, answers, now)
 		}
 	}
-	if !granted(asks, answers) {
+	if !Granted(asks, answers) {
 		m.withdraw(places)
 		return nil
 	}

@@ -204,8 +204,8 @@ func Validate(asks []Ask, answers []Answer) error {
 	return nil
 }
 
-// granted reports whether a call is granted: every ask that is not advisory.
-func granted(asks []Ask, answers []Answer) bool {
+// Granted reports whether a call is granted: every ask that is not advisory.
+func Granted(asks []Ask, answers []Answer) bool {
 	for i := range asks {
 		if !answers[i].Granted && !asks[i].Advisory {
 			return false

@@ -131,7 +131,7 @@ func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, asks ...store.
 		}
 	case err != nil:
 		t.Errorf("Take(%+v): %v", asks, err)
-	case !grantedAll(asks, answers):
+	case !store.Granted(asks, answers):
 		l.refused++
 		for _, a := range answers {
 			if a.Charged() || a.Extra != 0 {

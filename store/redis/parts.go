@@ -137,7 +137,7 @@ func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []sto
 		}
 	}
 	if failed == nil {
-		if !grantedAll(asks, answers) {
+		if !store.Granted(asks, answers) {
 			s.undo(asks, answers)
 		}
 		return nil
@@ -234,16 +234,6 @@ func readSome(reply string, answers []store.Answer, index []int) *store.Error {
 		answers[at] = some[i]
 	}
 	return nil
-}
-
-// grantedAll reports whether a call is granted.
-func grantedAll(asks []store.Ask, answers []store.Answer) bool {
-	for i := range asks {
-		if !answers[i].Granted && !asks[i].Advisory {
-			return false
-		}
-	}
-	return true
 }
 
 // undo gives back what some of the asks of a call were charged, without
