@@ -62,10 +62,11 @@ func (d *decision) takeHere(asks []store.Ask, answers []store.Answer, owe bool) 
 // which the store may have lost counts in their present window: each instance
 // then holds its clients to its share of them. It reports whether the store is
 // to be asked at all; if not, this is the decision. Zones in dry run are left
-// to the store: they refuse nobody.
+// to the store: they refuse nobody. If the store is away, its zones' policies
+// decide: one that denies does so with a 503, never with a 429.
 func (d *decision) consents(now time.Time) bool {
 	lost := d.h.backend.lost.Load()
-	if lost == nil {
+	if lost == nil || d.h.backend.away.Load() {
 		return true
 	}
 	var asks []store.Ask

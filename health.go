@@ -21,6 +21,7 @@ type health struct {
 	standby *store.Standby
 	lost    atomic.Pointer[time.Time] // the last loss, nil if there was none
 	losses  logLimiter
+	away    atomic.Bool // servers are known, and none of them is up
 	// instances is how many shared the limits when a server answered last.
 	instances atomic.Int64
 
@@ -237,6 +238,11 @@ func (h *health) followLocked(b *backend, r store.Report) {
 			append(fields, zap.Error(r.Err))...)
 	}
 	metrics.storeUp.WithLabelValues(b.name, r.Server).Set(up)
+	away := true
+	for _, s := range h.servers {
+		away = away && s.condition != store.Up
+	}
+	h.away.Store(away)
 }
 
 // loseLocked notes that a server has lost counts.

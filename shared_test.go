@@ -530,3 +530,19 @@ func TestLateCallsAreNotRepeated(t *testing.T) {
 		t.Errorf("the store was asked %d times for one request and one zone, want 1", got)
 	}
 }
+
+// A store that is away again, soon after it lost counts, is away: a zone that
+// denies then does not tell clients that they asked for too much.
+func TestPoliciesComeBeforeCaution(t *testing.T) {
+	f := newFar(t, "redis", 2)
+	e := start(t, onFar("far redis cautious", `distributed_ratelimit 4 1h z {
+		on_store_error deny
+	}`))
+	f.report(store.Report{Condition: store.Up})
+	f.report(store.Report{Condition: store.Up, Lost: "it is empty"})
+	e.granted(2, alice, "http://a.test/")
+	e.refused(alice, "http://a.test/") // its share is used up
+	f.breaks(errAway)
+	f.report(store.Report{Condition: store.Away, Err: errAway})
+	e.status(http.StatusServiceUnavailable, alice, "http://a.test/")
+}
