@@ -124,14 +124,20 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 
 // learn takes in who the master is.
 func (s *sentinels) learn(address string) {
+	var old []*masterConn
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.master = address
 	for c := range s.conns {
 		if c.address != address {
 			delete(s.conns, c)
-			_ = c.Conn.Close() // there is nothing to be done about it
+			old = append(old, c)
 		}
+	}
+	s.mu.Unlock()
+	// Not under the lock: TLS says goodbye first, for seconds if nobody
+	// listens, and whoever dials the new master would wait for it.
+	for _, c := range old {
+		_ = c.Conn.Close() // there is nothing to be done about it
 	}
 }
 
