@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,6 +199,7 @@ func TestEveryKeyExpires(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	eventually(t, "the list of instances is there", func() bool { return slices.Contains(server.Keys(t), s.listKey("")) })
 	keys := server.Keys(t)
 	if len(keys) < 10 {
 		t.Errorf("%d keys left", len(keys))
