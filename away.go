@@ -15,10 +15,15 @@ import (
 func (d *decision) withoutStore(err error) {
 	b := d.h.backend
 	failure, ok := errors.AsType[*store.Error](err)
-	if ok && failure.Late != nil {
-		// Nobody knows yet whether the call was executed. What it charges
+	if !ok || !failure.Unexecuted {
+		// Nobody knows whether the call was executed. What it has charged
 		// stands if the request passes, and is given back if it is refused.
-		d.p.late = &lateCall{late: failure.Late, data: b.name, from: b.store, asks: slices.Clone(d.asks), before: d.p.late}
+		for i := range d.asks {
+			d.p.note(b.name, &d.asks[i])
+		}
+	}
+	if ok && failure.Late != nil {
+		d.late = lateCall{late: failure.Late, asks: slices.Clone(d.asks)}
 	}
 	asks, index := d.asks[:0], d.index[:0]
 	for i := range d.asks {
@@ -45,7 +50,7 @@ func (d *decision) withoutStore(err error) {
 	}
 	d.answers = d.answers[:len(asks)]
 	d.takeHere(d.asks, d.answers, ok && failure.Unexecuted)
-	d.settle(b.standby, true)
+	d.settle(true)
 }
 
 // takeHere lets the standby decide. What it charges is reported to the store
@@ -83,58 +88,76 @@ func (d *decision) consents(now time.Time) bool {
 	d.takeHere(asks, answers, false)
 	if slices.ContainsFunc(answers, func(a store.Answer) bool { return !a.Granted }) {
 		d.asks, d.index, d.answers = asks, index, answers
-		d.settle(d.h.backend.standby, true)
+		d.settle(true)
 		return false
 	}
 	for i := range asks {
-		d.p.charges = append(d.p.charges, d.charge(d.h.backend.standby, &asks[i], &answers[i]))
+		d.held = append(d.held, grantOf(&asks[i], &answers[i]))
 	}
 	return true
 }
 
 // feed keeps the standby warm with what the store granted, but for what it
 // has charged by itself already.
-func (d *decision) feed(held []charge) {
+func (d *decision) feed() {
 	b := d.h.backend
-	if len(held) == 0 {
+	if len(d.held) == 0 {
 		b.feed(d.asks, d.answers)
 		return
 	}
 	for i := range d.asks {
 		a := &d.asks[i]
-		if !slices.ContainsFunc(held, func(c charge) bool { return c.grant.Key == a.Key && c.grant.Window == a.Window }) {
+		if !slices.ContainsFunc(d.held, func(g store.Grant) bool { return g.Key == a.Key && g.Window == a.Window }) {
 			b.feed(d.asks[i:i+1], d.answers[i:i+1])
 		}
 	}
 }
 
+func grantOf(ask *store.Ask, answer *store.Answer) store.Grant {
+	return store.Grant{
+		Key: ask.Key, Window: ask.Window,
+		Stamp: answer.Stamp, Mark: answer.Mark, Units: ask.Need + answer.Extra,
+		Source: answer.Source,
+	}
+}
+
+// giveBack returns what was charged before another zone of the handler refused.
+func (d *decision) giveBack() {
+	d.giveBackHeld()
+	d.late.giveBack(d.h.backend.store)
+}
+
+// giveBackHeld returns what the standby has charged.
+func (d *decision) giveBackHeld() {
+	if len(d.held) > 0 {
+		_ = d.h.backend.standby.Return(0, d.held) // never fails
+		d.held = d.held[:0]
+	}
+}
+
 // lateCall is a call of which nobody knew, when the request was decided,
-// whether it was executed.
+// whether it was executed. The zero lateCall is none.
 type lateCall struct {
 	late *store.Late
-	data string // as of a charge
-	from returner
 	asks []store.Ask // a copy: decisions are reused
-
-	before *lateCall // of an earlier handler
 }
 
 // giveBack returns what the call has charged, when that is known.
-func (c *lateCall) giveBack() {
+func (c lateCall) giveBack(to store.Store) {
+	if c.late == nil {
+		return
+	}
 	c.late.Then(func(answers []store.Answer) {
 		var grants []store.Grant
 		for i := range min(len(c.asks), len(answers)) {
 			if ask, answer := &c.asks[i], &answers[i]; answer.Charged() {
-				grants = append(grants, store.Grant{
-					Key: ask.Key, Window: ask.Window,
-					Stamp: answer.Stamp, Mark: answer.Mark, Units: ask.Need, Source: answer.Source,
-				})
+				grants = append(grants, grantOf(ask, answer))
 			}
 		}
 		if len(grants) > 0 {
-			// Others wait for this goroutine. As with all that is given
-			// back, a failure leaves the units spent.
-			go func() { _ = c.from.Return(defaultBudget, grants) }()
+			// Others wait for this goroutine. A failure leaves the units
+			// spent until their window has passed.
+			go func() { _ = to.Return(defaultBudget, grants) }()
 		}
 	})
 }

@@ -85,10 +85,12 @@ type clocked interface {
 }
 
 // take asks the store, and takes note of how it fares. began is now. What is
-// owed to the store for the same keys is reported with it.
-func (b *backend) take(began time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	attached := b.standby.Attach(asks)
-	var err error
+// owed to the store for the same keys is reported with it. It returns how long
+// it waited for the store, 0 if the store was not asked.
+func (b *backend) take(began time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) (took time.Duration, err error) {
+	// Without time to wait only this process can decide; a lease does so only
+	// for asks that owe nothing.
+	attached := wait > 0 && b.standby.Attach(asks)
 	if s, ok := b.store.(clocked); ok {
 		err = s.TakeAt(began, wait, asks, answers)
 	} else {
@@ -98,10 +100,11 @@ func (b *backend) take(began time.Time, wait time.Duration, asks []store.Ask, an
 		b.detach(asks, answers, err)
 	}
 	if err == nil && !slices.ContainsFunc(answers, fromStore) {
-		return nil // decided in this process: it says nothing about the store
+		return 0, nil // decided in this process: it says nothing about the store
 	}
-	b.observe(time.Since(began), err)
-	return err
+	took = time.Since(began)
+	b.observe(took, err)
+	return took, err
 }
 
 func fromStore(a store.Answer) bool { return a.Source == store.FromStore && !a.Undecided }
@@ -145,6 +148,9 @@ func (b *backend) observe(took time.Duration, err error) {
 	if err != nil {
 		kind = store.ErrorKind(err)
 		storeSeries.ifHeld(b.name, func() { metrics.storeErrors.WithLabelValues(b.name, string(kind)).Inc() })
+	}
+	if kind == store.KindBudget {
+		return // nothing was sent, and that was no fault of the store
 	}
 	if kind != store.KindAway { // else nothing was sent
 		if duration := b.duration(); duration != nil {

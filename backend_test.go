@@ -11,24 +11,6 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// slowReturner takes all the time it is given.
-type slowReturner struct{ _ int } // with a size, so that two differ
-
-func (*slowReturner) Return(wait time.Duration, _ []store.Grant) error { time.Sleep(wait); return nil }
-
-// Giving back to several stores takes no longer than to one.
-func TestGivingBackKeepsToTheBudget(t *testing.T) {
-	p := &passage{}
-	for range 4 {
-		p.charges = append(p.charges, charge{from: new(slowReturner), grant: store.Grant{Units: 1}})
-	}
-	began := time.Now()
-	p.giveBack(100 * time.Millisecond)
-	if took := time.Since(began); took > 300*time.Millisecond { // one after the other they take 400
-		t.Errorf("giving back took %v of a budget of 100ms", took)
-	}
-}
-
 // reporter is a store of which a test tells how it fares.
 type reporter struct {
 	name      string

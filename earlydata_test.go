@@ -68,7 +68,7 @@ http://a.test {
 	}
 }
 
-// What an earlier handler charged is given back, and error routes see the
+// What an earlier handler charged stays charged, and error routes see the
 // status.
 func TestEarlyDataInASecondHandler(t *testing.T) {
 	e := start(t, `
@@ -95,5 +95,5 @@ http://first.test {
 			t.Errorf("early data: got body %q, want that of handle_errors", a.body)
 		}
 	}
-	e.body("9", alice, "http://first.test/")
+	e.body("6", alice, "http://first.test/")
 }

@@ -230,6 +230,9 @@ func (s *rigStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (s *rigStore) String() string { return "rig " + s.Name }
 
 func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+	if wait <= 0 {
+		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("no time to wait")}
+	}
 	s.mu.Lock()
 	err, delay, late, source := s.err, s.delay, s.late, s.source
 	s.asks = append(s.asks, asks...)

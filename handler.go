@@ -15,18 +15,24 @@ import (
 // ServeHTTP limits the request: who is it, may it pass, what do we answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	p := passageOf(r)
+	if p.refused {
+		// An error route is rendering the refusal. A refused request is
+		// charged nowhere else: one that is over its limit would use up the
+		// limit on failed logins, and be refused for that.
+		return next.ServeHTTP(w, r)
+	}
 	p.client = h.identity.client(r)
 
 	d := newDecision(h, r, p)
 	if err := d.gather(); err != nil {
-		p.giveBack(d.rest())
 		d.release()
 		return err
 	}
 	d.decide()
 	d.report()
 	if !d.passes() {
-		p.giveBack(d.rest())
+		p.refused = true
+		d.giveBack()
 		err := h.refuse(w, r, d)
 		d.release()
 		return err
@@ -41,13 +47,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return err
 }
 
-// decision is the work on one request in one handler. Decisions are reused.
+// decision is the work on one request in one handler. It is charged to all of
+// the handler's zones that apply, or to none; what it has charged when it lets
+// the request pass stays charged, whatever later handlers say: between them a
+// password may have been checked, or an upstream asked. Decisions are reused.
 type decision struct {
-	h     *Handler
-	r     *http.Request
-	p     *passage
-	began time.Time // asking the store; zero before
-	keys  keyBuilder
+	h    *Handler
+	r    *http.Request
+	p    *passage
+	keys keyBuilder
 
 	verdicts []verdict
 	asks     []store.Ask    // of the verdicts that need the store
@@ -55,6 +63,9 @@ type decision struct {
 	index    []int          // verdict of each ask
 	exempt   []*Zone
 	problem  problem // why the request is refused, if it is not for a limit
+
+	held []store.Grant // by the standby; goes back if the request is refused here
+	late lateCall      // likewise, when its answers come
 }
 
 // verdict is what one zone says. It is silent if another zone refused before
@@ -82,7 +93,7 @@ var decisions = sync.Pool{New: func() any { return new(decision) }}
 
 func newDecision(h *Handler, r *http.Request, p *passage) *decision {
 	d := decisions.Get().(*decision)
-	d.h, d.r, d.p, d.began = h, r, p, time.Time{}
+	d.h, d.r, d.p = h, r, p
 	d.keys.repl = p.repl
 	d.keys.remoteAddr = r.RemoteAddr
 	return d
@@ -92,19 +103,12 @@ func (d *decision) release() {
 	clear(d.verdicts)
 	clear(d.asks)
 	clear(d.exempt)
+	clear(d.held)
 	d.verdicts, d.asks, d.answers = d.verdicts[:0], d.asks[:0], d.answers[:0]
-	d.index, d.exempt = d.index[:0], d.exempt[:0]
-	d.h, d.r, d.p, d.problem = nil, nil, nil, problemNone
+	d.index, d.exempt, d.held = d.index[:0], d.exempt[:0], d.held[:0]
+	d.h, d.r, d.p, d.problem, d.late = nil, nil, nil, problemNone, lateCall{}
 	d.keys.repl = nil
 	decisions.Put(d)
-}
-
-// rest is what is left of the budget.
-func (d *decision) rest() time.Duration {
-	if d.began.IsZero() {
-		return d.h.budget
-	}
-	return d.h.budget - time.Since(d.began)
 }
 
 // gather finds out which zones apply, and what to ask the store for.
@@ -130,6 +134,7 @@ func (d *decision) gather() error {
 			continue
 		}
 		if zone.keyedOnAddress() && isEarlyData(d.r) {
+			d.p.refused = true
 			return caddyhttp.Error(http.StatusTooEarly,
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}
@@ -181,19 +186,20 @@ func (d *decision) decide() {
 		return
 	}
 	b := d.h.backend
-	d.began = time.Now()
-	held := len(d.p.charges)
-	if b.cautious && !d.consents(d.began) {
+	now := time.Now()
+	if b.cautious && !d.consents(now) {
 		return
 	}
 	d.answers = append(d.answers[:0], make([]store.Answer, len(d.asks))...)
-	if err := b.take(d.began, d.h.budget, d.asks, d.answers); err != nil {
-		d.p.returnFrom(held)
+	took, err := b.take(now, d.p.rest(d.h.budget), d.asks, d.answers)
+	d.p.waited += took
+	if err != nil {
+		d.giveBackHeld()
 		d.withoutStore(err)
 		return
 	}
-	d.feed(d.p.charges[held:])
-	d.settle(b.store, false)
+	d.feed()
+	d.settle(false)
 }
 
 // dropAsks removes the verdicts that were to come from the store.
@@ -208,9 +214,10 @@ func (d *decision) dropAsks() {
 	d.asks, d.index = d.asks[:0], d.index[:0]
 }
 
-// settle takes the answers of s over into the verdicts, and takes note of
-// what was charged. away tells that s stands in for a store that is away.
-func (d *decision) settle(s returner, away bool) {
+// settle takes the answers over into the verdicts, and takes note of what was
+// charged. away tells that they are not the store's, but those of what stands
+// in for it.
+func (d *decision) settle(away bool) {
 	for i := range d.asks {
 		v := &d.verdicts[d.index[i]]
 		if d.answers[i].Undecided {
@@ -222,20 +229,8 @@ func (d *decision) settle(s returner, away bool) {
 		}
 		v.counted, v.answer, v.granted = true, d.answers[i], d.answers[i].Granted
 		if v.answer.Charged() {
-			d.p.charges = append(d.p.charges, d.charge(s, &d.asks[i], &v.answer))
+			d.p.note(d.h.backend.name, &d.asks[i])
 		}
-	}
-}
-
-func (d *decision) charge(from returner, ask *store.Ask, answer *store.Answer) charge {
-	return charge{
-		data: d.h.backend.name,
-		from: from,
-		grant: store.Grant{
-			Key: ask.Key, Window: ask.Window,
-			Stamp: answer.Stamp, Mark: answer.Mark, Units: ask.Need + answer.Extra,
-			Source: answer.Source,
-		},
 	}
 }
 

@@ -168,7 +168,7 @@ func (p *passage) announce(w http.ResponseWriter, style headerStyle, d *decision
 }
 
 // forgetHeaders keeps what was announced out of the response: the request is
-// refused after all, and what earlier handlers granted is given back.
+// refused after all, and the response tells of the zones that refused.
 func (p *passage) forgetHeaders() {
 	if p.headers != nil {
 		p.headers.zones = nil

@@ -40,7 +40,7 @@ var metrics = struct {
 	}, []string{"store"}),
 	storeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_errors_total",
-		Help: "Calls that the store did not answer, by kind (timeout, unavailable, broken, overload, reply, away).",
+		Help: "Calls that the store did not answer, by kind (timeout, unavailable, broken, overload, reply, budget, away).",
 	}, []string{"store", "kind"}),
 	storeUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "store_up",

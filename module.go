@@ -30,6 +30,7 @@ func init() {
 // Handler limits the rate of requests. Requests that would exceed the limit
 // of a zone are refused with status 429 and a true Retry-After; a request is
 // charged to all the zones that apply to it, or, when one refuses, to none.
+// What a handler has charged stays charged when a later handler refuses.
 //
 // These placeholders are set for what runs after the handler, for error
 // routes and for the access log:
@@ -60,8 +61,8 @@ type Handler struct {
 	// Default: the app's, else `local`.
 	OnStoreError string `json:"on_store_error,omitempty"`
 
-	// The longest time that the handler may hold up a request while it waits
-	// for the store. Default: the app's, else 100ms.
+	// The longest time that a request may wait for stores, in all handlers
+	// together. Default: the app's, else 100ms.
 	Budget caddy.Duration `json:"budget,omitempty"`
 
 	// Which response headers tell clients about their limits: `draft`

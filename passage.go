@@ -19,22 +19,18 @@ import (
 type passage struct {
 	repl    *caddy.Replacer
 	client  ipident.Result
-	charges []charge
-	late    *lateCall // the last one
+	refused bool          // by a handler of this module; none charges it any more
+	waited  time.Duration // for stores
+	charged []chargedLog
 	told    placeholders
 	headers *headerWriter // set by the first handler that sends headers always
 }
 
-// charge is a grant that the request holds, and who can take it back.
-type charge struct {
-	data  string // name of the store's data, for which on the store's failure the standby stands in
-	from  returner
-	grant store.Grant
-}
-
-// returner is a store, or what stands in for it.
-type returner interface {
-	Return(wait time.Duration, grants []store.Grant) error
+// chargedLog is a log that the request was charged to, or may have been.
+type chargedLog struct {
+	data   string // name of the store's data, which outlives a store's failure
+	key    store.Key
+	window time.Duration
 }
 
 const passageVar = "distributed_ratelimit.passage"
@@ -52,75 +48,26 @@ func passageOf(r *http.Request) *passage {
 	return p
 }
 
+// note takes note that the request was charged for an ask, or may have been.
+func (p *passage) note(data string, ask *store.Ask) {
+	p.charged = append(p.charged, chargedLog{data, ask.Key, ask.Window})
+}
+
 // hasCharged reports whether the request was charged for this already, by a
 // handler that it passed before: a limit that is met twice counts once.
 func (p *passage) hasCharged(data string, ask *store.Ask) bool {
-	for i := range p.charges {
-		c := &p.charges[i]
-		if c.data == data && c.grant.Key == ask.Key && c.grant.Window == ask.Window {
-			return true
-		}
-	}
-	for call := p.late; call != nil; call = call.before {
-		// It may have been charged; if it was, that stands.
-		if call.data == data && slices.ContainsFunc(call.asks, func(a store.Ask) bool { return a.Key == ask.Key && a.Window == ask.Window }) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(p.charged, chargedLog{data, ask.Key, ask.Window})
 }
 
-// giveBack returns all that the request was charged for, because it is
-// refused after all. It waits at most wait; what does not fit into it goes on
-// in the background, for at most as long as one more default budget.
-func (p *passage) giveBack(wait time.Duration) {
-	for call := p.late; call != nil; call = call.before {
-		call.giveBack()
+// rest is how long the request may still wait for a store, in a handler with
+// this budget: however many handlers there are, they hold it up for one budget
+// together. What is less than half of one is not worth a call: the call would
+// most likely be late, and the store would be blamed for it.
+func (p *passage) rest(budget time.Duration) time.Duration {
+	if rest := budget - p.waited; rest >= budget/2 {
+		return rest
 	}
-	charges := p.charges
-	p.charges, p.late = nil, nil
-	if len(charges) == 0 {
-		return
-	}
-	if wait < time.Millisecond {
-		go returnCharges(charges, defaultBudget)
-		return
-	}
-	returnCharges(charges, wait)
-}
-
-// returnFrom gives back the charges from the nth on, which are this process's
-// own: that takes no time.
-func (p *passage) returnFrom(n int) {
-	returnCharges(p.charges[n:], 0)
-	p.charges = p.charges[:n]
-}
-
-// returnCharges gives each store its grants in one call. Its failure is not
-// reported: the units stay spent until their window has passed, and the
-// store's next call tells that it is away.
-func returnCharges(charges []charge, wait time.Duration) {
-	end := time.Now().Add(wait)
-	for n := 0; len(charges) > 0; n++ {
-		if n > 0 {
-			if wait = time.Until(end); wait < time.Millisecond {
-				go returnCharges(charges, defaultBudget)
-				return
-			}
-		}
-		first := charges[0].from
-		var grants []store.Grant
-		rest := charges[:0]
-		for _, c := range charges {
-			if c.from == first {
-				grants = append(grants, c.grant)
-			} else {
-				rest = append(rest, c)
-			}
-		}
-		charges = rest
-		_ = first.Return(wait, grants)
-	}
+	return 0
 }
 
 // placeholders is what the last handler has to tell about the request.

@@ -172,8 +172,7 @@ http://b.test {
 	e.granted(5, alice, "http://b.test/")
 }
 
-// The failure of a later handler's store gives back what an earlier one
-// charged, from the store or from the local memory.
+// What an earlier handler granted locally counts, though a later one refuses.
 func TestStoreAwayInASecondHandler(t *testing.T) {
 	e, r := outage(t, `
 http://a.test {
@@ -186,13 +185,33 @@ http://first.test {
 	distributed_ratelimit 2 1h first
 	`+tell+`
 }`)
-	for range 5 {
-		e.refused(alice, "http://a.test/")
-	}
-	e.body("granted local 1", alice, "http://first.test/")
+	e.refused(alice, "http://a.test/")
+	e.body("granted local 0", alice, "http://first.test/")
 	if given := r.returned(); len(given) > 0 {
 		t.Errorf("given back to the store that was away: got %+v, want nothing", given)
 	}
+}
+
+// The budget is the request's, however many handlers it passes: what the first
+// one has waited is missing for the next. A store is not asked in vain, and not
+// blamed for it.
+func TestHandlersShareTheBudget(t *testing.T) {
+	r := newRig(t, "slow")
+	zone := func(name string) string {
+		return "distributed_ratelimit 5 1h " + name + " {\n\t\t\tstore rig slow\n\t\t\tbudget 2s\n\t\t}\n\t\t"
+	}
+	e := start(t, "http://a.test {\n\troute {\n\t\t"+zone("a")+zone("b")+zone("c")+zone("d")+"respond ok\n\t}\n}\n"+
+		"http://d.test {\n\t"+zone("d")+tell+"\n}")
+	r.hangs(1500 * time.Millisecond)
+	e.granted(1, alice, "http://a.test/")
+	if asked := r.asked(); len(asked) != 1 || asked[0].Key.Zone != "a" {
+		t.Errorf("four handlers, of which one uses up the budget: the store was asked for %+v, want one ask for a", asked)
+	}
+	e.sample("store_errors_total", "budget rig slow", 3)
+	e.sample("store_up", "rig slow rig slow", 1)
+	// What was granted without the store is reported with the next call.
+	r.hangs(0)
+	e.body("granted store 3", alice, "http://d.test/")
 }
 
 // Whatever the store does, a request waits no longer than the budget.

@@ -47,7 +47,8 @@ const (
 // nothing was charged.
 //
 // Take returns at the latest after wait (give or take the scheduler), with an
-// error if there is no decision by then. An error means that no answer is
+// error if there is no decision by then. With a wait of 0 it decides what it
+// can without asking anybody, and else fails with [KindBudget]. An error means that no answer is
 // valid; it is an *[Error] unless the asks are senseless. The call may have
 // been executed all the same, so it must never be repeated on account of an
 // error; [Error.Unexecuted] tells when it was certainly not.
@@ -229,13 +230,16 @@ const (
 	KindOverload Kind = "overload"
 	// KindReply: the server answered with an error, or with nonsense.
 	KindReply Kind = "reply"
+	// KindBudget: there was no time to wait for an answer; the server was not
+	// asked.
+	KindBudget Kind = "budget"
 	// KindAway: the server is known to be away, or to answer too late; it was
 	// not asked.
 	KindAway Kind = "away"
 )
 
 // Kinds lists every Kind.
-var Kinds = []Kind{KindTimeout, KindUnavailable, KindBroken, KindOverload, KindReply, KindAway}
+var Kinds = []Kind{KindTimeout, KindUnavailable, KindBroken, KindOverload, KindReply, KindBudget, KindAway}
 
 // Error is the failure of a store, as opposed to its refusal.
 type Error struct {

