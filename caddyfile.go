@@ -16,8 +16,11 @@ import (
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective(directive, parseHandler)
-	// Before authentication: guessing passwords is what most needs a limit.
-	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "basic_auth")
+	// Before authentication: guessing passwords is what most needs a limit. And
+	// before the first directive that changes the request, which is method: a
+	// zone that matches /login must see what the client asked for, not the
+	// /index.php that try_files makes of it.
+	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "method")
 }
 
 const directive = "distributed_ratelimit"

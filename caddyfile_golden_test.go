@@ -141,16 +141,16 @@ func roundTrip(t *testing.T, config []byte) {
 	}
 }
 
-func TestDirectiveStandsBeforeAuthentication(t *testing.T) {
+func TestDirectiveStandsBeforeRewritesAndAuthentication(t *testing.T) {
 	config := string(adapted(t, string(goldens(t)["order"])))
 	places := []int{
-		strings.Index(config, `"handler":"headers"`), strings.Index(config, `"handler":"rewrite"`),
-		strings.Index(config, `"handler":"distributed_ratelimit"`), strings.Index(config, `"handler":"authentication"`),
+		strings.Index(config, `"handler":"headers"`), strings.Index(config, `"handler":"distributed_ratelimit"`),
+		strings.Index(config, `"handler":"rewrite"`), strings.Index(config, `"handler":"authentication"`),
 		strings.Index(config, `"handler":"static_response"`),
 	}
 	for i, place := range places {
 		if place < 0 || (i > 0 && place < places[i-1]) {
-			t.Errorf("order of header, rewrite, distributed_ratelimit, basic_auth and respond: got offsets %v, want ascending ones", places)
+			t.Errorf("order of header, distributed_ratelimit, rewrite, basic_auth and respond: got offsets %v, want ascending ones", places)
 		}
 	}
 }
