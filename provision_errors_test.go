@@ -51,6 +51,8 @@ func TestProvisionRejects(t *testing.T) {
 		{"prefix", zoneJSON(fine + `, "ipv4_prefix": 0`), []string{"ipv4_prefix 0 is not between"}},
 		{"on_empty_key", zoneJSON(fine + `, "on_empty_key": "x"`), []string{"unknown on_empty_key"}},
 		{"on_store_error of a zone", zoneJSON(fine + `, "on_store_error": "x"`), []string{"unknown on_store_error"}},
+		{"exemption of everything", zoneJSON(fine + `, "exempt": [{}]`), []string{`zone "z"`, "set 0 of exempt has no matcher", "remove it"}},
+		{"empty matcher set", zoneJSON(fine + `, "match": [{"path": ["/"]}, {}]`), []string{`zone "z"`, "set 1 of match has no matcher"}},
 		{"matcher", zoneJSON(fine + `, "match": [{"nonsense": {}}]`), []string{`zone "z": match`, "http.matchers.nonsense"}},
 		{"matcher's value", zoneJSON(fine + `, "exempt": [{"client_ip": {"ranges": ["x"]}}]`), []string{`zone "z": exempt`}},
 		{"on_store_error", handlerJSON(handlerOf + `"on_store_error": "x"}`), []string{"unknown on_store_error"}},

@@ -116,6 +116,12 @@ func (z *Zone) check() *configError {
 	if window%time.Microsecond != 0 {
 		return wrong("window", "window %v is finer than a microsecond; round it", window)
 	}
+	if problem := checkMatcherSets("match", z.MatchRaw); problem != nil {
+		return problem
+	}
+	if problem := checkMatcherSets("exempt", z.ExemptRaw); problem != nil {
+		return problem
+	}
 	if _, err := parseKey(z.Key); err != nil {
 		return wrong("key", "%w", err)
 	}
@@ -131,6 +137,17 @@ func (z *Zone) check() *configError {
 		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
 	}
 	return checkPolicy(z.OnStoreError)
+}
+
+// checkMatcherSets rejects sets without a matcher, which match every request:
+// an empty exemption would turn the zone off without a word.
+func checkMatcherSets(field string, sets caddyhttp.RawMatcherSets) *configError {
+	for i, set := range sets {
+		if len(set) == 0 {
+			return wrong(field, "set %d of %s has no matcher, so that it matches every request; give it one, or remove it", i, field)
+		}
+	}
+	return nil
 }
 
 func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
