@@ -3,6 +3,7 @@ package distributedratelimit
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -40,9 +41,15 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *decision) er
 	answer := h.refusal(d)
 	header := w.Header()
 	header.Set("Cache-Control", "no-store")
+	d.p.told.retryAfter = answer.retryAfter
 	if answer.retryAfter > 0 {
 		header.Set("Retry-After", strconv.FormatInt(answer.retryAfter, 10))
-		d.p.told.retryAfter = answer.retryAfter
+	}
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// The server reads the body before it answers, to be able to use the
+		// connection again. A client that waits for the answer before it
+		// sends the body (Expect: 100-continue) would wait for ever.
+		header.Set("Connection", "close")
 	}
 	if d.problem == problemNone {
 		h.headers.set(header, d.headerZones(answer.retryAfter))
@@ -86,8 +93,14 @@ func (h *Handler) refusal(d *decision) refusal {
 		if v.granted || v.zone.DryRun || v.silent() {
 			continue
 		}
-		longest = max(longest, v.answer.RetryAfter)
+		longest = max(longest, v.wait())
 		violated = append(violated, v.zone.Name)
+	}
+	if longest == math.MaxInt64 {
+		return refusal{
+			Type: problemQuotaExceeded, Title: "Too many requests", Status: h.Status,
+			Detail: "The limit allows no requests.", Violated: violated,
+		}
 	}
 	seconds := max(wholeSeconds(h.jittered(longest)), 1)
 	return refusal{

@@ -122,17 +122,19 @@ http://a.test {
 func TestJitterOnlyLengthens(t *testing.T) {
 	e := start(t, `
 http://a.test {
-	distributed_ratelimit 0 1000s {
+	distributed_ratelimit 1 1000s {
 		jitter 50%
 	}
+	respond "ok"
 }`)
+	e.granted(1, alice, "http://a.test/")
 	seen := make(map[string]bool)
 	for range 200 {
 		a := e.refused(alice, "http://a.test/")
-		a.waits(t, 1000, 1500)
+		a.waits(t, 900, 1500)
 		seen[a.Header.Get("Retry-After")] = true
 		// The header must not promise an earlier time than Retry-After.
-		if got, want := a.Header.Get("RateLimit"), `"0-per-16m40s";r=0;t=`+a.Header.Get("Retry-After"); got != want {
+		if got, want := a.Header.Get("RateLimit"), `"1-per-16m40s";r=0;t=`+a.Header.Get("Retry-After"); got != want {
 			t.Fatalf("header RateLimit: got %q, want %q", got, want)
 		}
 	}
@@ -161,8 +163,8 @@ http://b.test {
 	respond "{http.distributed_ratelimit.remaining}"
 }`)
 	a := e.refused(alice, "http://a.test/")
-	a.header(t, "Retry-After", "60")
-	a.header(t, "RateLimit", `"closed";r=0;t=60`)
+	a.header(t, "Retry-After", "")
+	a.header(t, "RateLimit", `"closed";r=0`)
 	e.body("4", alice, "http://b.test/")
 }
 

@@ -2,6 +2,7 @@ package distributedratelimit
 
 import (
 	"errors"
+	"math"
 	"net/http"
 	"sync"
 	"time"
@@ -139,8 +140,7 @@ func (d *decision) gather() error {
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}
 		if zone.limit == 0 {
-			d.verdicts = append(d.verdicts, verdict{zone: zone, source: sourcePolicy, counted: true,
-				answer: store.Answer{RetryAfter: zone.window}})
+			d.verdicts = append(d.verdicts, verdict{zone: zone, source: sourcePolicy, counted: true})
 			continue
 		}
 
@@ -288,12 +288,21 @@ func (d *decision) shown() *verdict {
 			continue
 		case shown == nil,
 			refused && shown.granted,
-			refused && v.answer.RetryAfter > shown.answer.RetryAfter,
+			refused && v.wait() > shown.wait(),
 			v.granted && shown.granted && v.share() < shown.share():
 			shown = v
 		}
 	}
 	return shown
+}
+
+// wait is how long a refused client has to wait: for ever if the zone lets
+// nothing pass.
+func (v *verdict) wait() time.Duration {
+	if v.zone.limit == 0 {
+		return math.MaxInt64
+	}
+	return v.answer.RetryAfter
 }
 
 // share is what is left of the zone's limit, 0 to 1; a zone that was not

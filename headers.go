@@ -66,8 +66,10 @@ func parseHeaderStyle(words []string) headerStyle {
 type headerZone struct {
 	name             string
 	limit, remaining int64
-	window, reset    int64 // s
+	window, reset    int64 // s; reset is noReset if waiting does not help
 }
+
+const noReset = -1
 
 // headerZones lists the zones of a decision that are in force. retryAfter is
 // that of the response, 0 if it is none: the header's reset must not promise
@@ -83,8 +85,11 @@ func (d *decision) headerZones(retryAfter int64) []headerZone {
 			name: v.zone.Name, limit: v.zone.limit, remaining: v.answer.Remaining,
 			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.answer.Reset),
 		}
-		if !v.granted {
-			zone.reset = retryAfter
+		switch {
+		case v.zone.limit == 0:
+			zone.reset = noReset
+		case !v.granted:
+			zone.reset = max(retryAfter, wholeSeconds(v.answer.RetryAfter))
 		}
 		zones = append(zones, zone)
 	}
@@ -115,7 +120,10 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 		})
 		header["X-Ratelimit-Limit"] = []string{strconv.FormatInt(z.limit, 10)}
 		header["X-Ratelimit-Remaining"] = []string{strconv.FormatInt(z.remaining, 10)}
-		header["X-Ratelimit-Reset"] = []string{strconv.FormatInt(z.reset, 10)}
+		delete(header, "X-Ratelimit-Reset")
+		if z.reset != noReset {
+			header["X-Ratelimit-Reset"] = []string{strconv.FormatInt(z.reset, 10)}
+		}
 	}
 }
 
@@ -131,13 +139,16 @@ func compareShares(a, ofA, b, ofB int64) int {
 }
 
 // appendItem appends an item of a structured field list (RFC 9651): a string
-// with two integer parameters. Names of zones need no escaping in it.
+// with two integer parameters, of which the second may be noReset. Names of zones need no escaping in it.
 func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, value2 int64) []byte {
 	dst = append(dst, '"')
 	dst = append(dst, name...)
 	dst = append(dst, `";`...)
 	dst = append(dst, param1...)
 	dst = strconv.AppendInt(append(dst, '='), value1, 10)
+	if value2 == noReset {
+		return dst
+	}
 	dst = append(dst, ';')
 	dst = append(dst, param2...)
 	return strconv.AppendInt(append(dst, '='), value2, 10)

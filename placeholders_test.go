@@ -135,7 +135,7 @@ http://error.test {
 }`)
 	e.told("granted tight 2 1 HOUR  store 198.51.100.1", e.get(alice, "http://a.test/").body)
 	e.told("dry_run trial 0 0 0  policy 198.51.100.1", e.get(alice, "http://trial.test/").body)
-	const refused = "refused closed 0 0 0 HOUR policy 198.51.100.1"
+	const refused = "refused closed 0 0 0  policy 198.51.100.1"
 	e.told(refused, e.refused(alice, "http://error.test/").body)
 	for _, line := range e.log.says(1, "handled request") {
 		e.told(refused, logged(line))
