@@ -26,10 +26,18 @@ func (d *decision) withoutStore(err error) {
 		d.late = lateCall{late: failure.Late, asks: slices.Clone(d.asks)}
 	}
 	asks, index := d.asks[:0], d.index[:0]
+	owe := ok && (failure.Unexecuted || failure.Counted != nil)
 	for i := range d.asks {
 		v := &d.verdicts[d.index[i]]
+		if ok && failure.Known != nil && !failure.Known[i].Undecided {
+			// A server of the store has decided this one, and others are away.
+			d.adopt(v, &failure.Known[i], sourceOf(failure.Known[i].Source))
+			b.feed(d.asks[i:i+1], failure.Known[i:i+1])
+			continue
+		}
 		switch v.zone.policy {
 		case policyLocal:
+			owe = owe && (failure.Counted == nil || !failure.Counted[i])
 			asks, index = append(asks, d.asks[i]), append(index, d.index[i])
 		case policyAllow:
 			v.source, v.granted = sourcePolicy, true
@@ -49,7 +57,7 @@ func (d *decision) withoutStore(err error) {
 		return
 	}
 	d.answers = d.answers[:len(asks)]
-	d.takeHere(d.asks, d.answers, ok && failure.Unexecuted)
+	d.takeHere(d.asks, d.answers, owe)
 	d.settle(true)
 }
 

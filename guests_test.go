@@ -144,6 +144,7 @@ type rig struct {
 	mu     sync.Mutex
 	err    error
 	delay  time.Duration
+	first  bool        // of each call only the first ask is decided
 	late   *store.Late // calls are executed, but answered too late
 	behind []store.Answer
 	source store.Source // what answers tell
@@ -234,7 +235,7 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("no time to wait")}
 	}
 	s.mu.Lock()
-	err, delay, late, source := s.err, s.delay, s.late, s.source
+	err, delay, late, source, first := s.err, s.delay, s.late, s.source, s.first
 	s.asks = append(s.asks, asks...)
 	s.mu.Unlock()
 	if delay > wait {
@@ -242,6 +243,19 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 		return &store.Error{Kind: store.KindTimeout, Err: errors.New("no answer in time")}
 	}
 	time.Sleep(delay)
+	if first {
+		known, counted := make([]store.Answer, len(asks)), make([]bool, len(asks))
+		for i := range known {
+			known[i].Undecided = i > 0
+		}
+		if err := s.memory.Take(wait, asks[:1], known[:1]); err != nil {
+			return err
+		}
+		counted[0] = true
+		behind := new(store.Late)
+		behind.Deliver(known)
+		return &store.Error{Kind: store.KindAway, Late: behind, Known: known, Counted: counted, Err: errors.New("one of two is away")}
+	}
 	if late != nil {
 		behind := make([]store.Answer, len(asks))
 		if err := s.memory.Take(wait, asks, behind); err != nil {

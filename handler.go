@@ -223,15 +223,20 @@ func (d *decision) settle(away bool) {
 		if d.answers[i].Undecided {
 			continue // it has nothing to say
 		}
-		v.source = sourceOf(d.answers[i].Source)
+		source := sourceOf(d.answers[i].Source)
 		if away {
-			v.source = sourceLocal
+			source = sourceLocal
 		}
-		v.counted, v.answer, v.granted = true, d.answers[i], d.answers[i].Granted
+		d.adopt(v, &d.answers[i], source)
 		if v.answer.Charged() {
 			d.p.note(d.h.backend.name, &d.asks[i])
 		}
 	}
+}
+
+// adopt makes an answer the verdict of its zone.
+func (d *decision) adopt(v *verdict, answer *store.Answer, source source) {
+	v.source, v.counted, v.answer, v.granted = source, true, *answer, answer.Granted
 }
 
 // passes reports whether no zone in force refuses.

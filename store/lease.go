@@ -285,6 +285,9 @@ func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now momen
 		switch {
 		case p.refused:
 			// hold has answered.
+		case reply != nil && reply.Undecided:
+			l.putBack(a, p, after)
+			*answer = *reply
 		case reply != nil && !reply.Granted:
 			l.refuse(a, p, answer, reply, now, after)
 		case charged:

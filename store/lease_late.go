@@ -26,7 +26,30 @@ func (l *Leases) later(err error, asks []Ask, parts []part, sent moment) error {
 	e.Late.Then(func(replies []Answer) { late.Deliver(l.learnLate(mine, kept, replies, sent)) })
 	failed := *e
 	failed.Late = late
+	failed.Known, failed.Counted = outer(e, parts, asks)
 	return &failed
+}
+
+// outer turns what an error tells of the asks to the store into what it tells of
+// those to this layer. Nothing is known of an ask for which units were held: they
+// have been put back.
+func outer(e *Error, parts []part, asks []Ask) (known []Answer, counted []bool) {
+	for i := range parts {
+		p := &parts[i]
+		sent := !p.refused && p.short > 0
+		if e.Known != nil {
+			answer := Answer{Undecided: true}
+			if sent && p.short == asks[i].Need {
+				answer = e.Known[p.index]
+				answer.Extra = 0 // that is kept here
+			}
+			known = append(known, answer)
+		}
+		if e.Counted != nil {
+			counted = append(counted, sent && e.Counted[p.index])
+		}
+	}
+	return known, counted
 }
 
 // learnLate takes in what the store has answered late, and returns what the

@@ -251,6 +251,11 @@ type Error struct {
 	// still come, nil otherwise. Whoever lets the request pass leaves it
 	// alone: what is granted then stands.
 	Late *Late
+	// Known, if it is not nil, are the answers to the asks that were decided
+	// though others were not, which are Undecided. None of them refuses, but
+	// Advisory ones. What they charged stands, unless the caller returns it:
+	// it is among the answers of Late.
+	Known []Answer
 	// Counted tells of each ask whether what it owes has been counted, or may
 	// have been. It is nil if that is the same for all: unless Unexecuted.
 	Counted []bool

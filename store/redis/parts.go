@@ -110,7 +110,9 @@ var elapsed = func() <-chan time.Time {
 
 // takeApart decides asks whose keys are not all in one slot, or each by itself:
 // they are asked side by side, and if one refuses, what the others granted is
-// given back. rest is what is left of wait.
+// given back. A refusal is one whatever has become of the other parts; else, if
+// some failed, the error tells what the others have decided. rest is what is left
+// of wait.
 func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []store.Ask, answers []store.Answer, each bool) *store.Error {
 	timer := time.NewTimer(rest)
 	defer timer.Stop()
@@ -119,52 +121,61 @@ func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []sto
 		if p.err == nil && !p.node.breaker.admits(wait) {
 			p.err = p.node.notAsked()
 		}
-		if p.err != nil {
-			return p.err // before anything is sent
-		}
 	}
 	parts = together(parts, timer.C, func(index []int) []*part {
 		return s.takeParts(table, wait, asks, index, true)
 	})
 
 	var failed *store.Error
+	known := make([]store.Answer, len(asks))
+	counted := make([]bool, len(asks))
+	refused := false
 	for _, p := range parts {
 		if p.err == nil {
-			p.err = readSome(p.reply, answers, p.index)
+			p.err = readSome(p.reply, known, p.index)
 		}
 		if p.err != nil && (failed == nil || failed.Unexecuted) {
 			failed = p.err
 		}
+		for _, i := range p.index {
+			counted[i] = p.err == nil || !p.err.Unexecuted
+			known[i].Undecided = p.err != nil
+			refused = refused || p.err == nil && !known[i].Granted && !asks[i].Advisory
+		}
 	}
 	if failed == nil {
-		if !store.Granted(asks, answers) {
+		copy(answers, known)
+		if refused {
 			s.undo(asks, answers)
 		}
 		return nil
 	}
-	known := make([]store.Answer, len(asks))
-	for _, p := range parts {
-		for _, i := range p.index {
-			if p.err == nil {
-				known[i] = answers[i]
-			} else {
-				known[i].Undecided = true
-			}
-		}
-	}
-	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err, Counted: make([]bool, len(asks))}
-	for _, p := range parts {
-		for _, i := range p.index {
-			e.Counted[i] = p.err == nil || !p.err.Unexecuted
-		}
-	}
-	if failed.Unexecuted {
-		// None of what failed will ever be executed, so that the call is not.
+	if refused && (failed.Unexecuted || !owesAny(asks)) {
+		// Nobody is charged, whatever the others would have said or may yet
+		// say. (Of what is owed an answer cannot tell that it may have been
+		// counted; the error can.)
 		s.undo(asks, known)
-	} else {
+		copy(answers, known)
+		lateParts(parts, known).Then(func(late []store.Answer) { s.undo(asks, late) })
+		return nil
+	}
+	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err, Counted: counted}
+	switch {
+	case refused:
+		s.undo(asks, known)
+		e.Late = lateParts(parts, known)
+	case slices.ContainsFunc(known, func(a store.Answer) bool { return !a.Undecided }):
+		e.Unexecuted, e.Known = false, slices.Clone(known)
+		e.Late = lateParts(parts, known)
+	case !failed.Unexecuted:
 		e.Late = lateParts(parts, known)
 	}
 	return e
+}
+
+// owesAny reports whether anything is to be counted whatever is decided.
+func owesAny(asks []store.Ask) bool {
+	return slices.ContainsFunc(asks, func(a store.Ask) bool { return len(a.Owed) > 0 })
 }
 
 // lateParts lets the answers to a call be heard of which some are known, when
