@@ -14,7 +14,11 @@ import (
 
 // keys turns the keys of a store into those of the server:
 //
-//	prefix:zone:window:{hash of the client}
+//	prefix:version:zone:window:{hash of the client}
+//
+// The version is that of the log's format: while instances are replaced by those
+// of another version, neither reads the other's logs, which it would take for
+// garbage, and begin anew.
 //
 // The hash keeps what a stranger sent out of the keys, whatever its bytes and
 // its length, and, with a secret, keeps those who see the keys from finding
@@ -25,6 +29,9 @@ type keys struct {
 	macs   sync.Pool // of hash.Hash, if there is a secret
 	secret bool
 }
+
+// version is that of the format of logs, see window.lua.
+const version = '1'
 
 // hashSize is how much of the hash is in the key. Clients that nobody can
 // make collide in 128 bits share no log.
@@ -70,7 +77,7 @@ func (k *keys) slot(client string) uint16 {
 func (k *keys) key(zone string, window time.Duration, h *clientHash) string {
 	var buf [128]byte
 	b := append(buf[:0], k.prefix...)
-	b = append(b, ':')
+	b = append(b, ':', version, ':')
 	b = appendZone(b, zone)
 	b = append(b, ':')
 	b = appendWindow(b, window)

@@ -18,13 +18,13 @@ func TestKey(t *testing.T) {
 		window time.Duration
 		want   string
 	}{
-		{"30-per-1m", time.Minute, "drl:30-per-1m:60s:"},
-		{"login", 30 * 24 * time.Hour, "drl:login:2592000s:"},
-		{"a.b_c", 1500 * time.Millisecond, "drl:a.b_c:1500ms:"},
-		{"x", time.Second + time.Microsecond, "drl:x:1000001us:"},
-		{"x:60s", time.Second, "drl:x%3A60s:1s:"},
-		{"{x}%", time.Second, "drl:%7Bx%7D%25:1s:"},
-		{"é", time.Second, "drl:%C3%A9:1s:"},
+		{"30-per-1m", time.Minute, "drl:1:30-per-1m:60s:"},
+		{"login", 30 * 24 * time.Hour, "drl:1:login:2592000s:"},
+		{"a.b_c", 1500 * time.Millisecond, "drl:1:a.b_c:1500ms:"},
+		{"x", time.Second + time.Microsecond, "drl:1:x:1000001us:"},
+		{"x:60s", time.Second, "drl:1:x%3A60s:1s:"},
+		{"{x}%", time.Second, "drl:1:%7Bx%7D%25:1s:"},
+		{"é", time.Second, "drl:1:%C3%A9:1s:"},
 	} {
 		h := k.hash("10.0.0.1")
 		got := k.key(test.zone, test.window, &h)
