@@ -8,9 +8,10 @@ const (
 	mergeAbove = 64
 	mergeParts = 64
 	// maxEntries bounds a log unconditionally. The merging rule alone keeps a
-	// log within it, unless grants are stamped further ahead than what merges
-	// spans, or are given back in an adversarial pattern: then a grant joins
-	// the last entry, which is held longer, never shorter.
+	// log within it, unless the limit was raised: then neighbours are merged,
+	// see compact. If that does not help, because grants are stamped further
+	// ahead than what merges spans, a grant joins the last entry. Either way
+	// units are held longer, never shorter.
 	maxEntries = 68
 	// maxSkew is how far ahead of the clock a stamp may lie before it must
 	// come from a clock that has since stepped back: grants reach at most
@@ -169,8 +170,13 @@ func (w *Window) add(now, stamp, units int64, a *Ask) int64 {
 	}
 	last := &w.entries[n-1]
 	stamp = max(stamp, last.stamp)
-	near := a.Limit > mergeAbove && (stamp-w.first)*mergeParts < a.Window.Microseconds()
-	if stamp == last.stamp || near || n >= maxEntries {
+	near := stamp == last.stamp || a.Limit > mergeAbove && (stamp-w.first)*mergeParts < a.Window.Microseconds()
+	if !near && n >= maxEntries {
+		w.compact(a.Window)
+		n = len(w.entries)
+		last = &w.entries[n-1]
+	}
+	if near || n >= maxEntries {
 		last.stamp = stamp
 		last.units += units
 		return stamp
@@ -178,6 +184,27 @@ func (w *Window) add(now, stamp, units int64, a *Ask) int64 {
 	w.entries = append(w.entries, entry{stamp, units})
 	w.first = stamp
 	return stamp
+}
+
+// compact makes room in a full log: each entry joins the one before it while they
+// lie within window/mergeParts, as if the limit had been above mergeAbove from the
+// start. A log is full of closer entries when its limit was at most mergeAbove
+// and has been raised; if what comes next joined the last entry then, that would
+// be held for ever longer.
+func (w *Window) compact(window time.Duration) {
+	kept, start := w.entries[:1], w.entries[0].stamp
+	for i, e := range w.entries[1:] {
+		if (e.stamp-start)*mergeParts >= window.Microseconds() {
+			kept, start = append(kept, e), e.stamp
+			continue
+		}
+		into := &kept[len(kept)-1]
+		into.stamp, into.units = e.stamp, into.units+e.units
+		if i == len(w.entries)-2 {
+			w.first = start
+		}
+	}
+	w.entries = kept
 }
 
 // Return gives units back to the first entry that can hold them: merging

@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -363,8 +364,9 @@ func TestWindowOfLeasesGivenBack(t *testing.T) {
 	var w Window
 	unit := Ask{Window: window, Limit: 1000, Need: 1}
 	lease := Ask{Window: window, Limit: 1000, Extra: 1, Ahead: MaxAhead}
-	now := start
+	now, most := start, 0
 	for i := range int64(200) {
+		most = max(most, len(w.entries))
 		a := w.call(now, &lease)
 		w.Return(now, &Grant{Window: window, Stamp: a.Stamp, Mark: a.Mark, Units: 1})
 		now++
@@ -375,8 +377,8 @@ func TestWindowOfLeasesGivenBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(w.entries) != maxEntries {
-		t.Errorf("%d entries, want all %d", len(w.entries), maxEntries)
+	if most != maxEntries {
+		t.Errorf("%d entries at most, want all %d", most, maxEntries)
 	}
 	if w.Advance(now+window.Microseconds()-1, window); w.total == 0 {
 		t.Errorf("nothing counts a microsecond before the last unit expires")
@@ -472,6 +474,76 @@ func TestWindowUtilisation(t *testing.T) {
 			t.Logf("limit %d, load %g: %d of %d, %.4f", limit, load, granted, want, share)
 			if share < 0.97 || share > 1.01 {
 				t.Errorf("limit %d, load %g: %d granted, %.4f of the %d of an exact log", limit, load, granted, share, want)
+			}
+		}
+	}
+}
+
+// A log that was filled at a limit of up to 64 has an entry for each unit. When
+// the limit was raised, all that came joined the last of them, which was held for
+// ever longer: from 60 to 1000 in 10 s, the next window granted 250.
+func TestWindowOfARaisedLimit(t *testing.T) {
+	const window = 10 * time.Second
+	var w Window
+	now := start
+	ask := func(limit int64) bool {
+		a := Ask{Window: window, Limit: limit, Need: 1}
+		return w.call(now, &a).Granted
+	}
+	for range 60 {
+		if now += 5000; !ask(60) {
+			t.Fatal("60 of 60 are not granted")
+		}
+	}
+	total := 0
+	for i := range 4 {
+		granted := 0
+		for end := now + window.Microseconds(); now < end; now += 9500 {
+			if ask(1000) {
+				granted++
+			}
+		}
+		t.Logf("window %d after the limit was raised to 1000: %d granted", i+1, granted)
+		total += granted
+	}
+	if total < 3970*97/100 { // 60 are used up in the first one
+		t.Errorf("four windows after the limit was raised to 1000: %d granted, want 97 %% at least", total)
+	}
+}
+
+// The same with limits that change for each request, as plans do: those who ask
+// with the highest one get nearly what an exact log would give them.
+func TestWindowUtilisationOfChangingLimits(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for _, limits := range [][]int64{{60, 1000}, {10, 63, 64, 65, 300}, {30, 5000}, {64, 65}} {
+		for _, load := range []float64{1.02, 3} { // asked for, of what the highest limit allows
+			var w Window
+			var exact model
+			granted, want := 0, 0
+			top := slices.Max(limits)
+			step := max(2, int64(float64(2*window.Microseconds())/float64(top)/load))
+			limit, change := limits[0], start
+			for now := start; now < start+max(100, 6400/top)*window.Microseconds(); now += 1 + rng.Int64N(step) {
+				if now > change {
+					limit = limits[rng.IntN(len(limits))]
+					change += rng.Int64N(3 * window.Microseconds())
+				}
+				a := Ask{Window: window, Limit: limit, Need: 1}
+				if w.call(now, &a).Granted {
+					granted++
+				}
+				if exact.expire(now, window); exact.total < limit {
+					exact.add(now, 1)
+					want++
+				}
+				if err := w.sound(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			share := float64(granted) / float64(want)
+			t.Logf("limits %d, load %g: %d of %d, %.4f", limits, load, granted, want, share)
+			if share < 0.97 || share > 1.01 {
+				t.Errorf("limits %d, load %g: %d granted, %.4f of the %d of an exact log", limits, load, granted, share, want)
 			}
 		}
 	}

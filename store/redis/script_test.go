@@ -2,7 +2,9 @@ package redis
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,6 +56,108 @@ func TestScriptAgainstModel(t *testing.T) {
 		h.draw(t)
 		replay(t, script, h.steps)
 	})
+}
+
+// TestScriptAgainstModelRaised does the same where limits are raised and lowered,
+// from 60 and below to above 64: the log is full of close entries then, and is
+// made room in.
+func TestScriptAgainstModelRaised(t *testing.T) {
+	script := newClocked(t, redistest.Start(t))
+	const window = 10 * time.Second
+	compacted := 0
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		h := newHistory(script, fmt.Sprintf("raised%d", seed))
+		h.now = 1_700_000_000_000_000
+		key := store.Key{Zone: h.zone, Client: "c"}
+		name := h.model.name(key, window)
+		entries := func() int {
+			if log := h.model.logs[name]; log != nil {
+				return len(inside(log).entries)
+			}
+			return 0
+		}
+		for limit := int64(60); len(h.steps) < 400; {
+			before := entries()
+			span := window.Microseconds() / 64
+			if limit < 64 {
+				span /= 10
+			}
+			h.now += 1 + rng.Int64N(span)
+			a := store.Ask{Key: key, Window: window, Limit: limit, Need: 1}
+			if rng.IntN(40) == 0 {
+				a.Owed = []store.Spent{{Age: time.Duration(rng.Int64N(5)) * time.Millisecond, Units: 3}}
+			}
+			if limit > 64 && rng.IntN(8) == 0 {
+				a.Extra, a.Ahead = rng.Int64N(5), window/128
+			}
+			if limit > 64 && rng.IntN(60) == 0 {
+				limit = 60
+				h.now += window.Microseconds() * (1 + rng.Int64N(2))
+			} else if limit < 64 && entries() >= 50 {
+				limit = 1000
+			}
+			h.addTake(a)
+			if after := entries(); before >= 67 && after < before-5 && len(a.Owed) == 0 {
+				compacted++
+			}
+			if len(h.grants) > 0 && rng.IntN(10) == 0 {
+				h.addGive(h.grants[rng.IntN(len(h.grants))])
+			}
+		}
+		replay(t, script, h.steps)
+	}
+	if compacted == 0 {
+		t.Error("no log was ever full: this tests nothing")
+	}
+}
+
+// What a later version keeps at the end of a log is kept by this one as it is, is
+// none of its business, and keeps the key alive. So a later version's bans hold
+// while instances are replaced.
+func TestTailsOfLogsAreKept(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, Options{Address: server.Addr})
+	a := one("somebody", 3)
+	name := s.keys.of(&a.Key, a.Window)
+	granted(t, s, a)
+	now := time.Now().UnixMicro()
+	until := now + (2 * a.Window).Microseconds()
+	tail := string(append(appendNumber(appendNumber(nil, now, 7), until, 7), 'x'))
+	server.Do(t, "APPEND", name, tail)
+	kept := func(what string) {
+		t.Helper()
+		value, _ := server.Do(t, "GET", name).(string)
+		if !strings.HasSuffix(value, tail) || strings.Count(value, tail) != 1 {
+			t.Errorf("%s: stored is %x, want %x at its end, once", what, value, tail)
+		}
+		if ttl, _ := server.Do(t, "PTTL", name).(int64); ttl <= a.Window.Milliseconds()*3/2 {
+			t.Errorf("%s: the key has %d ms to live, want as long as its tail", what, ttl)
+		}
+	}
+	answers := take(t, s, a)
+	if answers[0].Remaining != 1 {
+		t.Errorf("a log with a tail: %+v, want one remaining of 3", answers[0])
+	}
+	kept("after a grant")
+	give := func(a store.Ask, answer store.Answer) {
+		t.Helper()
+		if err := s.Return(time.Second, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: a.Need}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(a, answers[0])
+	kept("after a return")
+	all := a
+	all.Need = 2
+	answers = take(t, s, all)
+	give(all, answers[0])
+	give(a, store.Answer{Stamp: 1, Mark: answers[0].Mark}) // the first one
+	kept("after the log was emptied")
+	if answers := take(t, s, a, zoned("other", a)); !answers[0].Granted {
+		t.Errorf("in a call of two: %+v", answers)
+	}
+	kept("after a call of two")
 }
 
 type history struct {

@@ -19,7 +19,10 @@
 --
 -- A log is a string: mark, total, first stamp of the last entry, then the
 -- entries, each a stamp and its units. A time takes 7 bytes, for 6 ended in
--- 1978; units take 6.
+-- 1978; units take 6. A log may end in 15 bytes more, which its length shows,
+-- since no number of entries is as long: a time, the time until which they are to
+-- be kept, and a byte. They are for whoever comes later, and are kept as they are.
+-- Whatever else changes in the format changes the version in the keys, too.
 --
 -- Nothing is written before everything is decided: an error, whichever it
 -- is, means that nothing was written.
@@ -42,6 +45,10 @@ local pack, unpack, sub, call = struct.pack, struct.unpack, string.sub, redis.ca
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
+-- tails are the 15 bytes at the end of logs that have them, by key; false if no
+-- log has.
+local tails = false
+
 -- parse returns a log, s or what is stored at key, as of now: s, from, upto, stamp, units, total, first,
 -- mark, lowered. The entries before the last one stay packed, at s[from..upto];
 -- stamp and units are the last one's. A mark of 0 means that nothing counts.
@@ -58,6 +65,11 @@ local function parse(key, window, s)
     end
   end
   local size = s and #s - 20 or 0
+  if size % 13 == 2 and size > 13 then
+    tails = tails or {}
+    tails[key] = sub(s, -15)
+    s, size = sub(s, 1, -16), size - 15
+  end
   if size < 13 or size % 13 ~= 0 or size > 68 * 13 then
     return '', 1, 0, 0, 0, 0, 0, 0, false
   end
@@ -97,6 +109,35 @@ end
 local function encode(window, middle, stamp, units, total, first, mark)
   local ttl = math.ceil((stamp + window - now) / 1000) + 1000
   return pack('>I7I6I7', mark, total, first) .. middle .. pack('>I7I6', stamp, units), ttl
+end
+
+-- tailed returns a log and its time to live with what it ends in.
+local function tailed(key, value, ttl)
+  local tail = tails[key]
+  local rest = tail and unpack('>I7', tail, 8) - now or 0
+  if rest <= 0 then
+    return value, ttl
+  end
+  return value .. tail, math.max(ttl, math.ceil(rest / 1000) + 1000)
+end
+
+-- compact makes room in a full log: what comes close after an entry joins it.
+-- It returns the entries before the last one, and units and first stamp of that.
+local function compact(middle, stamp, units, first, window)
+  local kept, n, start, held = {}, 0, 0, 0
+  for at = 1, #middle, 13 do
+    local s, more = unpack('>I7I6', middle, at)
+    if n > 0 and (s - start) * 64 < window then
+      held = held + more
+    else
+      n, start, held = n + 1, s, more
+    end
+    kept[n] = pack('>I7I6', s, held)
+  end
+  if n > 0 and (stamp - start) * 64 < window then
+    kept[n], units, first = nil, units + held, start
+  end
+  return table.concat(kept), units, first
 end
 
 local granted = true
@@ -141,11 +182,17 @@ local function ask(i)
           else
             units = units + more
           end
-        elseif limit > 64 and (spent - first) * 64 < window or #middle >= (68 - 1) * 13 then
-          stamp, units = spent, units + more
         else
-          middle = middle .. pack('>I7I6', stamp, units)
-          stamp, units, first = spent, more, spent
+          local near = limit > 64 and (spent - first) * 64 < window
+          if not near and #middle >= (68 - 1) * 13 then
+            middle, units, first = compact(middle, stamp, units, first, window)
+          end
+          if near or #middle >= (68 - 1) * 13 then
+            stamp, units = spent, units + more
+          else
+            middle = middle .. pack('>I7I6', stamp, units)
+            stamp, units, first = spent, more, spent
+          end
         end
       end
     end
@@ -205,9 +252,13 @@ local function ask(i)
     if at < stamp then
       at = stamp
     end
-    if at == stamp
-      or (limit > 64 and (at - first) * 64 < window)
-      or upto - from + 1 >= (68 - 1) * 13 then
+    local near = at == stamp or (limit > 64 and (at - first) * 64 < window)
+    if not near and upto - from + 1 >= (68 - 1) * 13 then
+      s, units, first = compact(sub(s, from, upto), stamp, units, first, window)
+      from, upto = 1, #s
+      s = s .. pack('>I7I6', stamp, units)
+    end
+    if near or upto - from + 1 >= (68 - 1) * 13 then
       stamp, units = at, units + more
     else
       -- The last entry is s[upto+1..] as it was: one that was lowered is
@@ -228,6 +279,9 @@ if ARGV[1] == 'take' then
       answer, value, ttl = plain, lowered, lives
     end
     if value then
+      if tails then
+        value, ttl = tailed(KEYS[1], value, ttl)
+      end
       call('SET', KEYS[1], value, 'PX', ttl)
     end
     return answer
@@ -240,8 +294,12 @@ if ARGV[1] == 'take' then
   local reply = ''
   for i = 1, #KEYS do
     local d = decided[i]
-    if d[case + 1] then
-      call('SET', KEYS[i], d[case + 1], 'PX', d[case + 2])
+    local value, ttl = d[case + 1], d[case + 2]
+    if value then
+      if tails then
+        value, ttl = tailed(KEYS[i], value, ttl)
+      end
+      call('SET', KEYS[i], value, 'PX', ttl)
     end
     reply = reply .. d[case]
   end
@@ -290,6 +348,12 @@ for i = 1, #KEYS do
   reply = reply .. pack('>I6', back)
 end
 for key, value in pairs(values) do
+  if tails and tails[key] then
+    if not lives[key] then
+      value, lives[key] = pack('>I7I6I7', 0, 0, 0), 1000
+    end
+    value, lives[key] = tailed(key, value, lives[key])
+  end
   if lives[key] then
     call('SET', key, value, 'PX', lives[key])
   else
