@@ -13,7 +13,7 @@
 //     stands in the header before the first trusted proxy appended to it does
 //     not change the answer.
 //   - One client has one key, however its address is spelled: IPv4-mapped,
-//     with a port, with a zone, in upper case, through NAT64.
+//     with a port, with a zone, in upper case, through NAT64, 6to4 or Teredo.
 //   - Every request has a key that is not empty, and the buckets of peers
 //     without an address have names that no header can produce.
 //   - The work for one request is bounded: 32 hops and 4 KiB of the header,

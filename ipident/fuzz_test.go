@@ -21,7 +21,7 @@ func sameKey(t *testing.T, a, b Result) {
 func FuzzAddress(f *testing.F) {
 	for _, seed := range []string{
 		"198.51.100.7:1234", "[2001:db8::1]:443", "::ffff:198.51.100.7", "[::ffff:c633:6407%eth0]:80", "64:ff9b::198.51.100.7",
-		"fe80::1%eth0", "0177.0.0.1", "0x7f.1", "2130706433", "[10.0.0.1]", "0.0.0.0", "ff02::1", "@", "", "/run/x.sock", "unix", "1.2.3.4\r\n", "1.2.3.4\x00",
+		"2002:c633:6407::1", "2001::39cc:9bf8", "64:ff9b:1::198.51.100.7", "fe80::1%eth0", "0177.0.0.1", "0x7f.1", "2130706433", "[10.0.0.1]", "0.0.0.0", "ff02::1", "@", "", "/run/x.sock", "unix", "1.2.3.4\r\n", "1.2.3.4\x00",
 	} {
 		f.Add(seed)
 	}
@@ -54,9 +54,16 @@ func FuzzAddress(f *testing.F) {
 			sameKey(t, peer, same)
 		}
 		if addr.Is4() {
-			b := nat64.Addr().As16()
-			copy(b[12:], addr.AsSlice())
-			sameKey(t, peer, Result{Addr: netip.AddrFrom16(b)})
+			four := addr.As4()
+			nat, tunnel, inverted := nat64.Addr().As16(), sixToFour.Addr().As16(), teredo.Addr().As16()
+			copy(nat[12:], four[:])
+			copy(tunnel[2:], four[:])
+			for i, b := range four {
+				inverted[12+i] = ^b
+			}
+			for _, b := range [][16]byte{nat, tunnel, inverted} {
+				sameKey(t, peer, Result{Addr: netip.AddrFrom16(b)})
+			}
 		}
 	})
 }
