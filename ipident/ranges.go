@@ -2,7 +2,9 @@ package ipident
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 )
@@ -23,9 +25,11 @@ var mapped = netip.PrefixFrom(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff}), 96
 // IPv4 prefixes they mean (10.0.0.0/8).
 //
 // It fails, naming the prefix and its index, for an invalid prefix and for one
-// that covers all of IPv4 or all of IPv6. Whoever trusts every address as a
-// proxy takes the left end of the list, which the client writes, for the
-// client: then there is no limit at all.
+// that covers all of IPv4 or all of IPv6; and if the union covers more than a
+// quarter of IPv4, or of 2000::/3, which is all of IPv6 that is in use on the
+// internet: 0.0.0.0/1 with 128.0.0.0/1, and 2000::/3, are everybody in pieces.
+// Whoever trusts every address as a proxy takes the left end of the list, which
+// the client writes, for the client: then there is no limit at all.
 func NewRanges(prefixes []netip.Prefix) (Ranges, error) {
 	var r Ranges
 	for i, given := range prefixes {
@@ -47,7 +51,39 @@ func NewRanges(prefixes []netip.Prefix) (Ranges, error) {
 		}
 	}
 	r.v4, r.v6 = disjoint(r.v4), disjoint(r.v6)
+	if problem := cmp.Or(tooMuch(r.v4, allIPv4), tooMuch(r.v6, globalIPv6)); problem != "" {
+		return Ranges{}, errors.New(problem)
+	}
 	return r, nil
+}
+
+var (
+	allIPv4    = netip.MustParsePrefix("0.0.0.0/0")
+	globalIPv6 = netip.MustParsePrefix("2000::/3")
+)
+
+// mostTrusted is the share of a family's addresses that proxies may have. The
+// largest known providers have a few hundredths.
+const mostTrusted = 0.25
+
+// tooMuch tells what is wrong if disjoint ranges cover too much of a space; ""
+// if they do not.
+func tooMuch(ranges []netip.Prefix, space netip.Prefix) string {
+	share, largest := 0.0, netip.Prefix{}
+	for _, p := range ranges {
+		if !p.Overlaps(space) {
+			continue
+		}
+		share += math.Ldexp(1, space.Bits()-max(p.Bits(), space.Bits()))
+		if !largest.IsValid() || p.Bits() < largest.Bits() {
+			largest = p
+		}
+	}
+	if share <= mostTrusted {
+		return ""
+	}
+	return fmt.Sprintf("trusted ranges: together they cover %.3g %% of %v, the largest is %v, which means to trust whatever anyone writes; "+
+		"list the networks of the proxies instead", share*100, space, largest)
 }
 
 func allTrusted(i int, p netip.Prefix) error {

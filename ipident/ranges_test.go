@@ -61,8 +61,36 @@ func TestRangesThatTrustEverybody(t *testing.T) {
 	if _, err := NewRanges([]netip.Prefix{{}}); err == nil {
 		t.Error("an invalid prefix is taken for a range")
 	}
-	if _, err := NewRanges(prefixes("::ffff:128.0.0.0/97", "0.0.0.0/1", "::/97", "::1:0:0:0/80")); err != nil {
-		t.Errorf("large ranges: %v", err)
+}
+
+// The check on /0 was evaded by its halves: whoever pasted 0.0.0.0/1 and
+// 128.0.0.0/1, or 2000::/3, trusted everybody without a word.
+func TestRangesThatTrustNearlyEverybody(t *testing.T) {
+	for _, c := range []struct {
+		ranges string
+		wants  string // in the error; "" for none
+	}{
+		{"0.0.0.0/1 128.0.0.0/1", "100 % of 0.0.0.0/0, the largest is 0.0.0.0/1"},
+		{"0.0.0.0/1", "50 % of 0.0.0.0/0"},
+		{"::ffff:0.0.0.0/97 128.0.0.0/1", "100 % of 0.0.0.0/0"},
+		{"::ffff:64.0.0.0/98 0.0.0.0/2", "50 % of 0.0.0.0/0"},
+		{"2000::/3", "100 % of 2000::/3, the largest is 2000::/3"},
+		{"::/1", "covers every address"}, // IPv4-mapped addresses too
+		{"2000::/4 3000::/4", "100 % of 2000::/3"},
+		{"2000::/5 2a00::/12", "25.2 % of 2000::/3"},
+		{"0.0.0.0/2 200.0.0.0/24", "25 % of 0.0.0.0/0"},
+
+		{"0.0.0.0/2", ""},
+		{"0.0.0.0/3 32.0.0.0/3 1.0.0.0/8 1.2.3.0/24", ""}, // what is listed twice counts once
+		{"2000::/5", ""},
+		{"fc00::/7 fe80::/10 ::1/128 8000::/1", ""}, // nobody on the internet
+		{"10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 127.0.0.0/8", ""},
+		{"::/97 ::1:0:0:0/80", ""},
+	} {
+		_, err := NewRanges(prefixes(strings.Fields(c.ranges)...))
+		if c.wants == "" && err != nil || c.wants != "" && (err == nil || !strings.Contains(err.Error(), c.wants)) {
+			t.Errorf("%s: error %v, want %q", c.ranges, err, c.wants)
+		}
 	}
 }
 
@@ -79,11 +107,11 @@ func TestRangesAgreeWithAskingEachPrefix(t *testing.T) {
 		var list []netip.Prefix
 		for range r.IntN(12) {
 			a := addr()
-			list = append(list, netip.PrefixFrom(a, 1+r.IntN(a.BitLen())))
+			list = append(list, netip.PrefixFrom(a, 2+r.IntN(a.BitLen()-1)))
 		}
 		ranges, err := NewRanges(list)
 		if err != nil {
-			// fd00::/1 begins at 8000::, so none of these is all of IPv6.
+			// None of these is more than 0.0.0.0/2, or in 2000::/3.
 			t.Fatal(err)
 		}
 		for range 20 {
