@@ -75,7 +75,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		if a.ipSource, err = loadIPSource(ctx, &a.ClientAddress); err != nil {
 			return err
 		}
-		if _, err := newSourceTrust(a.ipSource); err != nil {
+		if _, err := newSourceTrust(a.ipSource, a.logger); err != nil {
 			return err
 		}
 	}

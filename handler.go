@@ -96,7 +96,7 @@ func newDecision(h *Handler, r *http.Request, p *passage) *decision {
 	d := decisions.Get().(*decision)
 	d.h, d.r, d.p = h, r, p
 	d.keys.repl = p.repl
-	d.keys.remoteAddr = r.RemoteAddr
+	d.keys.remoteAddr = remoteAddr(r)
 	return d
 }
 
@@ -122,6 +122,11 @@ func (d *decision) gather() error {
 		before := caddyhttp.GetVar(ctx, caddyhttp.ClientIPVarKey)
 		caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, d.p.client.String())
 		defer caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, before)
+		// The matcher remote_ip reads this one. A Unix socket's may look like
+		// an address of the client's choice.
+		peer := d.r.RemoteAddr
+		d.r.RemoteAddr = remoteAddr(d.r)
+		defer func() { d.r.RemoteAddr = peer }()
 	}
 	for _, zone := range d.h.Zones {
 		applies, exempt, err := zone.applies(d.r)

@@ -6,10 +6,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -54,18 +52,11 @@ func (c *ClientAddress) check() *configError {
 // handler.
 type identity struct {
 	rules  ipident.Rules
-	trust  truster
+	source *sourceTrust // nil if the server is asked
+	server *serverTrust
 	logger *zap.Logger
 	log    logLimiter
 	unix   sync.Once
-}
-
-// truster answers whether a hop of a request is a trusted proxy.
-type truster interface {
-	// trusts is asked with an unmapped address without zone, or with the
-	// zero Addr for a Unix-socket peer. peer tells whether it is about who is
-	// connected, or about an address in the header, which may be the same.
-	trusts(r *http.Request, hop netip.Addr, peer bool) bool
 }
 
 // provisionIdentity finds the rules: those of the handler, else those of the
@@ -83,13 +74,12 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 		}
 	}
 	if source != nil {
-		trust, err := newSourceTrust(source)
-		if err != nil {
+		var err error
+		if id.source, err = newSourceTrust(source, logger); err != nil {
 			return nil, err
 		}
-		id.trust = trust
 	} else {
-		id.trust = newServerTrust(server, logger)
+		id.server = newServerTrust(server, logger)
 	}
 
 	header := "X-Forwarded-For"
@@ -123,13 +113,38 @@ func loadIPSource(ctx caddy.Context, c *ClientAddress) (caddyhttp.IPRangeSource,
 	return source, nil
 }
 
+// remoteAddr is the text of the peer's address, "@" if it is a Unix socket.
+//
+// The listener's network tells, never the look of the name: a client may bind
+// its end of a Unix socket to the relative path "203.0.113.9:80", or write such
+// a name into a PROXY header for AF_UNIX. Behind a PROXY header for TCP the
+// listener's address is that of TCP, whatever the proxy connected through.
+func remoteAddr(r *http.Request) string {
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && strings.HasPrefix(local.Network(), "unix") {
+		return "@"
+	}
+	return r.RemoteAddr
+}
+
 // client decides who the client of r is.
 func (id *identity) client(r *http.Request) ipident.Result {
 	peer := true // is asked about first, and once
-	client := id.rules.Client(r.RemoteAddr, r.Header, func(hop netip.Addr) bool {
-		trusted := id.trust.trusts(r, hop, peer)
+	var ranges ipident.Ranges
+	client := id.rules.Client(remoteAddr(r), r.Header, func(hop netip.Addr) bool {
+		first := peer
 		peer = false
-		return trusted
+		switch {
+		case !hop.IsValid():
+			// No list of ranges holds a Unix socket.
+			return trustsUnix(r)
+		case id.source == nil:
+			return id.server.trusts(r, hop, first)
+		case first:
+			// Once for all hops: a list that is swapped in the middle of a
+			// walk would lead to an address that neither list yields.
+			ranges = id.source.ranges(r)
+		}
+		return ranges.Contains(hop)
 	})
 	identityMetric(client.Reason).Inc()
 	switch client.Reason {
@@ -146,109 +161,4 @@ func (id *identity) client(r *http.Request) ipident.Result {
 		})
 	}
 	return client
-}
-
-// sourceTrust trusts the ranges of an IP source.
-type sourceTrust struct {
-	source caddyhttp.IPRangeSource
-	// cache holds the ranges last seen in digested form: most sources hand
-	// out the same slice until they refresh.
-	cache atomic.Pointer[digestedRanges]
-}
-
-type digestedRanges struct {
-	of     []netip.Prefix
-	ranges ipident.Ranges
-}
-
-// newSourceTrust fails if the source holds every address; one that changes
-// later is not believed in such ranges.
-func newSourceTrust(source caddyhttp.IPRangeSource) (*sourceTrust, error) {
-	t := &sourceTrust{source: source}
-	if static, ok := source.(*caddyhttp.StaticIPRange); ok {
-		if _, err := ipident.NewRanges(static.GetIPRanges(nil)); err != nil {
-			return nil, fmt.Errorf("trusted_proxies: %v", err)
-		}
-	}
-	return t, nil
-}
-
-func (t *sourceTrust) trusts(r *http.Request, hop netip.Addr, _ bool) bool {
-	if !hop.IsValid() {
-		// No list of ranges holds a Unix socket: that is the server's
-		// trusted_proxies_unix.
-		return serverTrustsPeer(r)
-	}
-	prefixes := t.source.GetIPRanges(r)
-	digest := t.cache.Load()
-	if digest == nil || !sameSlice(digest.of, prefixes) {
-		ranges, err := ipident.NewRanges(prefixes)
-		if err != nil {
-			return false
-		}
-		digest = &digestedRanges{of: prefixes, ranges: ranges}
-		t.cache.Store(digest)
-	}
-	return digest.ranges.Contains(hop)
-}
-
-func sameSlice(a, b []netip.Prefix) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
-}
-
-// serverTrustsPeer is the server's own verdict on who is connected.
-func serverTrustsPeer(r *http.Request) bool {
-	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
-	return trusted
-}
-
-// serverTrust asks the HTTP server. Its ranges are not exported, but it
-// prepares a request by judging the peer: so a hop is judged by preparing a
-// request that comes from it.
-type serverTrust struct {
-	// everybody: the server trusts every address. Then a header proves no
-	// more than what the peer itself saw.
-	everybody bool
-}
-
-func newServerTrust(server *caddyhttp.Server, logger *zap.Logger) *serverTrust {
-	t := new(serverTrust)
-	if server == nil {
-		return t
-	}
-	probe := &http.Request{Method: http.MethodGet, URL: new(url.URL), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
-	// These addresses are reserved for documentation: no proxy has them, so
-	// a server that trusts them trusts everybody.
-	for _, nobody := range []string{"192.0.2.1", "2001:db8::1"} {
-		if serverTrusts(server, probe, netip.MustParseAddr(nobody)) {
-			t.everybody = true
-			logger.Warn("the server's trusted_proxies hold every address, so that any client could choose its address in a header; "+
-				"only the address nearest to this server is believed. Change trusted_proxies in the servers option to the addresses of your proxies",
-				zap.String("trusts", nobody))
-			break
-		}
-	}
-	return t
-}
-
-func (t *serverTrust) trusts(r *http.Request, hop netip.Addr, peer bool) bool {
-	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if server == nil {
-		return false
-	}
-	if peer && (serverTrustsPeer(r) || !strings.Contains(r.RemoteAddr, "::ffff:")) {
-		return serverTrustsPeer(r)
-	}
-	if t.everybody && !peer {
-		return false
-	}
-	return hop.IsValid() && serverTrusts(server, r, hop)
-}
-
-func serverTrusts(server *caddyhttp.Server, r *http.Request, hop netip.Addr) bool {
-	from := r.WithContext(r.Context())
-	from.RemoteAddr = net.JoinHostPort(hop.String(), "0")
-	from.Header = nil
-	from = caddyhttp.PrepareRequest(from, caddy.NewReplacer(), nil, server)
-	return serverTrustsPeer(from)
 }

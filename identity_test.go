@@ -151,12 +151,14 @@ func TestClientByRangesThatChange(t *testing.T) {
 // A server that trusts everybody vouches for nobody: then the address next to
 // the peer is believed, which the peer itself has seen, and none beyond it.
 func TestServerThatTrustsEverybody(t *testing.T) {
-	for _, ranges := range []string{"0.0.0.0/0", "::/0", "0.0.0.0/1 128.0.0.0/1"} {
+	for _, ranges := range []string{"0.0.0.0/0", "::/0", "0.0.0.0/1 128.0.0.0/1", "0.0.0.0/2 64.0.0.0/2", "2000::/4 3000::/4 203.0.113.0/24"} {
 		t.Run(ranges, func(t *testing.T) {
 			e := start(t, addressSite("servers {\ntrusted_proxies static "+ranges+"\n}", ""))
 			peer := alice
-			if ranges == "::/0" {
+			if strings.HasPrefix(ranges, "2000:") || ranges == "::/0" {
 				peer = "2001:db8:5::1"
+			} else if strings.HasPrefix(ranges, "0.0.0.0/2") {
+				peer = "20.0.0.1"
 			}
 			e.client("203.0.113.9", peer, with(forwarded, "1.2.3.4, 203.0.113.9"))
 			e.client(peer, peer)

@@ -1,0 +1,175 @@
+package distributedratelimit
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
+)
+
+// sourceTrust trusts the ranges of an IP source.
+type sourceTrust struct {
+	source caddyhttp.IPRangeSource
+	logger *zap.Logger
+	log    logLimiter
+
+	compiling sync.Mutex
+	// last is the list that the source handed out last, in compiled form.
+	last atomic.Pointer[compiledRanges]
+}
+
+type compiledRanges struct {
+	of     []netip.Prefix
+	ranges ipident.Ranges // empty if err is not nil
+	err    error
+}
+
+// newSourceTrust fails if the source holds nearly every address; one that
+// changes later is not believed in such ranges.
+func newSourceTrust(source caddyhttp.IPRangeSource, logger *zap.Logger) (*sourceTrust, error) {
+	if static, ok := source.(*caddyhttp.StaticIPRange); ok {
+		if _, err := ipident.NewRanges(static.GetIPRanges(nil)); err != nil {
+			return nil, fmt.Errorf("trusted_proxies: %v", err)
+		}
+	}
+	return &sourceTrust{source: source, logger: logger}, nil
+}
+
+// ranges asks the source, and compiles its answer unless it is the last one.
+func (t *sourceTrust) ranges(r *http.Request) ipident.Ranges {
+	prefixes := t.source.GetIPRanges(r)
+	last := t.last.Load()
+	if !last.is(prefixes) {
+		last = t.compile(prefixes)
+	}
+	if last.err != nil {
+		if suppressed, ok := t.log.allow(1, logMinute); ok {
+			t.logger.Warn("the IP source of trusted_proxies holds ranges that cannot be trusted; until that changes no proxy is trusted, and clients behind one share a limit",
+				zap.Error(last.err), zap.Int("ranges", len(prefixes)), zap.Int64("suppressed", suppressed))
+		}
+	}
+	return last.ranges
+}
+
+// compile is done once for each list, however many requests meet it first.
+func (t *sourceTrust) compile(prefixes []netip.Prefix) *compiledRanges {
+	t.compiling.Lock()
+	defer t.compiling.Unlock()
+	if last := t.last.Load(); last.is(prefixes) {
+		return last
+	}
+	now := &compiledRanges{of: prefixes}
+	now.ranges, now.err = ipident.NewRanges(prefixes)
+	t.last.Store(now)
+	return now
+}
+
+// is reports whether the list was compiled. Most sources hand out one slice
+// until they refresh; some make a new one each time, whose comparison costs a
+// hundredth of compiling it.
+func (c *compiledRanges) is(prefixes []netip.Prefix) bool {
+	if c == nil || len(c.of) != len(prefixes) {
+		return false
+	}
+	return len(prefixes) == 0 || &c.of[0] == &prefixes[0] || slices.Equal(c.of, prefixes)
+}
+
+// trustsUnix reports whether Unix-socket peers are trusted. The server's own
+// verdict is about the name of the socket, which the client chooses.
+func trustsUnix(r *http.Request) bool {
+	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	return server != nil && server.TrustedProxiesUnix
+}
+
+// serverTrustsPeer is the server's own verdict on who is connected.
+func serverTrustsPeer(r *http.Request) bool {
+	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+	return trusted
+}
+
+// serverTrust asks the HTTP server. Its ranges are not exported, but it
+// prepares a request by judging the peer: so a hop is judged by preparing a
+// request that comes from it.
+type serverTrust struct {
+	// everybody: the server trusts nearly every address. Then a header proves
+	// no more than what the peer itself saw.
+	everybody bool
+}
+
+func newServerTrust(server *caddyhttp.Server, logger *zap.Logger) *serverTrust {
+	t := new(serverTrust)
+	if server == nil {
+		return t
+	}
+	if nobody, everybody := trustsEverybody(server); everybody {
+		t.everybody = true
+		logger.Warn("the server's trusted_proxies hold every address, or nearly, so that any client could choose its address in a header; "+
+			"only the address nearest to this server is believed. Change trusted_proxies in the servers option to the addresses of your proxies",
+			zap.Stringer("trusts", nobody))
+	}
+	return t
+}
+
+// trustsEverybody probes what the server trusts. Addresses reserved for
+// documentation are no proxy's, so one of them is enough. The halves of all
+// addresses can be listed without them: so there is also a probe in each
+// sixteenth of IPv4 and of 2000::/3, and more than a quarter of either is too
+// much, as it is for ranges that can be seen. It returns a trusted probe.
+func trustsEverybody(server *caddyhttp.Server) (netip.Addr, bool) {
+	request := &http.Request{Method: http.MethodGet, URL: new(url.URL), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	for _, text := range []string{"192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1"} {
+		if nobody := netip.MustParseAddr(text); serverTrusts(server, request, nobody) {
+			return nobody, true
+		}
+	}
+	for _, probe := range []func(i byte) netip.Addr{
+		func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{i<<4 | 7, 201, 77, 13}) },
+		func(i byte) netip.Addr { return netip.AddrFrom16([16]byte{0x20 + i<<1, 1, 0x7f, 0x3b, 15: 13}) },
+	} {
+		trusted := 0
+		for i := range byte(16) {
+			if nobody := probe(i); serverTrusts(server, request, nobody) {
+				if trusted++; trusted > 4 {
+					return nobody, true
+				}
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// trusts is asked with an unmapped address without zone. peer tells whether it
+// is about who is connected, or about an address in the header, which may be
+// the same.
+func (t *serverTrust) trusts(r *http.Request, hop netip.Addr, peer bool) bool {
+	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if server == nil {
+		return false
+	}
+	if peer && (serverTrustsPeer(r) || !strings.Contains(r.RemoteAddr, "::ffff:")) {
+		return serverTrustsPeer(r)
+	}
+	if t.everybody && !peer {
+		return false
+	}
+	return serverTrusts(server, r, hop)
+}
+
+func serverTrusts(server *caddyhttp.Server, r *http.Request, hop netip.Addr) bool {
+	from := r.WithContext(r.Context())
+	from.RemoteAddr = net.JoinHostPort(hop.String(), "0")
+	from.Header = nil
+	from = caddyhttp.PrepareRequest(from, caddy.NewReplacer(), nil, server)
+	return serverTrustsPeer(from)
+}
