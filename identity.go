@@ -54,6 +54,9 @@ type identity struct {
 	rules  ipident.Rules
 	source *sourceTrust // nil if the server is asked
 	server *serverTrust
+	// trustsProxies: some peers may be proxies, as far as is known at load.
+	trustsProxies bool
+
 	logger *zap.Logger
 	log    logLimiter
 	unix   sync.Once
@@ -81,6 +84,8 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 	} else {
 		id.server = newServerTrust(server, logger)
 	}
+
+	id.trustsProxies = source != nil || hasTrustedProxies(server)
 
 	header := "X-Forwarded-For"
 	switch {

@@ -1,11 +1,14 @@
 package distributedratelimit
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -83,6 +86,36 @@ func (c *compiledRanges) is(prefixes []netip.Prefix) bool {
 		return false
 	}
 	return len(prefixes) == 0 || &c.of[0] == &prefixes[0] || slices.Equal(c.of, prefixes)
+}
+
+// warnOfRemoteIP warns if the zone's matchers ask for the peer although that is
+// a proxy: `exempt remote_ip private_ranges` exempts everybody then. It is to be
+// called before the matchers are loaded, which drops their JSON.
+func (z *Zone) warnOfRemoteIP(h *Handler) {
+	if !h.identity.trustsProxies {
+		return
+	}
+	for word, sets := range map[string]caddyhttp.RawMatcherSets{"match": z.MatchRaw, "exempt": z.ExemptRaw} {
+		raw, err := json.Marshal(sets)
+		if err != nil || !remoteIPMatcher.Match(raw) {
+			continue
+		}
+		h.logger.Warn("remote_ip in a zone is the address of the proxy for every client behind one; write client_ip for that of the client",
+			zap.String("zone", z.Name), zap.String("in", word))
+	}
+}
+
+// remoteIPMatcher finds the matcher also within not and in an expression.
+var remoteIPMatcher = regexp.MustCompile(`"remote_ip":|remote_ip\(`)
+
+// hasTrustedProxies reports whether the server has trusted_proxies. They are
+// not exported, but that there are some can be seen.
+func hasTrustedProxies(server *caddyhttp.Server) bool {
+	if server == nil {
+		return false
+	}
+	field := reflect.ValueOf(server).Elem().FieldByName("trustedProxies")
+	return server.TrustedProxiesUnix || field.Kind() == reflect.Interface && !field.IsNil()
 }
 
 // trustsUnix reports whether Unix-socket peers are trusted. The server's own

@@ -229,3 +229,30 @@ func TestRangesThatComeToHoldEverybodyAreLogged(t *testing.T) {
 		}
 	}
 }
+
+// Behind a trusted proxy, exempt remote_ip private_ranges exempted everybody
+// without a word.
+func TestRemoteIPInAZoneBehindAProxyIsWarnedOf(t *testing.T) {
+	const server, app = "servers {\ntrusted_proxies static 10.0.0.0/8\n}", "distributed_ratelimit {\ntrusted_proxies static 10.0.0.0/8\n}"
+	for _, row := range []struct {
+		global, option string
+		warnings       int
+	}{
+		{server, "exempt remote_ip private_ranges", 1},
+		{app, "exempt remote_ip private_ranges", 1},
+		{"", "exempt remote_ip private_ranges\ntrusted_proxies static 10.0.0.0/8", 1},
+		{server, "match not remote_ip private_ranges", 1},
+		{server, "exempt expression `remote_ip('10.0.0.0/8')`", 1},
+		{server, "exempt client_ip private_ranges", 0},
+		{"", "exempt remote_ip private_ranges", 0},
+	} {
+		t.Run(row.global+" "+row.option, func(t *testing.T) {
+			e := start(t, addressSite(row.global, row.option))
+			for _, line := range e.log.says(row.warnings, "remote_ip in a zone") {
+				if !strings.Contains(line["msg"].(string), "write client_ip") {
+					t.Errorf("warning: got %v, want one that names client_ip", line)
+				}
+			}
+		})
+	}
+}

@@ -151,6 +151,7 @@ func checkMatcherSets(field string, sets caddyhttp.RawMatcherSets) *configError 
 }
 
 func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
+	z.warnOfRemoteIP(h)
 	var err error
 	if z.match, err = loadMatchers(ctx, z, "MatchRaw"); err != nil {
 		return fmt.Errorf("match: %v", err)
