@@ -101,6 +101,9 @@ func FuzzXForwardedFor(f *testing.F) {
 		for _, lines := range [][]string{{line}, {line, last}, {line, "10.0.0.2", last}, {line + ",10.0.0.2"}} {
 			agreesWithNaiveWalk(t, lines)
 			cannotBeMoved(t, rules, stranger, lines)
+			for _, n := range []int{1, 2, 3} {
+				cannotBeMoved(t, withHops(t, rules, n), stranger, lines)
+			}
 		}
 	})
 }
@@ -127,6 +130,9 @@ func FuzzForwarded(f *testing.F) {
 		stranger = repeated(stranger, n)
 		for _, lines := range [][]string{{line}, {line, last}, {line, "for=10.0.0.2", last}, {line + ",for=10.0.0.2"}} {
 			cannotBeMoved(t, rules, stranger, lines)
+			for _, n := range []int{1, 2, 3} {
+				cannotBeMoved(t, withHops(t, rules, n), stranger, lines)
+			}
 		}
 		// What a proxy appends in good form is never swallowed or split.
 		for _, appended := range []string{`for=203.0.113.9`, `host="a\",\\";for="[2001:db8::1]:80"`} {

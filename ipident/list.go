@@ -49,6 +49,39 @@ func (r Rules) walk(peer Result, lines []string, trusted Trust) Result {
 	}
 }
 
+// nth reads the element that the outermost of the proxies appended. Those to its
+// right are only counted: each is some proxy's, whatever it wrote.
+func (r Rules) nth(peer Result, lines []string) Result {
+	client := peer
+	unread := unreadElements{lines: lines, bytes: maxBytes, quotes: r.form == formForwarded}
+	for hop := 1; ; hop++ {
+		element, found := unread.last()
+		switch {
+		case found == foundTooLong:
+			client.Reason = ReasonTooLong
+			return client
+		case found == foundNothing && hop == 1:
+			client.Reason = ReasonNoHeader
+			return client
+		case found == foundNothing:
+			client.Reason = ReasonTooFewHops
+			return client
+		case hop < r.hops:
+			continue
+		}
+		parse := parseAddress
+		if r.form == formForwarded {
+			parse = parseForwarded
+		}
+		addr, ok := parse(element)
+		if !ok {
+			client.Reason = ReasonMalformed
+			return client
+		}
+		return Result{Addr: addr, Source: SourceHeader, Reason: ReasonHeader}
+	}
+}
+
 // unreadElements is the part of a list header that a walk has not read. It
 // takes elements off its right end without joining lines or splitting them:
 // the client decides how long those are.

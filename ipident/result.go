@@ -114,6 +114,10 @@ const (
 	// hop within these bounds, or the peer if there is none.
 	ReasonTooLong
 
+	// ReasonTooFewHops: the list has fewer elements than there are proxies. The
+	// client is the peer.
+	ReasonTooFewHops
+
 	numReasons = iota
 )
 
@@ -128,10 +132,11 @@ var reasonTexts = [numReasons]string{
 	ReasonMalformed:     "malformed",
 	ReasonDuplicate:     "duplicate",
 	ReasonTooLong:       "too_long",
+	ReasonTooFewHops:    "too_few_hops",
 }
 
 // String returns peer, header, untrusted_peer, no_header, malformed, duplicate,
-// all_trusted, too_long, unix or bad_peer; "invalid" for any other value.
+// all_trusted, too_long, too_few_hops, unix or bad_peer; "invalid" for any other value.
 func (r Reason) String() string {
 	if int(r) >= len(reasonTexts) {
 		return "invalid"

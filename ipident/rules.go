@@ -13,6 +13,7 @@ import (
 type Rules struct {
 	header string // canonical name, "" for none
 	form   form
+	hops   int // 0: trust is asked about
 }
 
 // form is the syntax of a header.
@@ -56,6 +57,23 @@ func NewRules(header string) (Rules, error) {
 	return r, nil
 }
 
+// WithHops returns rules that take exactly the nth element from the right of a
+// list for the client, for n proxies whose addresses are not known. It asks
+// nobody about trust: whoever reaches this server without passing through all n
+// proxies chooses its address, and each of them must append to the header.
+//
+// It fails if n is not 1 to 32, or the header is not a list.
+func (r Rules) WithHops(n int) (Rules, error) {
+	if n < 1 || n > maxHops {
+		return Rules{}, fmt.Errorf("%d hops are not between 1 and %d; write how many proxies a request passes", n, maxHops)
+	}
+	if r.form != formList && r.form != formForwarded {
+		return Rules{}, fmt.Errorf("hops cannot be counted in header %q, which is not a list; name X-Forwarded-For or Forwarded", r.header)
+	}
+	r.hops = n
+	return r, nil
+}
+
 // Header returns the canonical name of the header that is read, or "".
 func (r Rules) Header() string { return r.header }
 
@@ -79,6 +97,9 @@ func (r Rules) Client(remoteAddr string, header http.Header, trusted Trust) Resu
 	client := Peer(remoteAddr)
 	if r.form == formNone || client.Reason == ReasonBadPeer {
 		return client
+	}
+	if r.hops > 0 {
+		return r.nth(client, header[r.header])
 	}
 	// The threat: anyone can send any header. Only a trusted peer's is worth
 	// reading, and it is not even looked at before that is known.

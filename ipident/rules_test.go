@@ -288,7 +288,7 @@ func TestTextsOfReasons(t *testing.T) {
 	for r := range Reason(numReasons + 1) {
 		got = append(got, r.String())
 	}
-	want := "bad_peer peer unix untrusted_peer no_header header all_trusted malformed duplicate too_long invalid"
+	want := "bad_peer peer unix untrusted_peer no_header header all_trusted malformed duplicate too_long too_few_hops invalid"
 	if text := strings.Join(got, " "); text != want {
 		t.Errorf("reasons are %s, want %s", text, want)
 	}
