@@ -90,6 +90,15 @@ func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
 		return d.Err("trusted_proxies needs an IP source; write for example: trusted_proxies static private_ranges")
 	}
 	name := d.Val()
+	if name == "hops" {
+		if err := parseInteger(d, &into.TrustedHops); err != nil {
+			return err
+		}
+		if into.TrustedHops == 0 {
+			return d.Err("hops 0 are not between 1 and 32; write how many proxies a request passes")
+		}
+		return nil
+	}
 	if looksLikeRange(name) {
 		rest := append([]string{name}, d.RemainingArgs()...)
 		return d.Errf("%q is not an IP source; write: trusted_proxies static %s", name, strings.Join(rest, " "))

@@ -24,6 +24,13 @@ type ClientAddress struct {
 	// address are an error: they would trust whatever anyone writes.
 	TrustedProxiesRaw json.RawMessage `json:"trusted_proxies,omitempty" caddy:"namespace=http.ip_sources inline_key=source"`
 
+	// Instead of trusted_proxies, for load balancers whose addresses are not
+	// known: how many proxies each request passes, 1 to 32. The client is
+	// exactly the element of the list that many places from the right, or the
+	// peer if it has fewer. Whoever reaches Caddy without passing through all
+	// of them chooses its address; each of them must append to the header.
+	TrustedHops int `json:"trusted_hops,omitempty"`
+
 	// The one header in which they name it. X-Forwarded-For and Forwarded are
 	// lists, read from the right up to the first address that is not a
 	// trusted proxy; any other header must hold a single address.
@@ -32,6 +39,20 @@ type ClientAddress struct {
 }
 
 func (c *ClientAddress) check() *configError {
+	if c.TrustedHops != 0 {
+		if c.TrustedProxiesRaw != nil {
+			return wrong("trusted_proxies", "trusted_hops and trusted_proxies exclude each other; remove one")
+		}
+		header := "X-Forwarded-For"
+		if len(c.ClientIPHeaders) > 0 {
+			header = c.ClientIPHeaders[0]
+		}
+		if rules, err := ipident.NewRules(header); err == nil {
+			if _, err := rules.WithHops(c.TrustedHops); err != nil {
+				return wrong("trusted_proxies", "trusted_proxies: %v", err)
+			}
+		}
+	}
 	switch len(c.ClientIPHeaders) {
 	case 0:
 		return nil
@@ -69,8 +90,12 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	id := &identity{logger: logger}
 
-	source := sharedSource
-	if own.TrustedProxiesRaw != nil {
+	source, hops := sharedSource, shared.TrustedHops
+	switch {
+	case own.TrustedHops != 0:
+		source, hops = nil, own.TrustedHops
+	case own.TrustedProxiesRaw != nil:
+		hops = 0
 		var err error
 		if source, err = loadIPSource(ctx, own); err != nil {
 			return nil, err
@@ -93,7 +118,7 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 		header = own.ClientIPHeaders[0]
 	case len(shared.ClientIPHeaders) > 0:
 		header = shared.ClientIPHeaders[0]
-	case source == nil && server != nil && len(server.ClientIPHeaders) > 0:
+	case source == nil && hops == 0 && server != nil && len(server.ClientIPHeaders) > 0:
 		header = server.ClientIPHeaders[0]
 		if len(server.ClientIPHeaders) > 1 {
 			logger.Warn("only the first of the server's client_ip_headers is read, because a client could write the others itself; "+
@@ -102,7 +127,9 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 		}
 	}
 	var err error
-	id.rules, err = ipident.NewRules(header)
+	if id.rules, err = ipident.NewRules(header); err == nil && hops > 0 {
+		id.rules, err = id.rules.WithHops(hops)
+	}
 	return id, err
 }
 
@@ -153,7 +180,7 @@ func (id *identity) client(r *http.Request) ipident.Result {
 	})
 	identityMetric(client.Reason).Inc()
 	switch client.Reason {
-	case ipident.ReasonMalformed, ipident.ReasonDuplicate, ipident.ReasonTooLong, ipident.ReasonBadPeer:
+	case ipident.ReasonMalformed, ipident.ReasonDuplicate, ipident.ReasonTooLong, ipident.ReasonTooFewHops, ipident.ReasonBadPeer:
 		if suppressed, ok := id.log.allow(1, logMinute); ok {
 			id.logger.Warn("the client's address could not be read from the header; using the nearest address that a trusted proxy vouched for",
 				zap.String("header", id.rules.Header()), zap.Stringer("reason", client.Reason),

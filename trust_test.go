@@ -256,3 +256,15 @@ func TestRemoteIPInAZoneBehindAProxyIsWarnedOf(t *testing.T) {
 		})
 	}
 }
+
+// Behind load balancers whose ranges are not known, their number is trusted.
+func TestClientByTheNumberOfHops(t *testing.T) {
+	const app = "distributed_ratelimit {\ntrusted_proxies hops 2\n}\nservers {\ntrusted_proxies static 10.0.0.0/8\n}"
+	e := start(t, addressSite(app, ""))
+	e.client("203.0.113.9", alice, with(forwarded, "1.2.3.4, 203.0.113.9, 192.0.2.7"))
+	e.client("198.51.100.1", alice, with(forwarded, "203.0.113.9"))
+	e.reload(addressSite(app, "trusted_proxies hops 1"))
+	e.client("192.0.2.7", alice, with(forwarded, "1.2.3.4, 203.0.113.9, 192.0.2.7"))
+	e.reload(addressSite(app, "trusted_proxies static 10.0.0.0/8"))
+	e.client("198.51.100.1", alice, with(forwarded, "203.0.113.9, 192.0.2.7"))
+}
