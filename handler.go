@@ -96,7 +96,7 @@ func newDecision(h *Handler, r *http.Request, p *passage) *decision {
 	d := decisions.Get().(*decision)
 	d.h, d.r, d.p = h, r, p
 	d.keys.repl = p.repl
-	d.keys.remoteAddr = remoteAddr(r)
+	d.keys.request = r
 	return d
 }
 
@@ -109,6 +109,7 @@ func (d *decision) release() {
 	d.index, d.exempt, d.held = d.index[:0], d.exempt[:0], d.held[:0]
 	d.h, d.r, d.p, d.problem, d.late = nil, nil, nil, problemNone, lateCall{}
 	d.keys.repl = nil
+	d.keys.request = nil
 	decisions.Put(d)
 }
 

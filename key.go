@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"net/http"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,8 +25,10 @@ type keyTemplate struct {
 }
 
 type keyPart struct {
-	kind partKind
-	text string // the literal, or the placeholder's name
+	kind  partKind
+	text  string // the literal, or the name of the header, cookie or query field
+	name  string // of the placeholder
+	label int    // of the host, counted from the right
 }
 
 type partKind uint8
@@ -33,7 +37,14 @@ const (
 	partLiteral partKind = iota
 	partClient           // the client's address, masked
 	partPeer             // the peer's address, masked
-	partPlaceholder
+	partHost
+	partHostLabel
+	partServerName // of TLS
+	partHeader
+	partCredentials // a header with a scheme
+	partCookie
+	partQuery
+	partPlaceholder // whatever else, which Caddy's replacer knows
 )
 
 // addressKey is the default key.
@@ -48,6 +59,12 @@ func (t *keyTemplate) dynamic() bool {
 const (
 	placeholderClientVar = "http.vars.client_ip"
 	placeholderPeer      = "http.request.remote.host"
+)
+
+const (
+	headerPrefix = "http.request.header."
+	cookiePrefix = "http.request.cookie."
+	queryPrefix  = "http.request.uri.query."
 )
 
 // parseKey parses the key of a zone, and rejects keys that would limit
@@ -80,19 +97,53 @@ func parseKey(key string) (keyTemplate, error) {
 		if err := checkPlaceholder(name); err != nil {
 			return t, fmt.Errorf("key %q: %w", key, err)
 		}
-		part := keyPart{kind: partPlaceholder, text: name}
-		switch name {
-		case placeholderClientVar, placeholderPrefix + "client_ip":
-			part, t.address = keyPart{kind: partClient}, true
-		case placeholderPeer:
-			part, t.address = keyPart{kind: partPeer}, true
-		default:
-			// The peer's address in Caddy's own masked form.
-			t.address = t.address || strings.HasPrefix(name, placeholderPeer+"/")
-		}
+		part := partOf(name)
+		t.address = t.address || part.address()
 		t.parts = append(t.parts, part)
 	}
 	return t, nil
+}
+
+// partOf returns the part that a placeholder stands for, with its name in one
+// spelling.
+func partOf(name string) keyPart {
+	switch name {
+	case placeholderClientVar, placeholderPrefix + "client_ip":
+		return keyPart{kind: partClient}
+	case placeholderPeer:
+		return keyPart{kind: partPeer}
+	case "http.request.host":
+		return keyPart{kind: partHost, name: name}
+	}
+	if label, ok := strings.CutPrefix(name, "http.request.host.labels."); ok {
+		place, _ := strconv.Atoi(label)
+		return keyPart{kind: partHostLabel, name: name, label: place}
+	}
+	if header, ok := strings.CutPrefix(name, headerPrefix); ok {
+		header = textproto.CanonicalMIMEHeaderKey(header)
+		kind := partHeader
+		if header == "Authorization" || header == "Proxy-Authorization" {
+			kind = partCredentials
+		}
+		return keyPart{kind: kind, text: header, name: headerPrefix + header}
+	}
+	if cookie, ok := strings.CutPrefix(name, cookiePrefix); ok {
+		cookie = strings.ToLower(cookie)
+		return keyPart{kind: partCookie, text: cookie, name: cookiePrefix + cookie}
+	}
+	if field, ok := strings.CutPrefix(name, queryPrefix); ok {
+		return keyPart{kind: partQuery, text: field, name: name}
+	}
+	if strings.EqualFold(name, "http.request.tls.server_name") {
+		return keyPart{kind: partServerName, name: "http.request.tls.server_name"}
+	}
+	return keyPart{kind: partPlaceholder, name: name}
+}
+
+// address reports whether the part is an address, the peer's in Caddy's own
+// masked form included.
+func (p *keyPart) address() bool {
+	return p.kind == partClient || p.kind == partPeer || strings.HasPrefix(p.name, placeholderPeer+"/")
 }
 
 // sameKey reports whether two keys that parse tell clients apart alike, such
@@ -122,83 +173,11 @@ func (t *keyTemplate) literal(text string) {
 	t.parts = append(t.parts, keyPart{kind: partLiteral, text: text})
 }
 
-const useClientIP = "write {client_ip} (in JSON {http.vars.client_ip}), which is the client's address"
-
-// senselessKeys are placeholders that are often tried as keys and cannot
-// work, and what to write instead.
-var senselessKeys = map[string]string{
-	"http.request.remote":      "it holds the port, so that each connection would have a limit of its own; " + useClientIP,
-	"http.request.remote.port": "each connection would have a limit of its own; " + useClientIP,
-	"http.request.uuid":        "it differs for each request, so nothing would be limited; " + useClientIP,
-	"http.request.duration":    "it differs for each request, so nothing would be limited; " + useClientIP,
-	"http.request.duration_ms": "it differs for each request, so nothing would be limited; " + useClientIP,
-	"http.request.client_ip":   "Caddy has no such placeholder; " + useClientIP,
-	"http.request.remote_ip":   "Caddy has no such placeholder; " + useClientIP,
-	"http.request.remote_host": "Caddy has no such placeholder; " + useClientIP,
-	"http.request.remote_addr": "Caddy has no such placeholder; " + useClientIP,
-	"http.request.ip":          "Caddy has no such placeholder; " + useClientIP,
-	"http.client_ip":           "Caddy has no such placeholder; " + useClientIP,
-	"client_ip":                "this short form exists in Caddyfiles only; write {http.vars.client_ip}",
-	"remote_host":              "this short form exists in Caddyfiles only; write {http.request.remote.host}",
-	"remote_ip":                "Caddy has no such placeholder; " + useClientIP,
-	"remote_addr":              "Caddy has no such placeholder; " + useClientIP,
-	"remote":                   "it holds the port, so that each connection would have a limit of its own; " + useClientIP,
-	"remote_port":              "each connection would have a limit of its own; " + useClientIP,
-	"uuid":                     "it differs for each request, so nothing would be limited; " + useClientIP,
-	"ip":                       "Caddy has no such placeholder; " + useClientIP,
-}
-
-// addressHeaders are request headers that name the client's address to
-// whoever trusts the sender. As a key they let anyone choose one.
-var addressHeaders = []string{
-	"x-forwarded-for", "forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "cf-connecting-ipv6",
-	"cf-pseudo-ipv4", "fastly-client-ip", "fly-client-ip", "x-cluster-client-ip", "x-original-forwarded-for", "x-forwarded",
-	"forwarded-for", "x-appengine-user-ip", "x-azure-clientip", "x-azure-socketip", "cloudfront-viewer-address",
-	"x-envoy-external-address", "x-nf-client-connection-ip", "x-vercel-forwarded-for",
-}
-
-// requestPlaceholders are what Caddy has below http.request: whole names, and
-// prefixes of names where they end in a dot or a slash.
-var requestPlaceholders = []string{
-	"method", "scheme", "proto", "proto_name", "host", "host.labels.", "port", "hostport",
-	"local", "local.host", "local.port", "remote.host", "remote.host/",
-	"uri", "uri_escaped", "uri.path", "uri.path_escaped", "uri.path.", "uri.query", "uri.query_escaped", "uri.query.", "uri.prefixed_query",
-	"uri.prefixed_query_escaped", "body", "body_base64", "orig_method", "orig_uri", "orig_uri.", "header.", "cookie.", "tls.",
-}
-
-// checkPlaceholder rejects what certainly is a mistake in a key.
-func checkPlaceholder(name string) error {
-	if why, ok := senselessKeys[name]; ok {
-		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, why)
-	}
-	if name == "" {
-		return fmt.Errorf("{} names no placeholder; write \\{ for a literal brace")
-	}
-	if strings.HasPrefix(name, "time.") {
-		return fmt.Errorf("{%s} changes with time, so nothing would be limited; remove it: the window is what forgets", name)
-	}
-	rest, ok := strings.CutPrefix(name, "http.request.")
-	if !ok {
-		return nil
-	}
-	if header, ok := strings.CutPrefix(rest, "header."); ok && slices.Contains(addressHeaders, strings.ToLower(header)) {
-		return fmt.Errorf("{%s} is written by whoever sends the request, so anyone could choose a fresh limit; %s, "+
-			"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
-	}
-	for _, known := range requestPlaceholders {
-		prefix := known[len(known)-1] == '.' || known[len(known)-1] == '/'
-		if rest == known || (prefix && strings.HasPrefix(rest, known)) {
-			return nil
-		}
-	}
-	return fmt.Errorf("{%s} is no placeholder of Caddy; every request would have an empty key. See https://caddyserver.com/docs/conventions#placeholders", name)
-}
-
 // keyBuilder builds the keys of one request.
 type keyBuilder struct {
-	repl       *caddy.Replacer
-	remoteAddr string // of the peer
-	buf        []byte
+	repl    *caddy.Replacer
+	request *http.Request
+	buf     []byte
 }
 
 // The first byte of a key tells its form, so that no key of one form can
@@ -211,17 +190,23 @@ const (
 
 // build returns the key of a client, valid until the next call, and whether
 // it came out empty: none of its placeholders had a value. What is the same
-// in all keys, its literals, does not tell clients apart.
-func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (key []byte, empty bool) {
+// in all keys, its literals, does not tell clients apart. The third result is
+// what an empty key lacked, or a key that is not empty had too much of: a part
+// with several values is as if it were left out, so that it gives no other
+// key than that.
+func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (key []byte, empty bool, lacked lack) {
 	if len(t.parts) == 1 && t.parts[0].kind == partClient {
 		b.buf = client.AppendKey(append(b.buf[:0], formAddress), v4, v6)
-		return b.buf, false
+		return b.buf, false, lackNothing
 	}
 	b.buf = append(b.buf[:0], formTemplate)
 	empty = t.dynamic()
-	for _, part := range t.parts {
+	for i := range t.parts {
+		part := &t.parts[i]
 		start := len(b.buf)
-		b.buf = b.appendPart(b.buf, part, client, v4, v6)
+		var short lack
+		b.buf, short = b.appendPart(b.buf, part, client, v4, v6)
+		lacked = max(lacked, short)
 		n := len(b.buf) - start
 		if part.kind != partLiteral && n > 0 {
 			empty = false
@@ -233,29 +218,58 @@ func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (k
 		sum := sha256.Sum256(b.buf)
 		b.buf = append(append(b.buf[:0], formHash), sum[:16]...)
 	}
-	return b.buf, empty
+	if lacked == lackMissing && !empty {
+		lacked = lackNothing
+	}
+	return b.buf, empty, lacked
 }
 
-func (b *keyBuilder) appendPart(dst []byte, part keyPart, client ipident.Result, v4, v6 int) []byte {
+func (b *keyBuilder) appendPart(dst []byte, part *keyPart, client ipident.Result, v4, v6 int) ([]byte, lack) {
+	var value string
+	var lacked lack
 	switch part.kind {
 	case partLiteral:
-		return append(dst, part.text...)
+		return append(dst, part.text...), lackNothing
 	case partClient:
-		return client.AppendKey(dst, v4, v6)
+		return client.AppendKey(dst, v4, v6), lackNothing
 	case partPeer:
-		return ipident.Peer(b.remoteAddr).AppendKey(dst, v4, v6)
+		return ipident.Peer(remoteAddr(b.request)).AppendKey(dst, v4, v6), lackNothing
+	case partHost:
+		value, lacked = one(hostName(b.request.Host), 1)
+		return appendFolded(dst, value), lacked
+	case partHostLabel:
+		value, lacked = one(hostLabel(hostName(b.request.Host), part.label), 1)
+		return appendFolded(dst, value), lacked
+	case partServerName:
+		if b.request.TLS == nil {
+			return dst, lackMissing
+		}
+		value, lacked = one(hostName(b.request.TLS.ServerName), 1)
+		return appendFolded(dst, value), lacked
+	case partHeader:
+		value, lacked = headerValue(b.request.Header, part.text)
+	case partCredentials:
+		value, lacked = headerValue(b.request.Header, part.text)
+		return appendCredentials(dst, value), lacked
+	case partCookie:
+		value, lacked = cookieValue(b.request.Header, part.text)
+	case partQuery:
+		value, lacked = queryValue(b.request.URL.RawQuery, part.text)
 	default:
-		// A placeholder that is not known counts as empty.
-		value, _ := b.repl.GetString(part.text)
-		return append(dst, value...)
+		var known bool
+		value, known = b.repl.GetString(part.name)
+		if value, lacked = one(value, 1); !known && !ofCaddy(part.name) {
+			lacked = lackUnknown
+		}
 	}
+	return append(dst, value...), lacked
 }
 
 // readable returns the key as a person would write it, for logs.
 func (b *keyBuilder) readable(t *keyTemplate, client ipident.Result, v4, v6 int) string {
 	var out []byte
-	for _, part := range t.parts {
-		out = b.appendPart(out, part, client, v4, v6)
+	for i := range t.parts {
+		out, _ = b.appendPart(out, &t.parts[i], client, v4, v6)
 	}
 	return string(out)
 }

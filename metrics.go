@@ -18,6 +18,7 @@ import (
 // number of series does not depend on clients.
 var metrics = struct {
 	requests       *prometheus.CounterVec
+	emptyKeys      *prometheus.CounterVec
 	clients        *prometheus.CounterVec
 	storeDuration  *prometheus.HistogramVec
 	storeErrors    *prometheus.CounterVec
@@ -29,6 +30,10 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "requests_total",
 		Help: "Requests by the zone that applied, what came of it (granted, refused, dry_run, exempt), and what decided (store, lease, cache, local, policy).",
 	}, []string{"zone", "outcome", "source"}),
+	emptyKeys: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "empty_keys_total",
+		Help: "Requests whose key was empty (missing), or a part of it because the request had several values (ambiguous) or nobody knows the placeholder (unknown).",
+	}, []string{"zone", "reason"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "clients_total",
 		Help: "Requests by how the client's address was found.",
@@ -60,7 +65,7 @@ var metrics = struct {
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
-		metrics.requests, metrics.clients, metrics.storeDuration, metrics.storeErrors,
+		metrics.requests, metrics.emptyKeys, metrics.clients, metrics.storeDuration, metrics.storeErrors,
 		metrics.storeUp, metrics.storeLosses, metrics.storeInstances,
 	} {
 		var already prometheus.AlreadyRegisteredError
@@ -110,7 +115,9 @@ func (s *series) ifHeld(value string, do func()) bool {
 
 var (
 	zoneSeries = series{holds: make(map[string]int), forget: func(zone string) {
-		metrics.requests.DeletePartialMatch(prometheus.Labels{"zone": zone})
+		match := prometheus.Labels{"zone": zone}
+		metrics.requests.DeletePartialMatch(match)
+		metrics.emptyKeys.DeletePartialMatch(match)
 	}}
 	storeSeries = series{holds: make(map[string]int), forget: func(name string) {
 		match := prometheus.Labels{"store": name}
@@ -177,6 +184,26 @@ func (c *outcomeCounters) inc(o outcome, s source) {
 	if counter == nil {
 		var fresh prometheus.Counter
 		if !zoneSeries.ifHeld(c.zone, func() { fresh = metrics.requests.WithLabelValues(c.zone, o.String(), s.String()) }) {
+			return // of a zone that is gone
+		}
+		counter = &fresh
+		slot.Store(counter)
+	}
+	(*counter).Inc()
+}
+
+// lackCounters are a zone's counters of keys that were short of something.
+type lackCounters struct {
+	zone string
+	seen [lacks]atomic.Pointer[prometheus.Counter]
+}
+
+func (c *lackCounters) inc(l lack) {
+	slot := &c.seen[l]
+	counter := slot.Load()
+	if counter == nil {
+		var fresh prometheus.Counter
+		if !zoneSeries.ifHeld(c.zone, func() { fresh = metrics.emptyKeys.WithLabelValues(c.zone, l.String()) }) {
 			return // of a zone that is gone
 		}
 		counter = &fresh

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -78,6 +80,9 @@ type Zone struct {
 	policy        string
 	storeName     string // of the log: a dry run has one of its own
 	counters      outcomeCounters
+	emptyKeys     lackCounters
+	unknown       sync.Once // the warning of a placeholder that nobody knows
+	logger        *zap.Logger
 	refusals      logLimiter
 }
 
@@ -173,7 +178,8 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 		// that limit. No name of a zone holds this character.
 		z.storeName += "~dry"
 	}
-	z.counters.zone = z.Name
+	z.counters.zone, z.emptyKeys.zone = z.Name, z.Name
+	z.logger = h.logger
 	return nil
 }
 
@@ -232,7 +238,10 @@ var errEmptyKey = errors.New("the request has nothing of what the limit is keyed
 // errEmptyKey if the key came out empty and the zone denies that, and false
 // if the zone does not apply for want of a key.
 func (z *Zone) ask(into *store.Ask, keys *keyBuilder, client ipident.Result) (bool, error) {
-	bytes, empty := keys.build(&z.key, client, z.v4, z.v6)
+	bytes, empty, lacked := keys.build(&z.key, client, z.v4, z.v6)
+	if lacked != lackNothing {
+		z.lacks(lacked)
+	}
 	if empty {
 		switch z.OnEmptyKey {
 		case emptyKeySkip:
@@ -240,7 +249,7 @@ func (z *Zone) ask(into *store.Ask, keys *keyBuilder, client ipident.Result) (bo
 		case emptyKeyDeny:
 			return false, errEmptyKey
 		}
-		bytes, _ = keys.build(&addressKey, client, z.v4, z.v6)
+		bytes, _, _ = keys.build(&addressKey, client, z.v4, z.v6)
 	}
 	*into = store.Ask{
 		Key:      store.Key{Zone: z.storeName, Client: string(bytes)},
@@ -250,6 +259,18 @@ func (z *Zone) ask(into *store.Ask, keys *keyBuilder, client ipident.Result) (bo
 		Advisory: z.DryRun,
 	}
 	return true, nil
+}
+
+// lacks takes note of what the key of a request was short of.
+func (z *Zone) lacks(lacked lack) {
+	z.emptyKeys.inc(lacked)
+	if lacked == lackUnknown {
+		z.unknown.Do(func() {
+			z.logger.Warn("nobody knows a placeholder of this key, so that it is empty; correct its name, "+
+				"or put the directive that sets it before distributed_ratelimit",
+				zap.String("zone", z.Name), zap.String("key", z.Key))
+		})
+	}
 }
 
 // keyedOnAddress reports whether an unverified source address could choose

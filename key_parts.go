@@ -1,0 +1,160 @@
+package distributedratelimit
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// This file reads the parts of a key that a client writes, so that one value
+// is one key in whatever spelling: each further spelling of a credential
+// would be a further limit for whoever has it. What comes twice has no value:
+// a decoy beside the real one would be such a spelling too, and nobody knows
+// which of the two the application behind takes.
+
+// lack is what a key is short of.
+type lack uint8
+
+const (
+	lackNothing   lack = iota
+	lackMissing        // the request does not have it
+	lackUnknown        // nobody knows the placeholder
+	lackAmbiguous      // the request has several values of it
+	lacks              // how many there are
+)
+
+var lackNames = [lacks]string{"", "missing", "unknown", "ambiguous"}
+
+func (l lack) String() string { return lackNames[l] }
+
+// one returns a value that was found so many times.
+func one(value string, times int) (string, lack) {
+	switch {
+	case times > 1:
+		return "", lackAmbiguous
+	case value == "":
+		return "", lackMissing
+	}
+	return value, lackNothing
+}
+
+// headerValue is the value of a header that has one line. name is canonical.
+func headerValue(h http.Header, name string) (string, lack) {
+	lines := h[name]
+	if len(lines) == 0 {
+		return "", lackMissing
+	}
+	return one(lines[0], len(lines))
+}
+
+// cookieValue is the value of a cookie that is sent once. Names are compared
+// regardless of case, as Caddy does. What is no proper cookie counts as well:
+// the application may be less strict than Go, which drops it.
+func cookieValue(h http.Header, name string) (string, lack) {
+	var value string
+	times := 0
+	for _, line := range h["Cookie"] {
+		for line != "" {
+			var pair string
+			pair, line, _ = strings.Cut(line, ";")
+			key, v, _ := strings.Cut(pair, "=")
+			if strings.EqualFold(strings.Trim(key, " \t"), name) {
+				value = strings.Trim(v, " \t")
+				times++
+			}
+		}
+	}
+	if n := len(value); n > 1 && value[0] == '"' && value[n-1] == '"' {
+		value = value[1 : n-1]
+	}
+	return one(value, times)
+}
+
+// queryValue is the value of a field that the query has once. Go drops pairs
+// with a semicolon or a bad escape, but the application may not: a semicolon
+// ends a pair here, and what cannot be decoded is taken as it is.
+func queryValue(query, name string) (string, lack) {
+	var value string
+	times := 0
+	for query != "" {
+		pair := query
+		if end := strings.IndexAny(query, "&;"); end >= 0 {
+			pair, query = query[:end], query[end+1:]
+		} else {
+			query = ""
+		}
+		key, v, _ := strings.Cut(pair, "=")
+		if unescaped(key) == name {
+			value = unescaped(v)
+			times++
+		}
+	}
+	return one(value, times)
+}
+
+func unescaped(s string) string {
+	if plain, err := url.QueryUnescape(s); err == nil {
+		return plain
+	}
+	return s
+}
+
+// appendCredentials appends what an Authorization header holds. Its scheme is
+// written in any case and followed by any number of spaces.
+func appendCredentials(dst []byte, value string) []byte {
+	value = strings.Trim(value, " \t")
+	end := strings.IndexAny(value, " \t")
+	if end < 0 {
+		return append(dst, value...) // a bare token, whose case counts
+	}
+	scheme, rest := strings.ToLower(value[:end]), strings.Trim(value[end:], " \t")
+	dst = append(append(dst, scheme...), ' ')
+	if scheme == "basic" {
+		// The last digit of base64 has spare bits, which no server minds.
+		if plain, err := base64.StdEncoding.DecodeString(rest); err == nil {
+			return base64.StdEncoding.AppendEncode(dst, plain)
+		}
+	}
+	return append(dst, rest...)
+}
+
+// hostName is the host in a Host header, without port, brackets and the
+// trailing dot of a full name.
+func hostName(hostport string) string {
+	if inner, ok := strings.CutPrefix(hostport, "["); ok {
+		if end := strings.IndexByte(inner, ']'); end >= 0 {
+			return inner[:end]
+		}
+		return hostport
+	}
+	if colon := strings.IndexByte(hostport, ':'); colon >= 0 && strings.LastIndexByte(hostport, ':') == colon {
+		hostport = hostport[:colon]
+	}
+	return strings.TrimRight(hostport, ".")
+}
+
+// hostLabel is the label of a host at a place counted from the right.
+func hostLabel(host string, place int) string {
+	for ; place > 0; place-- {
+		dot := strings.LastIndexByte(host, '.')
+		if dot < 0 {
+			return ""
+		}
+		host = host[:dot]
+	}
+	return host[strings.LastIndexByte(host, '.')+1:]
+}
+
+// appendFolded appends a host in lower case. Only ASCII has two: the server
+// answers 400 to a host with other letters.
+func appendFolded(dst []byte, host string) []byte {
+	for i := range len(host) {
+		c := host[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		dst = append(dst, c)
+	}
+	return dst
+}
