@@ -1,34 +1,55 @@
 package distributedratelimit
 
 import (
+	"context"
 	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 const useClientIP = "write {client_ip} (in JSON {http.vars.client_ip}), which is the client's address"
+
+const (
+	differs = "it differs for each request, so nothing would be limited; " + useClientIP
+	body    = "keys from a body are not supported, because all of the body would be held in memory; write {header.X} or {query.X}"
+)
 
 // senselessKeys are placeholders that are often tried as keys and cannot
 // work, and what to write instead.
 var senselessKeys = map[string]string{
 	"http.request.remote":      "it holds the port, so that each connection would have a limit of its own; " + useClientIP,
 	"http.request.remote.port": "each connection would have a limit of its own; " + useClientIP,
-	"http.request.uuid":        "it differs for each request, so nothing would be limited; " + useClientIP,
-	"http.request.duration":    "it differs for each request, so nothing would be limited; " + useClientIP,
-	"http.request.duration_ms": "it differs for each request, so nothing would be limited; " + useClientIP,
+	"http.request.uuid":        differs,
+	"http.request.duration":    differs,
+	"http.request.duration_ms": differs,
+	"http.vars.start_time":     differs,
+	"http.vars.uuid":           differs,
+	"http.vars.trace_id":       differs,
+	"http.vars.span_id":        differs,
+	"http.vars.trusted_proxy":  "it is only true or false; " + useClientIP,
+	"http.error":               differs,
+	"http.error.id":            differs,
+	"http.error.trace":         differs,
+	"http.time_until_shutdown": differs,
+	"http.shutting_down":       "it is only true or false; " + useClientIP,
+	"http.request.hostport":    "the client chooses the port in it, so that each one would have a limit of its own; write {host} (in JSON {http.request.host})",
+	"http.request.body":        body,
+	"http.request.body_base64": body,
 	"http.request.client_ip":   "Caddy has no such placeholder; " + useClientIP,
 	"http.request.remote_ip":   "Caddy has no such placeholder; " + useClientIP,
 	"http.request.remote_host": "Caddy has no such placeholder; " + useClientIP,
 	"http.request.remote_addr": "Caddy has no such placeholder; " + useClientIP,
 	"http.request.ip":          "Caddy has no such placeholder; " + useClientIP,
 	"http.client_ip":           "Caddy has no such placeholder; " + useClientIP,
-	"client_ip":                "this short form exists in Caddyfiles only; write {http.vars.client_ip}",
-	"remote_host":              "this short form exists in Caddyfiles only; write {http.request.remote.host}",
 	"remote_ip":                "Caddy has no such placeholder; " + useClientIP,
 	"remote_addr":              "Caddy has no such placeholder; " + useClientIP,
-	"remote":                   "it holds the port, so that each connection would have a limit of its own; " + useClientIP,
-	"remote_port":              "each connection would have a limit of its own; " + useClientIP,
-	"uuid":                     "it differs for each request, so nothing would be limited; " + useClientIP,
 	"ip":                       "Caddy has no such placeholder; " + useClientIP,
 }
 
@@ -41,41 +62,27 @@ var addressHeaders = []string{
 	"x-envoy-external-address", "x-nf-client-connection-ip", "x-vercel-forwarded-for",
 }
 
-// requestPlaceholders are what Caddy has below http.request: whole names, and
-// prefixes of names where they end in a dot or a slash.
-var requestPlaceholders = []string{
-	"method", "scheme", "proto", "proto_name", "host", "host.labels.", "port", "hostport",
-	"local", "local.host", "local.port", "remote.host", "remote.host/",
-	"uri", "uri_escaped", "uri.path", "uri.path_escaped", "uri.path.", "uri.query", "uri.query_escaped", "uri.query.", "uri.prefixed_query",
-	"uri.prefixed_query_escaped", "body", "body_base64", "orig_method", "orig_uri", "orig_uri.", "header.", "cookie.", "tls.",
+// shorthands are the short names that a Caddyfile has for placeholders. Where
+// one arrives here it was written in JSON, or has characters that Caddy does
+// not expect in it.
+var shorthands = map[string]string{
+	"host": "http.request.host", "hostport": "http.request.hostport", "port": "http.request.port",
+	"orig_method": "http.request.orig_method", "orig_uri": "http.request.orig_uri", "orig_path": "http.request.orig_uri.path",
+	"orig_dir": "http.request.orig_uri.path.dir", "orig_file": "http.request.orig_uri.path.file", "orig_query": "http.request.orig_uri.query",
+	"method": "http.request.method", "uri": "http.request.uri", "path": "http.request.uri.path", "dir": "http.request.uri.path.dir",
+	"file": "http.request.uri.path.file", "query": "http.request.uri.query", "remote": "http.request.remote",
+	"remote_host": placeholderPeer, "remote_port": "http.request.remote.port", "scheme": "http.request.scheme", "uuid": "http.request.uuid",
+	"tls_cipher": "http.request.tls.cipher_suite", "tls_version": "http.request.tls.version",
+	"tls_client_fingerprint": "http.request.tls.client.fingerprint", "tls_client_issuer": "http.request.tls.client.issuer",
+	"tls_client_serial": "http.request.tls.client.serial", "tls_client_subject": "http.request.tls.client.subject",
+	"upstream_hostport": "http.reverse_proxy.upstream.hostport", "client_ip": placeholderClientVar,
 }
 
-// checkPlaceholder rejects what certainly is a mistake in a key.
-func checkPlaceholder(name string) error {
-	if why, ok := senselessKeys[name]; ok {
-		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, why)
-	}
-	if name == "" {
-		return fmt.Errorf("{} names no placeholder; write \\{ for a literal brace")
-	}
-	if strings.HasPrefix(name, "time.") {
-		return fmt.Errorf("{%s} changes with time, so nothing would be limited; remove it: the window is what forgets", name)
-	}
-	rest, ok := strings.CutPrefix(name, "http.request.")
-	if !ok {
-		return nil
-	}
-	if header, ok := strings.CutPrefix(rest, "header."); ok && slices.Contains(addressHeaders, strings.ToLower(header)) {
-		return fmt.Errorf("{%s} is written by whoever sends the request, so anyone could choose a fresh limit; %s, "+
-			"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
-	}
-	for _, known := range requestPlaceholders {
-		prefix := known[len(known)-1] == '.' || known[len(known)-1] == '/'
-		if rest == known || (prefix && strings.HasPrefix(rest, known)) {
-			return nil
-		}
-	}
-	return fmt.Errorf("{%s} is no placeholder of Caddy; every request would have an empty key. See https://caddyserver.com/docs/conventions#placeholders", name)
+// shortFamilies are the same for names that go on after a dot.
+var shortFamilies = map[string]string{
+	"header": "http.request.header", "cookie": "http.request.cookie", "labels": "http.request.host.labels", "path": "http.request.uri.path",
+	"query": "http.request.uri.query", "re": "http.regexp", "vars": "http.vars", "rp": "http.reverse_proxy", "resp": "http.intercept",
+	"err": "http.error", "file_match": "http.matchers.file",
 }
 
 // families are what the names of Caddy's placeholders begin with, and
@@ -98,3 +105,145 @@ func ofCaddy(name string) bool {
 	}
 	return rest != "" && slices.Contains(families, family)
 }
+
+// checkPlaceholder rejects what certainly is a mistake in a key. A name that
+// Caddy does not have may come from a plugin, and one without a dot from the
+// directive map: those are mistakes only where they are nearly Caddy's own.
+func checkPlaceholder(name string) error {
+	if why, ok := senselessKeys[name]; ok {
+		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, why)
+	}
+	if name == "" {
+		return fmt.Errorf("{} names no placeholder; write \\{ for a literal brace")
+	}
+	family, rest, dotted := strings.Cut(name, ".")
+	switch {
+	case !dotted:
+		return checkShorthand(name)
+	case family == "time":
+		return fmt.Errorf("{%s} changes with time, so nothing would be limited; remove it: the window is what forgets", name)
+	case family == "system":
+		if _, known := caddy.NewReplacer().Get(name); !known {
+			return noPlaceholder(name, "")
+		}
+		return nil
+	case family == "http":
+		return checkHTTPPlaceholder(name, rest)
+	case slices.Contains(families, family):
+		return nil
+	}
+	if long, ok := shortFamilies[family]; ok {
+		return fmt.Errorf("{%s} is a short form that Caddyfiles have for letters, digits, - and _ only; write {%s.%s}", name, long, rest)
+	}
+	if near := nearest(family, append(sortedKeys(shortFamilies), families...)); near != "" {
+		return noPlaceholder(name, near+"."+rest)
+	}
+	return nil
+}
+
+func checkShorthand(name string) error {
+	if long, ok := shorthands[name]; ok {
+		return fmt.Errorf("{%s} cannot tell clients apart: this short form exists in Caddyfiles only; write {%s}", name, long)
+	}
+	near := nearest(name, sortedKeys(shorthands))
+	if near == "" {
+		return nil
+	}
+	return noPlaceholder(name, near+"} (in JSON {"+shorthands[near])
+}
+
+func checkHTTPPlaceholder(name, rest string) error {
+	family, rest, _ := strings.Cut(rest, ".")
+	switch {
+	case family == "response":
+		return fmt.Errorf("{%s} is not known before the response; "+useClientIP, name)
+	case family == "reverse_proxy" && (strings.Contains(rest, "duration") || strings.Contains(rest, "latency")):
+		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, differs)
+	case slices.Contains(httpFamilies, family) && family != "request":
+		return nil
+	case family != "request":
+		if near := nearest(family, httpFamilies); near != "" {
+			return noPlaceholder(name, "http."+near+"."+rest)
+		}
+		return nil
+	}
+	if header, ok := strings.CutPrefix(rest, "header."); ok {
+		if strings.EqualFold(header, "host") {
+			return fmt.Errorf("{%s} is always empty in Caddy; write {host} (in JSON {http.request.host})", name)
+		}
+		if slices.Contains(addressHeaders, strings.ToLower(header)) {
+			return fmt.Errorf("{%s} is written by whoever sends the request, so anyone could choose a fresh limit; %s, "+
+				"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
+		}
+	}
+	if strings.HasSuffix(rest, ".") {
+		return fmt.Errorf("{%s} ends in a dot; write the name that is to follow", name)
+	}
+	if !isOfRequest(name) {
+		return noPlaceholder(name, "")
+	}
+	return nil
+}
+
+// noPlaceholder is about a name that Caddy does not have, and perhaps one that
+// was meant.
+func noPlaceholder(name, meant string) error {
+	if meant != "" {
+		return fmt.Errorf("{%s} is no placeholder of Caddy; did you mean {%s}? A placeholder that the directive map or a plugin sets needs a name "+
+			"that is less like it", name, meant)
+	}
+	return fmt.Errorf("{%s} is no placeholder of Caddy; every request would have an empty key. See https://caddyserver.com/docs/conventions#placeholders", name)
+}
+
+// isOfRequest asks Caddy whether it has a placeholder below http.request.
+func isOfRequest(name string) bool {
+	// Some are read from the listener's address, without a look whether there is one.
+	ctx := context.WithValue(context.Background(), http.LocalAddrContextKey, net.Addr(&net.TCPAddr{}))
+	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/"}, Header: make(http.Header), RemoteAddr: "192.0.2.1:1"}).WithContext(ctx)
+	repl := caddy.NewReplacer()
+	caddyhttp.PrepareRequest(r, repl, nil, nil)
+	_, known := repl.Get(name)
+	return known
+}
+
+// nearest returns the name among known that differs from name by a slip of
+// the pen: one letter, or two in a longer name. Very short names have too
+// many neighbours.
+func nearest(name string, known []string) string {
+	for most := 1; most <= 2; most++ {
+		for _, k := range known {
+			shorter := min(len(name), len(k))
+			if shorter >= 4 && (most == 1 || shorter > 5) && slips(name, k) <= most {
+				return k
+			}
+		}
+	}
+	return ""
+}
+
+// slips counts the letters that were left out, added, changed or swapped with
+// their neighbour to make b from a.
+func slips(a, b string) int {
+	before, last := make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row := make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			changed := 1
+			if a[i-1] == b[j-1] {
+				changed = 0
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+changed)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		before, last = last, row
+	}
+	return last[len(b)]
+}
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

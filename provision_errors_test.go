@@ -46,6 +46,8 @@ func TestProvisionRejects(t *testing.T) {
 		{"key", zoneJSON(fine + `, "key": "{http.request.remote}"`), []string{"each connection", "{http.vars.client_ip}"}},
 		{"key in the Caddyfile's words", zoneJSON(fine + `, "key": "{client_ip}"`), []string{"in Caddyfiles only", "write {http.vars.client_ip}"}},
 		{"key remote_host", zoneJSON(fine + `, "key": "{remote_host}"`), []string{"in Caddyfiles only", "write {http.request.remote.host}"}},
+		{"key host", zoneJSON(fine + `, "key": "{host}"`), []string{"in Caddyfiles only", "write {http.request.host}"}},
+		{"key header in the Caddyfile's words", zoneJSON(fine + `, "key": "{header.X-User}"`), []string{"short form", "write {http.request.header.X-User}"}},
 		{"key of nothing", zoneJSON(fine + `, "key": "{}"`), []string{"names no placeholder"}},
 		{"key header", zoneJSON(fine + `, "key": "{http.request.header.X-FORWARDED-FOR}"`), []string{"whoever sends the request"}},
 		{"prefix", zoneJSON(fine + `, "ipv4_prefix": 0`), []string{"ipv4_prefix 0 is not between"}},
