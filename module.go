@@ -143,6 +143,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		h.Status = http.StatusTooManyRequests
 	}
 
+	h.warnOfKeys(ctx)
 	for _, zone := range h.Zones {
 		if err := zone.provision(ctx, h); err != nil {
 			return fmt.Errorf("zone %q: %v", zone.Name, err)

@@ -1,0 +1,119 @@
+package distributedratelimit
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// warnOfKeys tells of keys that may be no limit. It is called before zones
+// are provisioned: that takes their matchers away.
+func (h *Handler) warnOfKeys(ctx caddy.Context) {
+	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	anyHost := !namesItsHosts(server)
+	keys := make([]keyTemplate, len(h.Zones))
+	var addresses []*Zone // limited by the address alone
+	for i, zone := range h.Zones {
+		keys[i], _ = parseKey(zone.Key) // check has found the mistakes
+		if keys[i].addressAlone() {
+			addresses = append(addresses, zone)
+		}
+	}
+	for i, zone := range h.Zones {
+		key := &keys[i]
+		covers := func(by *Zone) bool { return by.covers(zone) }
+		if chosen := key.chosenByClient(anyHost); chosen != "" && !slices.ContainsFunc(addresses, covers) {
+			h.logger.Warn("the client chooses a part of this key, and so has as many limits as it likes; "+
+				"put a zone beside it, in the same distributed_ratelimit, that is keyed on the address alone (no key, or key {client_ip}) and has no match or the same one",
+				zap.String("zone", zone.Name), zap.String("key", zone.Key), zap.String("placeholder", "{"+chosen+"}"))
+		}
+		for i := range key.parts {
+			if part := &key.parts[i]; part.kind == partPlaceholder && !ofCaddy(part.name) {
+				h.logger.Warn("Caddy itself does not have this placeholder of a key; unless a plugin or the directive map sets it, it is empty",
+					zap.String("zone", zone.Name), zap.String("key", zone.Key), zap.String("placeholder", "{"+part.name+"}"))
+				break
+			}
+		}
+	}
+}
+
+// covers reports whether z limits every request that other applies to.
+func (z *Zone) covers(other *Zone) bool {
+	return (!z.DryRun || other.DryRun) && (len(z.MatchRaw) == 0 || sameMatchers(z.MatchRaw, other.MatchRaw))
+}
+
+func sameMatchers(a, b caddyhttp.RawMatcherSets) bool {
+	return slices.EqualFunc(a, b, func(x, y caddy.ModuleMap) bool {
+		if len(x) != len(y) {
+			return false
+		}
+		for name, raw := range x {
+			if other, ok := y[name]; !ok || string(raw) != string(other) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// addressAlone reports whether an address is all that tells clients apart.
+func (t *keyTemplate) addressAlone() bool {
+	return t.address && !slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind != partLiteral && !p.address() })
+}
+
+// chosenByClient returns the first placeholder whose value whoever sends the
+// request can choose freely, empty if there is none. anyHost tells that the
+// host is one, as some site takes any.
+func (t *keyTemplate) chosenByClient(anyHost bool) string {
+	for i := range t.parts {
+		p := &t.parts[i]
+		switch p.kind {
+		case partHost, partHostLabel, partServerName:
+			if anyHost {
+				return p.name
+			}
+		case partHeader, partCredentials, partCookie, partQuery:
+			return p.name
+		case partPlaceholder:
+			if slices.ContainsFunc(chosenFamilies, func(f string) bool { return p.name == f || strings.HasPrefix(p.name, f+".") }) {
+				return p.name
+			}
+		}
+	}
+	return ""
+}
+
+// chosenFamilies hold what the client writes. What Caddy's matchers find is
+// taken from paths and headers.
+var chosenFamilies = []string{
+	"http.request.method", "http.request.orig_method", "http.request.port", "http.request.proto", "http.request.proto_name",
+	"http.request.uri", "http.request.uri_escaped", "http.request.orig_uri",
+	"http.regexp", "http.url_pattern", "http.matchers.file",
+}
+
+// namesItsHosts reports whether every site of a server is for hosts that are
+// named in full, so that no request passes with a host of the client's making.
+func namesItsHosts(server *caddyhttp.Server) bool {
+	if server == nil {
+		return false
+	}
+	return !slices.ContainsFunc(server.Routes, func(route caddyhttp.Route) bool {
+		return len(route.MatcherSets) == 0 || slices.ContainsFunc(route.MatcherSets, func(set caddyhttp.MatcherSet) bool {
+			return !slices.ContainsFunc(set, namesHosts)
+		})
+	})
+}
+
+func namesHosts(matcher any) bool {
+	var hosts caddyhttp.MatchHost
+	switch m := matcher.(type) {
+	case caddyhttp.MatchHost:
+		hosts = m
+	case *caddyhttp.MatchHost:
+		hosts = *m
+	}
+	return len(hosts) > 0 && !slices.ContainsFunc(hosts, func(host string) bool { return strings.ContainsAny(host, "*{") })
+}
