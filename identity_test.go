@@ -279,12 +279,12 @@ http://a.test {
 
 func TestUnreadableHeadersAreLoggedNowAndThen(t *testing.T) {
 	e := start(t, addressSite("servers {\ntrusted_proxies static 10.0.0.0/8\n}", ""))
-	before := e.series("clients_total")["malformed"]
+	before := e.series("identified_requests_total")["malformed"]
 	for range 100 {
 		e.client("10.0.0.1", "10.0.0.1", with(forwarded, "x"))
 	}
 	e.log.says(1, "the client's address could not be read from the header")
-	if got := e.series("clients_total")["malformed"] - before; got != 100 {
-		t.Errorf("metric clients_total{malformed}: got %v more, want 100", got)
+	if got := e.series("identified_requests_total")["malformed"] - before; got != 100 {
+		t.Errorf("metric identified_requests_total{malformed}: got %v more, want 100", got)
 	}
 }

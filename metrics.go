@@ -35,7 +35,7 @@ var metrics = struct {
 		Help: "Requests whose key was empty (missing), or a part of it because the request had several values (ambiguous) or nobody knows the placeholder (unknown).",
 	}, []string{"zone", "reason"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "clients_total",
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "identified_requests_total",
 		Help: "Requests by how the client's address was found.",
 	}, []string{"reason"}),
 	storeDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
