@@ -71,6 +71,9 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 // shortForm parses: <events> <window> [<zone name>]
 func (p *handlerParser) shortForm() error {
 	args := p.RemainingArgs()
+	if events, window, ok := rateWords(args); ok {
+		return p.Errf("%q is not a number of events and a window; write: %s %s %s", strings.Join(args, " "), directive, events, window)
+	}
 	switch len(args) {
 	case 0:
 		return nil
@@ -373,7 +376,7 @@ func (p *handlerParser) events(text string) (int64, error) {
 func (p *handlerParser) duration(name, text string) (caddy.Duration, error) {
 	d, err := caddy.ParseDuration(text)
 	if err != nil || d <= 0 {
-		return 0, p.Errf("%s %q is not a duration above zero; write for example 10s, 1m or 1d", name, text)
+		return 0, p.Errf("%s %q is not a duration above zero; write for example 10s, 1m or 1d%s", name, text, secondsHint(text))
 	}
 	return caddy.Duration(d), nil
 }

@@ -159,3 +159,16 @@ func TestCaddyfileMistakesOverSites(t *testing.T) {
 		}
 	}
 }
+
+// Limits as other servers write them are answered with how to write them here.
+func TestCaddyfileMistakesOfOtherForms(t *testing.T) {
+	for _, m := range []mistake{
+		{"rate", ":80 {\n\tdistributed_ratelimit 30r/m" + here + "\n}", []string{"write: distributed_ratelimit 30 1m"}},
+		{"rate without r", ":80 {\n\tdistributed_ratelimit 30/m" + here + "\n}", []string{"write: distributed_ratelimit 30 1m"}},
+		{"rate of two words", ":80 {\n\tdistributed_ratelimit 30 r/m" + here + "\n}", []string{"write: distributed_ratelimit 30 1m"}},
+		{"window without a unit", ":80 {\n\tdistributed_ratelimit 30 60" + here + "\n}", []string{"for seconds write 60s"}},
+		{"window of a zone without a unit", ":80 {\n\tdistributed_ratelimit {\n\t\tzone z {\n\t\t\tevents 1\n\t\t\twindow 60" + here + "\n\t\t}\n\t}\n}", []string{"for seconds write 60s"}},
+	} {
+		t.Run(m.name, m.check)
+	}
+}

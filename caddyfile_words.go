@@ -3,6 +3,7 @@ package distributedratelimit
 import (
 	"encoding/json"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -79,10 +80,29 @@ func parseDuration(d *caddyfile.Dispenser, into *caddy.Duration) error {
 	}
 	duration, err := caddy.ParseDuration(text)
 	if err != nil || duration <= 0 {
-		return d.Errf("%s %q is not a duration above zero; write for example 100ms, 10s, 1m or 1d", word, text)
+		return d.Errf("%s %q is not a duration above zero; write for example 100ms, 10s, 1m or 1d%s", word, text, secondsHint(text))
 	}
 	*into = caddy.Duration(duration)
 	return nil
+}
+
+var rateForm = regexp.MustCompile(`^(\d+) ?r?/([smhd])$`)
+
+// rateWords reads a rate as other servers write it, 30r/m, 30/m or 30 r/m.
+func rateWords(args []string) (events, window string, ok bool) {
+	m := rateForm.FindStringSubmatch(strings.Join(args, " "))
+	if m == nil {
+		return "", "", false
+	}
+	return m[1], "1" + m[2], true
+}
+
+// secondsHint is what to write for a duration without a unit.
+func secondsHint(text string) string {
+	if n, err := strconv.Atoi(text); err != nil || n <= 0 {
+		return ""
+	}
+	return "; for seconds write " + text + "s"
 }
 
 func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {

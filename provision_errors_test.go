@@ -42,6 +42,7 @@ func TestProvisionRejects(t *testing.T) {
 		{"window below zero", zoneJSON(`"events": 1, "window": "-1m"`), []string{"window -1m0s is not between 1s and 30d"}},
 		{"window short", zoneJSON(`"events": 1, "window": "500ms"`), []string{"window 500ms is not between"}},
 		{"window long", zoneJSON(`"events": 1, "window": "31d"`), []string{"window 31d is not between"}},
+		{"window without a unit", zoneJSON(`"events": 1, "window": 60`), []string{"window 60ns is too short", `bare number is in nanoseconds: write "60s"`}},
 		{"window fine", zoneJSON(`"events": 1, "window": 1000000001`), []string{"finer than a microsecond"}},
 		{"key", zoneJSON(fine + `, "key": "{http.request.remote}"`), []string{"each connection", "{http.vars.client_ip}"}},
 		{"key in the Caddyfile's words", zoneJSON(fine + `, "key": "{client_ip}"`), []string{"in Caddyfiles only", "write {http.vars.client_ip}"}},

@@ -115,6 +115,9 @@ func (z *Zone) check() *configError {
 	if window == 0 {
 		return wrong("window", "window is missing; write how long the events count, for example 1m")
 	}
+	if window > 0 && window < time.Microsecond {
+		return wrong("window", "window %v is too short; in JSON a bare number is in nanoseconds: write \"%[2]ds\"", window, int64(window))
+	}
 	if window < store.MinWindow || window > store.MaxWindow {
 		return wrong("window", "window %s is not between %s and %s", windowText(window), windowText(store.MinWindow), windowText(store.MaxWindow))
 	}
