@@ -156,7 +156,7 @@ func (a *App) newBackendLocked(module any, logger *zap.Logger) (*backend, error)
 	if !ok {
 		return nil, fmt.Errorf("module %T is not a store: it must implement the interface store.Store", module)
 	}
-	b, err := openBackend(s, logger)
+	b, err := openBackend(s, logger, a.ctx.Storage())
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ type backend struct {
 	name   string       // of the data behind the store
 	logger *zap.Logger
 	*health
+	storage storage // outlives the process; or nil
 
 	feeds    bool                       // the standby is kept warm
 	cautious bool                       // on_data_loss
@@ -32,8 +33,9 @@ type backend struct {
 	reports map[string]store.Report // the last one of each server
 }
 
-// openBackend makes a backend of a store. It must be released.
-func openBackend(s store.Store, logger *zap.Logger) (*backend, error) {
+// openBackend makes a backend of a store. It must be released. Without a
+// storage nothing is kept for the next process.
+func openBackend(s store.Store, logger *zap.Logger, kept storage) (*backend, error) {
 	name := s.String()
 	h, err := openHealth(name)
 	if err != nil {
@@ -41,7 +43,7 @@ func openBackend(s store.Store, logger *zap.Logger) (*backend, error) {
 	}
 	storeSeries.retain(name)
 	b := &backend{
-		store: s, name: name, logger: logger, health: h,
+		store: s, name: name, logger: logger, health: h, storage: kept,
 		reports: make(map[string]store.Report), unwatch: func() {},
 		duration: sync.OnceValue(func() (o prometheus.Observer) {
 			storeSeries.ifHeld(name, func() { o = metrics.storeDuration.WithLabelValues(name) })
@@ -53,8 +55,12 @@ func openBackend(s store.Store, logger *zap.Logger) (*backend, error) {
 	if c, ok := s.(careful); ok {
 		b.cautious = c.Cautious()
 	}
+	shared, ok := s.(store.Shared)
+	if ok && kept != nil && h.instances.Load() == 0 {
+		h.recall(b)
+	}
 	h.join(b)
-	if shared, ok := s.(store.Shared); ok {
+	if ok {
 		b.shared = shared
 		b.unwatch = b.shared.Watch(func(r store.Report) { h.heard(b, r) })
 	}
@@ -135,7 +141,7 @@ func (b *backend) instances() int {
 	}
 	n := b.shared.Instances()
 	if !b.inTouch.Load() {
-		// The store of before a reload knew better.
+		// The store of before a reload or a restart knew better.
 		n = max(n, int(b.health.instances.Load()))
 	}
 	return max(1, n)

@@ -30,11 +30,11 @@ func (s *reporter) Watch(do func(store.Report)) func()      { s.do = do; return 
 // A cluster store that never knew the slots is replaced by one that does.
 func TestServersOfAStoreThatWasReplaced(t *testing.T) {
 	old := &reporter{name: "replaced", instances: 1}
-	b1, _ := openBackend(old, zap.NewNop())
+	b1, _ := openBackend(old, zap.NewNop(), nil)
 	b1.start()
 	old.do(store.Report{Server: "replaced", Condition: store.Away, Err: errors.New("x")})
 	fresh := &reporter{name: "replaced", instances: 1}
-	b2, _ := openBackend(fresh, zap.NewNop())
+	b2, _ := openBackend(fresh, zap.NewNop(), nil)
 	b2.start()
 	_ = b1.release()
 	fresh.do(store.Report{Server: "node:1", Condition: store.Up, Instances: 1})
@@ -48,12 +48,12 @@ func TestServersOfAStoreThatWasReplaced(t *testing.T) {
 // as the one before.
 func TestInstancesAreKnownOverAReload(t *testing.T) {
 	old := &reporter{name: "reloaded", instances: 10}
-	b1, _ := openBackend(old, zap.NewNop())
+	b1, _ := openBackend(old, zap.NewNop(), nil)
 	b1.start()
 	old.do(store.Report{Server: "s", Condition: store.Up, Instances: 10})
 	old.do(store.Report{Server: "s", Condition: store.Away, Instances: 10, Err: errors.New("x")})
 	fresh := &reporter{name: "reloaded", instances: 1}
-	b2, _ := openBackend(fresh, zap.NewNop())
+	b2, _ := openBackend(fresh, zap.NewNop(), nil)
 	fresh.do(store.Report{Server: "s", Condition: store.Away, Instances: 1, Err: errors.New("x")})
 	b2.start()
 	_ = b1.release()
@@ -82,7 +82,7 @@ func TestSettlesAgain(t *testing.T) {
 		mu.Unlock()
 		return nil
 	}
-	b, _ := openBackend(s, zap.NewNop())
+	b, _ := openBackend(s, zap.NewNop(), nil)
 	b.start()
 	asks := []store.Ask{{Key: store.Key{Zone: "z", Client: "c"}, Window: time.Hour, Limit: 10, Need: 1}}
 	_ = b.standby.Take(asks, make([]store.Answer, 1), 1, true)

@@ -23,7 +23,9 @@ type health struct {
 	losses  logLimiter
 	away    atomic.Bool // servers are known, and none of them is up
 	// instances is how many shared the limits when a server answered last.
-	instances atomic.Int64
+	// A process before this one may have known it, see recall.
+	instances  atomic.Int64
+	memoBroken atomic.Bool // the storage has failed, and that is known
 
 	// calm: the last call of a store that does not report went well, and that
 	// is known.
@@ -32,7 +34,10 @@ type health struct {
 	mu       sync.Mutex
 	backends []*backend // the one whose reports count is the last
 	servers  map[string]*server
-	failures int // in a row, of a store that does not report
+	failures int   // in a row, of a store that does not report
+	warned   bool  // that the number of instances is not known
+	writing  bool  // the number of instances, soon
+	written  int64 // the one that was written last
 	settling bool
 	again    bool // another server is back since that began
 }
@@ -94,6 +99,7 @@ func (h *health) promote(b *backend) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	b.started = true
+	defer h.memorizeLocked()
 	i := slices.Index(h.backends, b)
 	if i < 0 {
 		return
@@ -161,6 +167,7 @@ func (h *health) heard(b *backend, r store.Report) {
 	if r.Condition == store.Up || r.Condition == store.Slow {
 		b.inTouch.Store(true)
 		h.instances.Store(int64(r.Instances))
+		h.memorizeLocked()
 	}
 	b.reports[r.Server] = r
 	if r.Condition == store.Gone {
@@ -236,6 +243,7 @@ func (h *health) followLocked(b *backend, r store.Report) {
 	case store.Away:
 		b.logger.Warn("the store gives no answer; until it is back, requests follow on_store_error, and limits that are kept locally are per instance",
 			append(fields, zap.Error(r.Err))...)
+		h.warnAloneLocked(b, r.Instances)
 	}
 	metrics.storeUp.WithLabelValues(b.name, r.Server).Set(up)
 	away := true
@@ -243,6 +251,21 @@ func (h *health) followLocked(b *backend, r store.Report) {
 		away = away && s.condition != store.Up
 	}
 	h.away.Store(away)
+}
+
+// warnAloneLocked tells, once, that nobody knows how many instances there are.
+// The store has said that there are so many; it is not asked, since whoever
+// reports may hold its locks.
+func (h *health) warnAloneLocked(b *backend, instances int) {
+	if b.shared == nil || b.inTouch.Load() || h.instances.Load() > 0 || h.warned {
+		return
+	}
+	if s, ok := b.store.(interface{ expects() int }); ok && s.expects() > 0 || instances > 1 {
+		return
+	}
+	h.warned = true
+	b.logger.Warn("the store has never been reached, and nobody knows how many instances share it: until it has been reached once, each instance grants the whole limit where on_store_error is local; set the store's option `instances` to their number",
+		zap.String("store", b.name))
 }
 
 // loseLocked notes that a server has lost counts.

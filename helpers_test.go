@@ -20,6 +20,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/rewrite"
+	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/caddyserver/caddy/v2/modules/logging"
 )
 
@@ -31,13 +32,14 @@ type edge struct {
 	log   *logBook
 	ports map[string]string // port in the Caddyfile -> address on loopback
 	names map[string]string // port in the Caddyfile -> name of the server
+	kept  string            // folder of Caddy's storage
 }
 
 // start runs a Caddyfile until the test ends. Its ports are replaced by free
 // ones, on loopback, without TLS; all its logs go into a book.
 func start(t *testing.T, caddyfile string) *edge {
 	t.Helper()
-	e := &edge{t: t, log: openLogBook(t), ports: make(map[string]string)}
+	e := &edge{t: t, log: openLogBook(t), ports: make(map[string]string), kept: t.TempDir()}
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("caddy.Stop: %v", err)
@@ -73,6 +75,8 @@ func (e *edge) fit(config []byte) []byte {
 		e.t.Fatalf("reading the configuration: %v", err)
 	}
 	cfg["admin"] = map[string]any{"disabled": true, "config": map[string]any{"persist": false}}
+
+	cfg["storage"] = map[string]any{"module": "file_system", "root": e.kept}
 
 	logs, _ := dig(cfg, "logging", "logs").(map[string]any)
 	if logs == nil {

@@ -191,7 +191,8 @@ type RedisStore struct {
 
 	// How many instances share the limits, 1 to 10000, until that is known
 	// from the store: while it is away, an instance that limits by itself
-	// grants its share. Default: 1.
+	// grants its share. If Caddy's storage remembers a larger number from
+	// before the start, that one counts. Default: 1.
 	AssumedInstances int `json:"instances,omitempty"`
 
 	// What follows when the store has lost counts, as by a restart:
@@ -678,6 +679,9 @@ func (s *RedisStore) String() string { return s.pooled.String() }
 
 // Cautious reports whether on_data_loss is cautious.
 func (s *RedisStore) Cautious() bool { return s.OnDataLoss == dataLossCautious }
+
+// expects is how many instances the operator has said there are, 0 if nothing.
+func (s *RedisStore) expects() int { return s.AssumedInstances }
 
 // Instances implements store.Shared.
 func (s *RedisStore) Instances() int { return s.pooled.redis.Instances() }
