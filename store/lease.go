@@ -38,10 +38,12 @@ import (
 // limit, and a 64th of the limit: near the limit each unit is asked for by
 // itself. A key that is seen once never has a lease. A span is a 128th of the
 // window, at most a second, and there are no leases if it is less than four
-// round trips to the store.
+// round trips to the store, or two for a key that has leases.
 //
 // # What it does not promise
 //
+// A host that stops a virtual machine with both of its clocks makes it spend
+// after the end what it had in hand: two leases at most, for each stop.
 // A process that dies takes its leases with it: their units count as spent
 // until their window has passed. Units that other processes give back while a
 // refusal is remembered are not noticed, for at most a second. If the store's
@@ -52,6 +54,7 @@ import (
 // [LeasesOptions].
 type Leases struct {
 	inner Store
+	timed timed     // inner, if it is
 	base  time.Time // origin of the clock
 	clock func() moment
 	max   int // keys in a shard
@@ -85,8 +88,12 @@ const (
 	remainingParts = 16
 	// spanParts is how many spans of a lease there are in a window.
 	spanParts = 128
-	// leastRoundTrips is how many round trips a span must be worth.
-	leastRoundTrips = 4
+	// leastRoundTrips is how many round trips a span must be worth for a key to
+	// begin with leases, and fewestRoundTrips for it to go on. Under a load that
+	// the store can hardly bear, keys that give their leases up make all round
+	// trips longer, so that others give theirs up.
+	leastRoundTrips  = 4
+	fewestRoundTrips = 2
 	// driftParts: a lease ends here a hundredth of its span before it ends at
 	// the store.
 	driftParts = 100
@@ -116,6 +123,14 @@ func (m moment) add(d time.Duration) moment { return moment{m.mono + d, m.wall +
 // e by both clocks.
 func (m moment) before(e moment) bool { return m.mono < e.mono && m.wall < e.wall }
 
+// timed is a store that knows how long its round trips usually take by
+// themselves. Calls also wait in its queue, which is long as long as there are no
+// leases.
+type timed interface {
+	// RoundTrip returns 0 if there was none yet. It is safe for concurrent use.
+	RoundTrip() time.Duration
+}
+
 // NewLeases returns a store that decides what it can by itself, and asks
 // inner for the rest. Its String is that of inner.
 func NewLeases(inner Store, o LeasesOptions) *Leases {
@@ -134,6 +149,7 @@ func newLeases(inner Store, o LeasesOptions, clock func() moment) *Leases {
 		o.MaxKeys = DefaultLeaseKeys
 	}
 	l := &Leases{inner: inner, clock: clock, seed: maphash.MakeSeed(), max: max(1, o.MaxKeys/leaseShards)}
+	l.timed, _ = inner.(timed)
 	for i := range l.shards {
 		l.shards[i].keys = make(map[logKey]*leaseKey)
 	}
@@ -313,6 +329,11 @@ func (l *Leases) call(wait time.Duration, asks []Ask, answers []Answer, sent mom
 		// Other failures, some of them at once, tell nothing.
 		return err
 	}
+	if err == nil && l.timed != nil {
+		if alone := l.timed.RoundTrip(); alone > 0 {
+			took = min(took, int64(alone))
+		}
+	}
 	if usual == 0 {
 		usual = took
 	}
@@ -327,7 +348,11 @@ func (l *Leases) leaseLocked(k *leaseKey, a *Ask, now moment) int64 {
 		return 0
 	}
 	span := leaseSpan(a.Window)
-	if span < leastRoundTrips*time.Duration(l.roundTrip.Load()) {
+	worth := time.Duration(leastRoundTrips)
+	if k.leases {
+		worth = fewestRoundTrips
+	}
+	if k.leases = span >= worth*time.Duration(l.roundTrip.Load()); !k.leases {
 		return 0
 	}
 	return max(0, min(k.demand.last(span, now), k.remaining/remainingParts, a.Limit/leaseParts))

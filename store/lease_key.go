@@ -11,6 +11,7 @@ type leaseKey struct {
 	refilling bool          // a lease has been asked for; the key stays
 	watched   bool          // a timer waits for the end of a lease; the key stays
 	refillAt  time.Duration // mono; no lease is asked for before: the last call for one failed
+	leases    bool          // the store was near enough when one was asked for last
 	demand    demand
 
 	// As of the store's last answer:

@@ -244,6 +244,7 @@ func (n *node) work(client *client) {
 		err := n.send(client, life, batch)
 		took := time.Since(start)
 		n.slow.Store(took > slowBatch)
+		n.store.took(took)
 		switch {
 		case trip.late.Load():
 			n.late.Store(int64(took)) // as a failure it has been counted

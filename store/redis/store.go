@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -40,6 +41,8 @@ type Store struct {
 	secrets *secrets
 	census  *census
 	cancel  context.CancelFunc // of what runs in the background
+
+	trip atomic.Int64 // usual time of a round trip, ns; 0 if there was none
 
 	one     *node    // the only server, nil if there is
 	cluster *cluster // of several
@@ -182,6 +185,20 @@ func (s *Store) Return(wait time.Duration, grants []store.Grant) error {
 // Instances is how many processes use the store, see [store.Shared]. A process
 // that has several stores of the same data counts as several.
 func (s *Store) Instances() int { return s.census.instances() }
+
+// RoundTrip is how long a round trip to a server usually takes, without the time
+// that calls wait to be sent: 0 if there was none yet.
+func (s *Store) RoundTrip() time.Duration { return time.Duration(s.trip.Load()) }
+
+// took learns how long a round trip took. A racing one may be lost: there are
+// many.
+func (s *Store) took(d time.Duration) {
+	usual := s.trip.Load()
+	if usual == 0 {
+		usual = int64(d)
+	}
+	s.trip.Store(usual + (int64(d)-usual)/8)
+}
 
 // Watch reports on the servers, see [store.Shared].
 func (s *Store) Watch(do func(store.Report)) (stop func()) {

@@ -1,0 +1,81 @@
+package store
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// queued is a store of which calls wait in its queue before they are sent.
+type queued struct {
+	*wire
+	alone time.Duration // a round trip without the queue
+}
+
+func (q queued) RoundTrip() time.Duration { return q.alone }
+
+// Calls that wait in this process's own queue tell nothing of how far away the
+// store is. With short windows and a load that the store could hardly bear, there
+// were no leases because the queue was long, and the queue was long because there
+// were no leases.
+func TestLeasesThoughTheQueueIsLong(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.ask.Window = time.Second // leases last 7.8 ms
+		r.wire.there, r.wire.back = 2*time.Millisecond, 2*time.Millisecond
+		r.Leases = newLeases(queued{r.wire, 300 * time.Microsecond}, LeasesOptions{}, r.machine.clock)
+		leased := func(a Ask) bool {
+			for range 400 {
+				r.granted(a, 1)
+				time.Sleep(leaseSpan(a.Window) / 64)
+				synctest.Wait()
+			}
+			asked, replies := r.wire.asks()
+			for i := range asked {
+				if asked[i].Key == a.Key && replies[i].Extra > 0 {
+					return true
+				}
+			}
+			return false
+		}
+		if !leased(r.ask) {
+			r.Error("a store that is near, and a long queue: no leases")
+		}
+
+		// A store that is so far away gives none.
+		far := r.ask
+		far.Key.Client = "another"
+		r.Leases = newLeases(queued{r.wire, 4 * time.Millisecond}, LeasesOptions{}, r.machine.clock)
+		if leased(far) {
+			r.Error("a store that is half a lease's span away: leases")
+		}
+	})
+}
+
+// A key goes on with leases while the store is twice as far away as would keep it
+// from beginning: they do not come and go with each round trip.
+func TestLeasesDoNotFlap(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		may := func() bool {
+			s := r.shard(&r.ask)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			k := s.keys[logKey{r.ask.Key, r.ask.Window}]
+			held := k.second // of no account here
+			k.second = batch{}
+			size := r.leaseLocked(k, &r.ask, r.clock())
+			k.second = held
+			return size > 0
+		}
+		r.heat(r.ask)
+		span := leaseSpan(r.ask.Window)
+		for _, step := range []struct {
+			parts int64 // of a span, that a round trip takes
+			may   bool
+		}{{5, true}, {3, true}, {4, true}, {3, true}, {1, false}, {3, false}, {5, true}, {3, true}} {
+			r.roundTrip.Store(int64(span) / step.parts)
+			if got := may(); got != step.may {
+				r.Errorf("round trips of a %dth of a span: leases %v, want %v", step.parts, got, step.may)
+			}
+		}
+	})
+}
