@@ -54,6 +54,8 @@ func TestProvisionRejects(t *testing.T) {
 		{"prefix", zoneJSON(fine + `, "ipv4_prefix": 0`), []string{"ipv4_prefix 0 is not between"}},
 		{"on_empty_key", zoneJSON(fine + `, "on_empty_key": "x"`), []string{"unknown on_empty_key"}},
 		{"on_store_error of a zone", zoneJSON(fine + `, "on_store_error": "x"`), []string{"unknown on_store_error"}},
+		{"prefix without an address", zoneJSON(fine + `, "key": "all", "ipv4_prefix": 24`), []string{"ipv4_prefix 24", `"all" holds no address`, "{client_ip}"}},
+		{"prefix of a key that denies", zoneJSON(fine + `, "key": "{http.auth.user.id}", "on_empty_key": "deny", "ipv6_prefix": 56`), []string{"ipv6_prefix 56", "holds no address"}},
 		{"exemption of everything", zoneJSON(fine + `, "exempt": [{}]`), []string{`zone "z"`, "set 0 of exempt has no matcher", "remove it"}},
 		{"empty matcher set", zoneJSON(fine + `, "match": [{"path": ["/"]}, {}]`), []string{`zone "z"`, "set 1 of match has no matcher"}},
 		{"matcher", zoneJSON(fine + `, "match": [{"nonsense": {}}]`), []string{`zone "z": match`, "http.matchers.nonsense"}},

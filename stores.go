@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
@@ -230,9 +231,13 @@ func (*RedisStore) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision opens the store, without waiting for the server.
-func (s *RedisStore) Provision(caddy.Context) error {
+func (s *RedisStore) Provision(ctx caddy.Context) error {
 	if problem := s.check(); problem != nil {
 		return problem
+	}
+	if option := s.literalSecret(); option != "" {
+		ctx.Logger().Warn("a secret stands in the configuration itself, which caddy adapt and the admin API show; write a placeholder such as {env.REDIS_URL} or {file./run/secrets/redis} ({$REDIS_URL} is replaced before, and shown)",
+			zap.String("option", option))
 	}
 	options, err := s.options()
 	if err != nil {
@@ -255,6 +260,24 @@ func (s *RedisStore) Provision(caddy.Context) error {
 	}
 	s.pooled = pooled.(*pooledRedis)
 	return nil
+}
+
+// literalSecret names the first option that holds a secret as it is, "" if none
+// does.
+func (s *RedisStore) literalSecret() string {
+	for _, secret := range []struct{ option, value string }{
+		{"password", s.Password}, {"sentinel_password", s.SentinelPassword}, {"key_secret", s.KeySecret},
+	} {
+		if secret.value != "" && !hasPlaceholder(secret.value) {
+			return secret.option
+		}
+	}
+	if s.URL != "" && !hasPlaceholder(s.URL) {
+		if o, err := redis.ParseURL(s.URL); err == nil && o.Password != "" {
+			return "url"
+		}
+	}
+	return ""
 }
 
 // pooledRedis is a store that is shared by configurations.

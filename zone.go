@@ -130,8 +130,12 @@ func (z *Zone) check() *configError {
 	if problem := checkMatcherSets("exempt", z.ExemptRaw); problem != nil {
 		return problem
 	}
-	if _, err := parseKey(z.Key); err != nil {
+	key, err := parseKey(z.Key)
+	if err != nil {
 		return wrong("key", "%w", err)
+	}
+	if problem := z.checkApplicable(&key); problem != nil {
+		return problem
 	}
 	if z.IPv4Prefix != nil && (*z.IPv4Prefix < 1 || *z.IPv4Prefix > 32) {
 		return wrong("ipv4_prefix", "ipv4_prefix %d is not between 1 and 32 bits", *z.IPv4Prefix)
@@ -145,6 +149,21 @@ func (z *Zone) check() *configError {
 		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
 	}
 	return checkPolicy(z.OnStoreError)
+}
+
+// checkApplicable rejects settings that have nothing to apply to: whoever wrote
+// them believes that they do something.
+func (z *Zone) checkApplicable(key *keyTemplate) *configError {
+	address := key.address || key.dynamic() && (z.OnEmptyKey == "" || z.OnEmptyKey == emptyKeyClient)
+	for _, prefix := range []struct {
+		field string
+		set   *int
+	}{{"ipv4_prefix", z.IPv4Prefix}, {"ipv6_prefix", z.IPv6Prefix}} {
+		if prefix.set != nil && !address {
+			return wrong(prefix.field, "%s %d: the key %q holds no address; remove the prefix, or write {client_ip} in the key", prefix.field, *prefix.set, z.Key)
+		}
+	}
+	return nil
 }
 
 // checkMatcherSets rejects sets without a matcher, which match every request:
