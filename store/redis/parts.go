@@ -156,7 +156,8 @@ func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []sto
 		// counted; the error can.)
 		s.undo(asks, known)
 		copy(answers, known)
-		lateParts(parts, known).Then(func(late []store.Answer) { s.undo(asks, late) })
+		mine := slices.Clone(asks) // callers use theirs again
+		lateParts(parts, known).Then(func(late []store.Answer) { s.undo(mine, late) })
 		return nil
 	}
 	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err, Counted: counted}
