@@ -15,14 +15,12 @@ import (
 func (d *decision) withoutStore(err error) {
 	b := d.h.backend
 	failure, ok := errors.AsType[*store.Error](err)
-	if !ok || !failure.Unexecuted {
-		// Nobody knows whether the call was executed. What it has charged
+	if ok && failure.Late != nil {
+		// Nobody knows yet whether the call was executed. What it charges
 		// stands if the request passes, and is given back if it is refused.
 		for i := range d.asks {
 			d.p.note(b.name, &d.asks[i])
 		}
-	}
-	if ok && failure.Late != nil {
 		d.late = lateCall{late: failure.Late, asks: slices.Clone(d.asks)}
 	}
 	asks, index := d.asks[:0], d.index[:0]

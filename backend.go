@@ -20,6 +20,7 @@ type backend struct {
 	name   string       // of the data behind the store
 	logger *zap.Logger
 	*health
+	hurried logLimiter
 	storage storage // outlives the process; or nil
 
 	feeds    bool                       // the standby is kept warm
@@ -155,8 +156,13 @@ func (b *backend) observe(took time.Duration, err error) {
 		kind = store.ErrorKind(err)
 		storeSeries.ifHeld(b.name, func() { metrics.storeErrors.WithLabelValues(b.name, string(kind)).Inc() })
 	}
-	if kind == store.KindBudget {
-		return // nothing was sent, and that was no fault of the store
+	if kind == store.KindBudget { // nothing was sent, and that was no fault of the store
+		if suppressed, ok := b.hurried.allow(1, logMinute); ok {
+			b.logger.Warn("requests have no time left to ask the store after other handlers have; on_store_error decides. "+
+				"Write the zones into one handler, or raise budget to several round trips for each",
+				zap.String("store", b.name), zap.Int64("suppressed", suppressed))
+		}
+		return
 	}
 	if kind != store.KindAway { // else nothing was sent
 		if duration := b.duration(); duration != nil {

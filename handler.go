@@ -17,9 +17,11 @@ import (
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	p := passageOf(r)
 	if p.refused {
-		// An error route is rendering the refusal. A refused request is
-		// charged nowhere else: one that is over its limit would use up the
-		// limit on failed logins, and be refused for that.
+		// An error route is rendering the refusal. What a limit refused is
+		// charged nowhere else: a client that is over its limit would use up
+		// the limit on failed logins, and be refused for that. (Other refusals
+		// are errors like any: a client may bring them about at will, and what
+		// renders them may have limits.)
 		return next.ServeHTTP(w, r)
 	}
 	p.client = h.identity.client(r)
@@ -32,7 +34,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	d.decide()
 	d.report()
 	if !d.passes() {
-		p.refused = true
+		p.refused = d.problem == problemNone
 		d.giveBack()
 		err := h.refuse(w, r, d)
 		d.release()
@@ -141,7 +143,6 @@ func (d *decision) gather() error {
 			continue
 		}
 		if zone.keyedOnAddress() && isEarlyData(d.r) {
-			d.p.refused = true
 			return caddyhttp.Error(http.StatusTooEarly,
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}

@@ -17,7 +17,7 @@ func (e *edge) remembers() string {
 	e.t.Helper()
 	text := ""
 	err := filepath.WalkDir(filepath.Join(e.kept, "distributed_ratelimit"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || len(d.Name()) != 32 { // not the name of a file that is being written
 			return err
 		}
 		value, err := os.ReadFile(path)

@@ -19,7 +19,7 @@ import (
 type passage struct {
 	repl    *caddy.Replacer
 	client  ipident.Result
-	refused bool          // by a handler of this module; none charges it any more
+	refused bool          // by a limit; no handler charges it any more
 	waited  time.Duration // for stores
 	charged []chargedLog
 	told    placeholders

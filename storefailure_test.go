@@ -209,6 +209,7 @@ func TestHandlersShareTheBudget(t *testing.T) {
 	}
 	e.sample("store_errors_total", "budget rig slow", 3)
 	e.sample("store_up", "rig slow rig slow", 1)
+	e.log.says(3, "requests have no time left to ask the store after other handlers have; on_store_error decides. Write the zones into one handler, or raise budget to several round trips for each")
 	// What was granted without the store is reported with the next call.
 	r.hangs(0)
 	e.body("granted store 3", alice, "http://d.test/")

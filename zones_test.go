@@ -221,3 +221,28 @@ http://a.test {
 		t.Errorf("given back after a refusal: got %d grants, want none", n)
 	}
 }
+
+// A refusal that a client can bring about at will, by leaving its key out, is an
+// error like any other: what renders it may have limits, and they hold.
+func TestLimitsOfErrorRoutesHold(t *testing.T) {
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit 10 1h users {
+		key {http.auth.user.id}
+		on_empty_key deny
+	}
+	handle_errors {
+		distributed_ratelimit 3 1h pages
+		respond "page" 403
+	}
+}`)
+	pages := 0
+	for range 20 {
+		if e.get(alice, "http://a.test/").body == "page" {
+			pages++
+		}
+	}
+	if pages != 3 {
+		t.Errorf("pages of a limit of 3: got %d", pages)
+	}
+}

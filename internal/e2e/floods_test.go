@@ -421,7 +421,8 @@ func TestFaultHotClient(t *testing.T) {
 }
 
 // A thousand zones that all apply to each request, and two thousand more in the
-// configuration: one call of Redis decides them all, and there are metrics only
+// configuration: one call of Redis decides them all (their leases come one by one),
+// and there are metrics only
 // for those that have decided something.
 func TestFaultManyZones(t *testing.T) {
 	redis := redistest.Start(t)
@@ -460,7 +461,9 @@ ADDR {
 	if len(rec.spans) != 9 || rec.refused != 21 {
 		t.Errorf("%d granted and %d refused of 30, want 9 and 21; others %v", len(rec.spans), rec.refused, rec.other)
 	}
-	if calls := redis.Calls(t, "evalsha") - before; calls > 30 {
+	// A call for each zone would be 30,000; leases are refilled and given back
+	// one by one.
+	if calls := redis.Calls(t, "evalsha") - before; calls > 30*apply/4 {
 		t.Errorf("%d calls of Redis for 30 requests", calls)
 	}
 	if keys := logKeys(t, redis); len(keys) != apply {

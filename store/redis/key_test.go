@@ -65,7 +65,7 @@ func TestClientsAreNotInKeys(t *testing.T) {
 		t.Errorf("%d keys of 8 clients under 2 secrets: %q", len(keys), keys)
 	}
 	for _, key := range keys {
-		rest, ok := strings.CutPrefix(key, "own:zone:3600s:{")
+		rest, ok := strings.CutPrefix(key, "own:1:zone:3600s:{")
 		rest, ok2 := strings.CutSuffix(rest, "}")
 		if !ok || !ok2 || len(rest) != len(clientHash{}) || strings.ContainsFunc(rest, func(r rune) bool {
 			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_')
