@@ -33,19 +33,12 @@ func (r Rules) walk(peer Result, lines []string, trusted Trust) Result {
 			client.Reason = ReasonTooLong
 			return client
 		}
-		parse := parseAddress
-		if r.form == formForwarded {
-			parse = parseForwarded
+		named := r.named(client, element)
+		if named.Reason == ReasonMalformed || !trusted(named.Addr) {
+			return named
 		}
-		addr, ok := parse(element)
-		if !ok {
-			client.Reason = ReasonMalformed
-			return client
-		}
-		if !trusted(addr) {
-			return Result{Addr: addr, Source: SourceHeader, Reason: ReasonHeader}
-		}
-		client = Result{Addr: addr, Source: SourceHeader, Reason: ReasonAllTrusted}
+		client = named
+		client.Reason = ReasonAllTrusted
 	}
 }
 
@@ -69,16 +62,7 @@ func (r Rules) nth(peer Result, lines []string) Result {
 		case hop < r.hops:
 			continue
 		}
-		parse := parseAddress
-		if r.form == formForwarded {
-			parse = parseForwarded
-		}
-		addr, ok := parse(element)
-		if !ok {
-			client.Reason = ReasonMalformed
-			return client
-		}
-		return Result{Addr: addr, Source: SourceHeader, Reason: ReasonHeader}
+		return r.named(client, element)
 	}
 }
 

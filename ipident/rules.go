@@ -164,14 +164,27 @@ func (r Rules) single(peer Result, lines []string) Result {
 		client.Reason = ReasonNoHeader
 		return client
 	}
-	parse := parseAddress
-	if r.form == formHostPort {
-		parse = parseHostPort
-	}
-	addr, ok := parse(value)
+	return r.named(client, value)
+}
+
+// named is the client that an element names; if it does not parse, the one that
+// is nearest.
+func (r Rules) named(nearest Result, element string) Result {
+	addr, ok := r.parse(element)
 	if !ok {
-		client.Reason = ReasonMalformed
-		return client
+		nearest.Reason = ReasonMalformed
+		return nearest
 	}
 	return Result{Addr: addr, Source: SourceHeader, Reason: ReasonHeader}
+}
+
+// parse reads an element of the header.
+func (r Rules) parse(element string) (netip.Addr, bool) {
+	switch r.form {
+	case formForwarded:
+		return parseForwarded(element)
+	case formHostPort:
+		return parseHostPort(element)
+	}
+	return parseAddress(element)
 }
