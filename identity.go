@@ -73,8 +73,8 @@ func (c *ClientAddress) check() *configError {
 // handler.
 type identity struct {
 	rules  ipident.Rules
-	source *sourceTrust // nil if the server is asked
-	server *serverTrust
+	source *sourceTrust // nil if the server is asked, or hops are counted
+	server *serverTrust // nil if not
 	// trustsProxies: some peers may be proxies, as far as is known at load.
 	trustsProxies bool
 
@@ -106,11 +106,10 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 		if id.source, err = newSourceTrust(source, logger); err != nil {
 			return nil, err
 		}
-	} else {
+	} else if hops == 0 {
 		id.server = newServerTrust(server, logger)
 	}
-
-	id.trustsProxies = source != nil || hasTrustedProxies(server)
+	id.trustsProxies = source != nil || hops > 0 || hasTrustedProxies(server)
 
 	header := "X-Forwarded-For"
 	switch {

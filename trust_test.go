@@ -241,6 +241,7 @@ func TestRemoteIPInAZoneBehindAProxyIsWarnedOf(t *testing.T) {
 		{server, "exempt remote_ip private_ranges", 1},
 		{app, "exempt remote_ip private_ranges", 1},
 		{"", "exempt remote_ip private_ranges\ntrusted_proxies static 10.0.0.0/8", 1},
+		{"distributed_ratelimit {\ntrusted_proxies hops 1\n}", "exempt remote_ip private_ranges", 1},
 		{server, "match not remote_ip private_ranges", 1},
 		{server, "exempt expression `remote_ip('10.0.0.0/8')`", 1},
 		{server, "exempt client_ip private_ranges", 0},
