@@ -55,6 +55,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"all or nothing under concurrency", allOrNothingUnderConcurrency},
 		{"advisory", advisory},
 		{"no asks", noAsks},
+		{"no time to wait", noTime},
 		{"senseless asks", senselessAsks},
 		{"windows are different logs", windowsDiffer},
 		{"zones are different logs", zonesDiffer},

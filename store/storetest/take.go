@@ -283,6 +283,22 @@ func noAsks(f *fixture) {
 	f.giveBack()
 }
 
+// noTime: a call that cannot wait is decided without asking anybody, or fails as
+// one that was certainly not executed.
+func noTime(f *fixture) {
+	a := f.limit(3, long)
+	answers := make([]store.Answer, 1)
+	err := f.store.Take(0, []store.Ask{a}, answers)
+	if err == nil {
+		return
+	}
+	var e *store.Error
+	if !errors.As(err, &e) || e.Kind != store.KindBudget || !e.Unexecuted || e.Late != nil {
+		f.Fatalf("Take without time to wait: %+v, want a decision, or an error of kind %s that was not executed", err, store.KindBudget)
+	}
+	f.remaining(a, 3)
+}
+
 func senselessAsks(f *fixture) {
 	good := f.limit(5, long)
 	bad := func(change func(a *store.Ask)) store.Ask {
