@@ -244,7 +244,9 @@ func (n *node) work(client *client) {
 		err := n.send(client, life, batch)
 		took := time.Since(start)
 		n.slow.Store(took > slowBatch)
-		n.store.took(took)
+		if err == nil {
+			n.store.took(took) // a failure, such as a refused connection, is none
+		}
 		switch {
 		case trip.late.Load():
 			n.late.Store(int64(took)) // as a failure it has been counted

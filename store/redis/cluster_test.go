@@ -47,6 +47,7 @@ func TestCluster(t *testing.T) {
 		{"closed", clusterClosed},
 		{"a shard is stopped", shardStopped},
 		{"a part is late", partLate},
+		{"a part is late that is undone", lateUndone},
 		{"failover", clusterFailover},
 		{"failover to a replica that lags", clusterLags},
 	} {
@@ -854,6 +855,32 @@ func partLate(t *testing.T, r *clusterRig) {
 	if got := used(t, s, here.Key.Client, 10); got != 1 {
 		t.Errorf("%d units of the other part are used, want 1", got)
 	}
+}
+
+// lateUndone: one shard refuses, and what another one grants late goes back, though
+// the caller has put its asks to other use by then, as requests do.
+func lateUndone(t *testing.T, r *clusterRig) {
+	s := warmed(t, r.options())
+	full, free := one(r.client(0), 1), one(r.client(1), 10)
+	granted(t, s, full)
+	granted(t, s, one(r.client(1), 10))
+	r.Nodes[1].Stop()
+	asks, answers := []store.Ask{full, free}, make([]store.Answer, 2)
+	err := s.Take(50*time.Millisecond, asks, answers)
+	clear(asks)
+	r.Nodes[1].Cont()
+	if err != nil || answers[0].Granted || !answers[1].Undecided {
+		t.Fatalf("one shard refuses, the other is late: %+v, %v; want a refusal", answers, err)
+	}
+	// It was under way when it was given up: it is executed, and then undone.
+	eventually(t, "the unit of the shard that was late is back", func() bool {
+		return used(t, s, free.Key.Client, 10) == 0 && r.Nodes[1].Calls(t, "evalsha") > 0
+	})
+	time.Sleep(200 * time.Millisecond) // no longer than a late reply takes
+	if got := used(t, s, free.Key.Client, 10); got != 0 {
+		t.Errorf("a refused request was charged %d units that do not come back", got)
+	}
+	r.WaitStable(t)
 }
 
 // clusterFailover kills a master under load.
