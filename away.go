@@ -19,7 +19,9 @@ func (d *decision) withoutStore(err error) {
 		// Nobody knows yet whether the call was executed. What it charges
 		// stands if the request passes, and is given back if it is refused.
 		for i := range d.asks {
-			d.p.note(b.name, &d.asks[i])
+			if failure.Counted == nil || failure.Counted[i] {
+				d.p.note(b.name, &d.asks[i])
+			}
 		}
 		d.late = lateCall{late: failure.Late, asks: slices.Clone(d.asks)}
 	}

@@ -143,6 +143,7 @@ func (d *decision) gather() error {
 			continue
 		}
 		if zone.keyedOnAddress() && isEarlyData(d.r) {
+			d.p.tooEarly(zone)
 			return caddyhttp.Error(http.StatusTooEarly,
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}

@@ -82,3 +82,19 @@ http://deny.test {
 		}
 	}
 }
+
+// What was certainly not asked was not charged: the zone's policy in the next
+// handler holds, if it is met again.
+func TestWhatWasNotAskedIsMetAgain(t *testing.T) {
+	f := newFar(t, "redis", 1)
+	zones := func(policy string) string {
+		return "distributed_ratelimit {\n\t\t\tzone there {\n\t\t\t\tevents 9\n\t\t\t\twindow 1h\n\t\t\t}\n\t\t\tzone away {\n\t\t\t\tevents 9\n\t\t\t\twindow 1h\n\t\t\t\ton_store_error " + policy + "\n\t\t\t}\n\t\t}\n\t\t"
+	}
+	e := start(t, onFar("far redis", "route {\n\t\t"+zones("allow")+"distributed_ratelimit 9 1h away {\n\t\t\ton_store_error deny\n\t\t}\n\t}"))
+	f.partly(t, true)
+	f.asked()
+	e.get(alice, "http://a.test/")
+	if asked := f.asked(); len(asked) != 3 || asked[2].Key.Zone != "away" {
+		t.Errorf("the store was asked %+v, want there and away, and away again", asked)
+	}
+}

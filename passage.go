@@ -20,6 +20,7 @@ type passage struct {
 	repl    *caddy.Replacer
 	client  ipident.Result
 	refused bool          // by a limit; no handler charges it any more
+	budget  time.Duration // the largest of the handlers that it met
 	waited  time.Duration // for stores
 	charged []chargedLog
 	told    placeholders
@@ -61,10 +62,11 @@ func (p *passage) hasCharged(data string, ask *store.Ask) bool {
 
 // rest is how long the request may still wait for a store, in a handler with
 // this budget: however many handlers there are, they hold it up for one budget
-// together. What is less than half of one is not worth a call: the call would
-// most likely be late, and the store would be blamed for it.
+// together, the largest. What is less than half of the handler's is not worth a
+// call: the call would most likely be late, and the store would be blamed for it.
 func (p *passage) rest(budget time.Duration) time.Duration {
-	if rest := budget - p.waited; rest >= budget/2 {
+	p.budget = max(p.budget, budget)
+	if rest := min(budget, p.budget-p.waited); rest >= budget/2 {
 		return rest
 	}
 	return 0
@@ -122,6 +124,13 @@ func (p *passage) publish(d *decision) {
 		}
 	}
 	p.told = told
+}
+
+// tooEarly is what is told of a request that a zone refuses for its early data,
+// whatever earlier handlers granted.
+func (p *passage) tooEarly(zone *Zone) {
+	p.told = placeholders{outcome: outcomeRefused, zone: zone.Name, source: sourcePolicy}
+	p.forgetHeaders()
 }
 
 // share is what is left of the limit, as that of a verdict.

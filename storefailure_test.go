@@ -215,6 +215,32 @@ func TestHandlersShareTheBudget(t *testing.T) {
 	e.body("granted store 3", alice, "http://d.test/")
 }
 
+// Where handlers differ, the request has the largest of their budgets: one with a
+// smaller one must not find it used up by another that may wait for longer.
+func TestHandlersOfDifferentBudgets(t *testing.T) {
+	r := newRig(t, "slow")
+	e := start(t, `
+http://a.test {
+	route {
+		distributed_ratelimit 5 1h long {
+			store rig slow
+			budget 20s
+		}
+		distributed_ratelimit 5 1h short {
+			store rig slow
+			budget 3s
+			on_store_error deny
+		}
+		respond ok
+	}
+}`)
+	r.hangs(1600 * time.Millisecond)
+	e.granted(1, alice, "http://a.test/")
+	if asked := r.asked(); len(asked) != 2 {
+		t.Errorf("handlers with budgets of 20s and 3s, of which 1.6s are used: %d asks, want 2", len(asked))
+	}
+}
+
 // Whatever the store does, a request waits no longer than the budget.
 func TestStoreThatHangs(t *testing.T) {
 	r := newRig(t, "slow")
