@@ -139,7 +139,8 @@ func compareShares(a, ofA, b, ofB int64) int {
 }
 
 // appendItem appends an item of a structured field list (RFC 9651): a string
-// with two integer parameters, of which the second may be noReset. Names of zones need no escaping in it.
+// with two integer parameters, of which the second may be noReset. Names of
+// zones need no escaping in it.
 func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, value2 int64) []byte {
 	dst = append(dst, '"')
 	dst = append(dst, name...)

@@ -179,17 +179,20 @@ type outcomeCounters struct {
 }
 
 func (c *outcomeCounters) inc(o outcome, s source) {
-	slot := &c.seen[o][s]
-	counter := slot.Load()
-	if counter == nil {
-		var fresh prometheus.Counter
-		if !zoneSeries.ifHeld(c.zone, func() { fresh = metrics.requests.WithLabelValues(c.zone, o.String(), s.String()) }) {
-			return // of a zone that is gone
-		}
-		counter = &fresh
-		slot.Store(counter)
+	if counter := c.seen[o][s].Load(); counter != nil {
+		(*counter).Inc()
+		return
 	}
-	(*counter).Inc()
+	incFresh(&c.seen[o][s], metrics.requests, c.zone, o.String(), s.String())
+}
+
+// incFresh looks a zone's counter up, and counts, unless the zone is gone.
+func incFresh(slot *atomic.Pointer[prometheus.Counter], of *prometheus.CounterVec, zone string, labels ...string) {
+	zoneSeries.ifHeld(zone, func() {
+		fresh := of.WithLabelValues(append([]string{zone}, labels...)...)
+		slot.Store(&fresh)
+		fresh.Inc()
+	})
 }
 
 // lackCounters are a zone's counters of keys that were short of something.
@@ -199,17 +202,11 @@ type lackCounters struct {
 }
 
 func (c *lackCounters) inc(l lack) {
-	slot := &c.seen[l]
-	counter := slot.Load()
-	if counter == nil {
-		var fresh prometheus.Counter
-		if !zoneSeries.ifHeld(c.zone, func() { fresh = metrics.emptyKeys.WithLabelValues(c.zone, l.String()) }) {
-			return // of a zone that is gone
-		}
-		counter = &fresh
-		slot.Store(counter)
+	if counter := c.seen[l].Load(); counter != nil {
+		(*counter).Inc()
+		return
 	}
-	(*counter).Inc()
+	incFresh(&c.seen[l], metrics.emptyKeys, c.zone, l.String())
 }
 
 var identityCounters [32]atomic.Pointer[prometheus.Counter]

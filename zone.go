@@ -154,12 +154,11 @@ func (z *Zone) check() *configError {
 // checkApplicable rejects settings that have nothing to apply to: whoever wrote
 // them believes that they do something.
 func (z *Zone) checkApplicable(key *keyTemplate) *configError {
-	address := key.address || key.dynamic() && (z.OnEmptyKey == "" || z.OnEmptyKey == emptyKeyClient)
 	for _, prefix := range []struct {
 		field string
 		set   *int
 	}{{"ipv4_prefix", z.IPv4Prefix}, {"ipv6_prefix", z.IPv6Prefix}} {
-		if prefix.set != nil && !address {
+		if prefix.set != nil && !z.mayUseAddress(key) {
 			return wrong(prefix.field, "%s %d: the key %q holds no address; remove the prefix, or write {client_ip} in the key", prefix.field, *prefix.set, z.Key)
 		}
 	}
@@ -297,6 +296,10 @@ func (z *Zone) lacks(lacked lack) {
 
 // keyedOnAddress reports whether an unverified source address could choose
 // the key of a request.
-func (z *Zone) keyedOnAddress() bool {
-	return z.key.address || (z.key.dynamic() && (z.OnEmptyKey == "" || z.OnEmptyKey == emptyKeyClient))
+func (z *Zone) keyedOnAddress() bool { return z.mayUseAddress(&z.key) }
+
+// mayUseAddress reports whether a key of the zone holds an address, or one takes
+// its place when it comes out empty.
+func (z *Zone) mayUseAddress(key *keyTemplate) bool {
+	return key.address || (key.dynamic() && (z.OnEmptyKey == "" || z.OnEmptyKey == emptyKeyClient))
 }

@@ -48,10 +48,10 @@ const (
 //
 // Take returns at the latest after wait (give or take the scheduler), with an
 // error if there is no decision by then. With a wait of 0 it decides what it
-// can without asking anybody, and else fails with [KindBudget]. An error means that no answer is
-// valid; it is an *[Error] unless the asks are senseless. The call may have
-// been executed all the same, so it must never be repeated on account of an
-// error; [Error.Unexecuted] tells when it was certainly not.
+// can without asking anybody, and else fails with [KindBudget]. An error means
+// that no answer is valid; it is an *[Error] unless the asks are senseless. The
+// call may have been executed all the same, so it must never be repeated on
+// account of an error; [Error.Unexecuted] tells when it was certainly not.
 //
 // There is no context: a client that goes away while its request is being
 // decided is counted all the same, so its request's context must not reach a

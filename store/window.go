@@ -28,7 +28,9 @@ const (
 // the exact sliding log. What bounds its size whatever the limit is that, for
 // limits above 64, units stamped less than window/64 after the first stamp
 // of the last entry join that entry, which then counts from its latest stamp:
-// units are held longer than exact by less than window/64, never shorter.
+// units are held longer than exact by less than window/64, never shorter. (In a
+// log that has become full, after the limit was raised, by as much again each
+// time that room is made in it, see compact.)
 //
 // It is compared with the first stamp of the entry, not with its last one,
 // because under steady load the latter would extend one entry for ever. And
