@@ -511,14 +511,15 @@ func TestWindowOfARaisedLimit(t *testing.T) {
 	}
 }
 
-// The same with limits that change for each request, as plans do: those who ask
-// with the highest one get nearly what an exact log would give them.
+// The same with limits that change, as plans do: those who ask with the highest
+// one get nearly what an exact log would give them, and nobody is granted what
+// exceeds his limit with all that was granted in the window before.
 func TestWindowUtilisationOfChangingLimits(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for _, limits := range [][]int64{{60, 1000}, {10, 63, 64, 65, 300}, {30, 5000}, {64, 65}} {
 		for _, load := range []float64{1.02, 3} { // asked for, of what the highest limit allows
 			var w Window
-			var exact model
+			var exact, spent model // spent is what w granted
 			granted, want := 0, 0
 			top := slices.Max(limits)
 			step := max(2, int64(float64(2*window.Microseconds())/float64(top)/load))
@@ -531,6 +532,10 @@ func TestWindowUtilisationOfChangingLimits(t *testing.T) {
 				a := Ask{Window: window, Limit: limit, Need: 1}
 				if w.call(now, &a).Granted {
 					granted++
+					spent.expire(now, window)
+					if spent.add(now, 1); spent.total > limit {
+						t.Fatalf("limits %d, load %g: %d granted in the window that ends at %d, limit %d", limits, load, spent.total, now, limit)
+					}
 				}
 				if exact.expire(now, window); exact.total < limit {
 					exact.add(now, 1)
