@@ -38,7 +38,7 @@ type handlerParser struct {
 //
 //	distributed_ratelimit [<matcher>] [<events> <window> [<zone name>]] {
 //	    zone <name> { ... }
-//	    trusted_proxies <ip source module> ...
+//	    trusted_proxies <ip source module> ... | hops <n>
 //	    client_ip_headers <header>
 //	    on_store_error local|allow|deny
 //	    budget <duration>

@@ -16,7 +16,7 @@ func init() {
 //
 //	distributed_ratelimit {
 //	    store memory|redis ...
-//	    trusted_proxies <ip source module> ...
+//	    trusted_proxies <ip source module> ... | hops <n>
 //	    client_ip_headers <header>
 //	    on_store_error local|allow|deny
 //	    budget <duration>
