@@ -3,7 +3,7 @@
 
 FUZZTIME ?= 10s
 
-.PHONY: help run build test soak lint fuzz bench clean
+.PHONY: help run build test cover soak lint fuzz bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -17,6 +17,12 @@ build: ## build Caddy with the plugin to bin/caddy
 test: ## run all tests with the race detector; installs redis-server on Debian and Ubuntu
 	scripts/test-needs
 	go test -race -timeout 15m ./...
+
+# What a package's own tests do not reach, tests of another package may.
+cover: ## run all tests and write coverage of all packages to cover.out
+	scripts/test-needs
+	go test -timeout 15m -coverpkg=./... -coverprofile=cover.out ./...
+	go tool cover -func=cover.out | tail -n 1
 
 soak: ## what takes too long for each change: floods, evictions, all faults five times, other versions of Redis; about an hour
 	scripts/test-needs
@@ -36,4 +42,4 @@ bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-
 	cd bench && go run .
 
 clean: ## remove what was built
-	rm -rf bin caddy
+	rm -rf bin caddy cover.out

@@ -1,4 +1,4 @@
-package distributedratelimit_test
+package distributedratelimit
 
 import (
 	"crypto/ecdsa"
@@ -13,13 +13,12 @@ import (
 	"strings"
 	"testing"
 
-	distributedratelimit "github.com/caddy-distributed-ratelimit/distributed-ratelimit"
 	redisstore "github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
-func opened(t *testing.T, s *distributedratelimit.RedisStore) redisstore.Options {
+func opened(t *testing.T, s *RedisStore) redisstore.Options {
 	t.Helper()
-	o, err := s.Options()
+	o, err := s.options()
 	if err != nil {
 		t.Fatalf("options of %+v: %v", s, err)
 	}
@@ -39,18 +38,18 @@ func TestRedisServers(t *testing.T) {
 	t.Setenv("DRL_HOST", "d:4")
 	for _, c := range []struct {
 		name      string
-		store     distributedratelimit.RedisStore
+		store     RedisStore
 		address   string
 		cluster   []string
 		sentinels []string
 	}{
-		{"nothing", distributedratelimit.RedisStore{}, "localhost:6379", nil, nil},
-		{"address", distributedratelimit.RedisStore{Address: []string{"{env.DRL_HOST}"}}, "d:4", nil, nil},
-		{"URL", distributedratelimit.RedisStore{URL: "redis://a"}, "a:6379", nil, nil},
-		{"cluster", distributedratelimit.RedisStore{Cluster: true, Address: []string{"b:2", "{env.DRL_HOST}"}}, "", []string{"b:2", "d:4"}, nil},
-		{"URL of a cluster", distributedratelimit.RedisStore{Cluster: true, URL: "redis://a/0", Address: []string{"b:2"}}, "", []string{"a:6379", "b:2"}, nil},
-		{"Sentinels", distributedratelimit.RedisStore{Sentinel: true, MasterName: "m", Address: []string{"b:2"}}, "", nil, []string{"b:2"}},
-		{"URL of a Sentinel", distributedratelimit.RedisStore{Sentinel: true, MasterName: "m", URL: "redis://:x@a:1/5"}, "", nil, []string{"a:1"}},
+		{"nothing", RedisStore{}, "localhost:6379", nil, nil},
+		{"address", RedisStore{Address: []string{"{env.DRL_HOST}"}}, "d:4", nil, nil},
+		{"URL", RedisStore{URL: "redis://a"}, "a:6379", nil, nil},
+		{"cluster", RedisStore{Cluster: true, Address: []string{"b:2", "{env.DRL_HOST}"}}, "", []string{"b:2", "d:4"}, nil},
+		{"URL of a cluster", RedisStore{Cluster: true, URL: "redis://a/0", Address: []string{"b:2"}}, "", []string{"a:6379", "b:2"}, nil},
+		{"Sentinels", RedisStore{Sentinel: true, MasterName: "m", Address: []string{"b:2"}}, "", nil, []string{"b:2"}},
+		{"URL of a Sentinel", RedisStore{Sentinel: true, MasterName: "m", URL: "redis://:x@a:1/5"}, "", nil, []string{"a:1"}},
 	} {
 		o := opened(t, &c.store)
 		if o.Address != c.address || !slices.Equal(o.Cluster, c.cluster) || !slices.Equal(o.Sentinels, c.sentinels) || o.MasterName != c.store.MasterName {
@@ -61,7 +60,7 @@ func TestRedisServers(t *testing.T) {
 			t.Errorf("%s: got %d instances, want 1", c.name, o.Instances)
 		}
 	}
-	o := opened(t, &distributedratelimit.RedisStore{AssumedInstances: 7, Sentinel: true, MasterName: "m", URL: "rediss://me:x@a:1/5", SentinelUsername: "u", SentinelPassword: "p"})
+	o := opened(t, &RedisStore{AssumedInstances: 7, Sentinel: true, MasterName: "m", URL: "rediss://me:x@a:1/5", SentinelUsername: "u", SentinelPassword: "p"})
 	if o.Instances != 7 || o.DB != 5 || o.Username != "me" || o.Password != "x" || o.TLS == nil || o.SentinelUsername != "u" || o.SentinelPassword != "p" {
 		t.Errorf("options: got %+v", o)
 	}
@@ -75,11 +74,11 @@ func TestRedisSecretsAreRenewed(t *testing.T) {
 	t.Setenv("DRL_USER", "alice")
 	t.Setenv("DRL_SENTINEL", "one")
 	ca := write(t, filepath.Join(dir, "ca.pem"), authority(t))
-	o := opened(t, &distributedratelimit.RedisStore{
+	o := opened(t, &RedisStore{
 		Address: []string{"a:1"}, Sentinel: true, MasterName: "m",
 		Username: "{env.DRL_USER}", Password: "{file." + password + "}",
 		SentinelUsername: "watcher", SentinelPassword: "{env.DRL_SENTINEL}",
-		TLS: &distributedratelimit.RedisTLS{CA: ca, ServerName: "redis.test"},
+		TLS: &RedisTLS{CA: ca, ServerName: "redis.test"},
 	})
 	if o.Password != "first" || o.Renew == nil {
 		t.Fatalf("options: got password %q, Renew there: %v", o.Password, o.Renew != nil)
@@ -129,7 +128,7 @@ func TestRedisSecretsAreRenewed(t *testing.T) {
 // The URL's secrets are renewed too; where it leads stays.
 func TestRedisURLIsRenewed(t *testing.T) {
 	t.Setenv("DRL_URL", "redis://:first@a:1")
-	o := opened(t, &distributedratelimit.RedisStore{URL: "{env.DRL_URL}"})
+	o := opened(t, &RedisStore{URL: "{env.DRL_URL}"})
 	t.Setenv("DRL_URL", "rediss://me:second@b:2")
 	got, err := o.Renew()
 	if err != nil || got.Username != "me" || got.Password != "second" || got.TLS == nil {
@@ -139,7 +138,7 @@ func TestRedisURLIsRenewed(t *testing.T) {
 		t.Errorf("address: got %s, want a:1", o.Address)
 	}
 
-	if o := opened(t, &distributedratelimit.RedisStore{URL: "redis://:x@a:1", KeySecret: "{env.DRL_URL}", TLS: new(distributedratelimit.RedisTLS)}); o.Renew != nil {
+	if o := opened(t, &RedisStore{URL: "redis://:x@a:1", KeySecret: "{env.DRL_URL}", TLS: new(RedisTLS)}); o.Renew != nil {
 		t.Error("nothing can change: got Renew, want none")
 	}
 }

@@ -1,4 +1,4 @@
-package distributedratelimit_test
+package caddytest
 
 import (
 	"fmt"
@@ -105,7 +105,7 @@ func TestProvisionRejects(t *testing.T) {
 		{"redis bad variable", appJSON(`{"store": {"module": "redis", "url": "{env.DRL_BAD_URL}"}}`), []string{"redis", "percent encoding"}},
 		{"redis database twice", appJSON(`{"store": {"module": "redis", "url": "{env.DRL_URL}", "db": 2}}`), []string{"database is given twice"}},
 		{"redis ca", appJSON(`{"store": {"module": "redis", "tls": {"ca": "/nowhere/ca.pem"}}}`), []string{"tls ca of the redis store", "/nowhere/ca.pem"}},
-		{"redis ca without certificate", appJSON(`{"store": {"module": "redis", "tls": {"ca": "go.mod"}}}`), []string{"go.mod holds no certificate"}},
+		{"redis ca without certificate", appJSON(`{"store": {"module": "redis", "tls": {"ca": "doc.go"}}}`), []string{"doc.go holds no certificate"}},
 		{"redis pair", appJSON(`{"store": {"module": "redis", "tls": {"cert": "x"}}}`), []string{"only one of cert and key"}},
 		{"redis tls on a socket", appJSON(`{"store": {"module": "redis", "url": "unix:///run/x.sock", "tls": {}}}`), []string{"Unix socket"}},
 	} {

@@ -1,4 +1,4 @@
-package distributedratelimit_test
+package caddytest
 
 import "testing"
 
