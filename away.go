@@ -124,7 +124,7 @@ func (d *decision) feed() {
 func grantOf(ask *store.Ask, answer *store.Answer) store.Grant {
 	return store.Grant{
 		Key: ask.Key, Window: ask.Window,
-		Stamp: answer.Stamp, Mark: answer.Mark, Units: ask.Need + answer.Extra,
+		Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: ask.Need + answer.Extra,
 		Source: answer.Source,
 	}
 }

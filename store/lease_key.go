@@ -26,19 +26,20 @@ type leaseKey struct {
 // batch is the units of one lease. They leave it to be spent, or to be given
 // back; each once. An empty batch is the zero batch.
 type batch struct {
-	units, stamp, mark int64
-	end                moment
+	units               int64
+	stamp, mark, origin int64 // of the answer
+	end                 moment
 }
 
 func (b *batch) empty() bool { return b.units == 0 }
 
 // is reports whether two batches are of one lease.
 func (b *batch) is(of *batch) bool {
-	return b.stamp == of.stamp && b.mark == of.mark && b.end == of.end
+	return b.stamp == of.stamp && b.mark == of.mark && b.origin == of.origin && b.end == of.end
 }
 
 func (b *batch) grant(key Key, window time.Duration) Grant {
-	return Grant{Key: key, Window: window, Stamp: b.stamp, Mark: b.mark, Units: b.units}
+	return Grant{Key: key, Window: window, Stamp: b.stamp, Mark: b.mark, Origin: b.origin, Units: b.units}
 }
 
 // holding is units that were taken out of leases, for a request or to be
@@ -65,12 +66,12 @@ func (k *leaseKey) decide(a *Ask, answer *Answer, now moment) bool {
 	if b.units < a.Need || !now.before(b.end) {
 		return k.refuses(a, answer, now)
 	}
-	stamp, mark := b.stamp, b.mark
+	stamp, mark, origin := b.stamp, b.mark, b.origin
 	b.units -= a.Need
 	k.tidy()
 	k.demand.add(a.Window, a.Need, now)
 	*answer = k.granted(a, now)
-	answer.Source, answer.Stamp, answer.Mark = FromLease, stamp, mark
+	answer.Source, answer.Stamp, answer.Mark, answer.Origin = FromLease, stamp, mark, origin
 	return true
 }
 
@@ -124,7 +125,7 @@ func (k *leaseKey) restore(b *batch, now moment) bool {
 // count until the same moment.
 func (k *leaseKey) takeBack(g *Grant, now moment) bool {
 	for _, b := range [...]*batch{&k.first, &k.second} {
-		if !b.empty() && b.stamp == g.Stamp && b.mark == g.Mark && now.before(b.end) {
+		if !b.empty() && b.stamp == g.Stamp && b.mark == g.Mark && b.origin == g.Origin && now.before(b.end) {
 			b.units += g.Units
 			return true
 		}

@@ -100,7 +100,7 @@ func (l *Leases) grantedLate(a *Ask, short int64, reply *Answer, sent, now momen
 	}
 	s.mu.Unlock()
 	if short < a.Need {
-		b := batch{units: short, stamp: reply.Stamp, mark: reply.Mark}
+		b := batch{units: short, stamp: reply.Stamp, mark: reply.Mark, origin: reply.Origin}
 		useless.add(&b, b.units)
 	}
 	l.giveBack(a.Key, a.Window, &useless)

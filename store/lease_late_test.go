@@ -114,7 +114,7 @@ func TestLateRefusalOutdated(t *testing.T) {
 		r.slowly(300 * time.Millisecond)
 		n = r.late(r.ask)
 		r.promptly()
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, grant.Stamp, grant.Mark, 1, grant.Source}}); err != nil {
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, grant.Stamp, grant.Mark, grant.Origin, 1, grant.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(300 * time.Millisecond)
@@ -159,7 +159,7 @@ func TestLateLease(t *testing.T) {
 		}
 
 		// The need is the caller's, and is given back to the store.
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, answer.Stamp, answer.Mark, 1, answer.Source}}); err != nil {
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, answer.Stamp, answer.Mark, answer.Origin, 1, answer.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		r.want("in hand", r.inHand(r.ask), reply.Extra)
@@ -225,7 +225,7 @@ func TestLateLeaseOfNoUse(t *testing.T) {
 				t.Fatalf("%s: asked %+v, answered %+v; want a lease", test.name, asked, reply)
 			}
 			r.want(test.name+": in hand", r.inHand(r.ask), 0)
-			want := []Grant{{r.ask.Key, r.ask.Window, reply.Stamp, reply.Mark, extra, FromStore}}
+			want := []Grant{{r.ask.Key, r.ask.Window, reply.Stamp, reply.Mark, reply.Origin, extra, FromStore}}
 			if given := r.wire.given(); !slices.Equal(given, want) {
 				t.Errorf("%s: %+v given back, want %+v", test.name, given, want)
 			}
@@ -325,7 +325,7 @@ func TestLateDifference(t *testing.T) {
 		r.want("asked", asked[0].Need, 5)
 		r.want("in hand", r.inHand(r.ask), have+replies[0].Extra)
 		r.want("spare in hand", r.inHand(spare), spares)
-		want := []Grant{{r.ask.Key, r.ask.Window, replies[0].Stamp, replies[0].Mark, 5, FromStore}}
+		want := []Grant{{r.ask.Key, r.ask.Window, replies[0].Stamp, replies[0].Mark, replies[0].Origin, 5, FromStore}}
 		if given := r.wire.given(); !slices.Equal(given, want) {
 			t.Errorf("%+v given back, want %+v", given, want)
 		}

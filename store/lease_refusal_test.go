@@ -73,7 +73,7 @@ func TestRefusalAfterReturn(t *testing.T) {
 		a := r.granted(r.ask, 1)
 		b := r.granted(r.ask, 1)
 		grant := func(a Answer) []Grant {
-			return []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, 1, a.Source}}
+			return []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, a.Origin, 1, a.Source}}
 		}
 		r.refused(r.ask, 1)
 		if err := r.Return(budget, grant(a)); err != nil {

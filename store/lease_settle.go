@@ -154,8 +154,8 @@ func (l *Leases) spend(a *Ask, p *part, answer *Answer, reply *Answer, sent, now
 		switch {
 		case b.empty():
 		case answer.Mark == 0:
-			answer.Stamp, answer.Mark = b.stamp, b.mark
-		case answer.Mark != b.mark:
+			answer.Stamp, answer.Mark, answer.Origin = b.stamp, b.mark, b.origin
+		case answer.Mark != b.mark || answer.Origin != b.origin:
 			answer.Mark = unreturnable
 		default:
 			answer.Stamp = min(answer.Stamp, b.stamp)
@@ -163,7 +163,8 @@ func (l *Leases) spend(a *Ask, p *part, answer *Answer, reply *Answer, sent, now
 	}
 }
 
-// unreturnable is the mark of units from two lives of a log.
+// unreturnable is the mark of units from two lives of a log, or from the data of
+// two servers.
 const unreturnable = -1
 
 // refuse answers an ask that the store refused, and remembers it. Units that
@@ -214,7 +215,7 @@ func (l *Leases) learnLocked(k *leaseKey, a *Ask, reply *Answer, sent, now momen
 		return useless
 	}
 	span := leaseSpan(a.Window)
-	b := batch{units: reply.Extra, stamp: reply.Stamp, mark: reply.Mark, end: sent.add(span - span/driftParts)}
+	b := batch{units: reply.Extra, stamp: reply.Stamp, mark: reply.Mark, origin: reply.Origin, end: sent.add(span - span/driftParts)}
 	if !ours || l.closed.Load() || !k.restore(&b, now) {
 		useless.add(&b, b.units)
 		return useless

@@ -96,7 +96,7 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 		var grants []Grant
 		for i := range asks {
 			if answers[i].Granted && answers[i].Charged() {
-				grants = append(grants, Grant{asks[i].Key, asks[i].Window, answers[i].Stamp, answers[i].Mark, asks[i].Need, answers[i].Source})
+				grants = append(grants, Grant{asks[i].Key, asks[i].Window, answers[i].Stamp, answers[i].Mark, answers[i].Origin, asks[i].Need, answers[i].Source})
 			}
 		}
 		if !p.link.dead.Load() {
@@ -153,7 +153,7 @@ func (s *simulation) decidedLate(p *process, id time.Duration, asks []Ask, answe
 			key := logKey{a.Key, a.Window}
 			s.spent[key] = append(s.spent[key], entry{by.at, a.Need})
 		default:
-			grants = append(grants, Grant{a.Key, a.Window, answer.Stamp, answer.Mark, a.Need, answer.Source})
+			grants = append(grants, Grant{a.Key, a.Window, answer.Stamp, answer.Mark, answer.Origin, a.Need, answer.Source})
 		}
 	}
 	if len(grants) > 0 {

@@ -88,7 +88,7 @@ func TestLeaseReturn(t *testing.T) {
 		n := r.inHand(r.ask)
 		for range 100 {
 			a := r.granted(r.ask, 1)
-			if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, 1, a.Source}}); err != nil {
+			if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, a.Origin, 1, a.Source}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -97,7 +97,7 @@ func TestLeaseReturn(t *testing.T) {
 
 		lease := r.key(r.ask).first
 		before := r.total(r.ask)
-		g := Grant{r.ask.Key, r.ask.Window, lease.stamp, lease.mark, 1, FromStore}
+		g := Grant{r.ask.Key, r.ask.Window, lease.stamp, lease.mark, lease.origin, 1, FromStore}
 		if err := r.Return(budget, []Grant{g}); err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +109,7 @@ func TestLeaseReturn(t *testing.T) {
 		time.Sleep(leaseSpan(r.ask.Window))
 		synctest.Wait()
 		before = r.total(r.ask)
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, 1, a.Source}}); err != nil {
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, a.Origin, 1, a.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		r.want("in hand", r.inHand(r.ask), 0)
@@ -130,10 +130,48 @@ func TestLeaseMark(t *testing.T) {
 			t.Errorf("%+v, want it unreturnable", b)
 		}
 		before := r.total(r.ask)
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, b.Stamp, b.Mark, n + 1, b.Source}}); err != nil {
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, b.Stamp, b.Mark, b.Origin, n + 1, b.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		r.want("given back", int64(len(r.wire.given())), 0)
+		r.want("units that count", r.total(r.ask), before)
+	})
+}
+
+// Another server stands in with a copy of the log: what was charged before cannot
+// be told from what is somebody else's by now. Units from before and after are
+// not given back, and what is left of a lease from before takes nothing.
+func TestLeaseOrigin(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.heat(r.ask)
+		lease := r.key(r.ask).first
+		r.wire.failOver()
+		other := Grant{r.ask.Key, r.ask.Window, lease.stamp, lease.mark, lease.origin + 1, 1, FromLease}
+		k := r.key(r.ask)
+		if k.takeBack(&other, r.clock()) {
+			t.Errorf("units of another server's data went back into the lease %+v", lease)
+		}
+		if b := (batch{units: 1, stamp: lease.stamp, mark: lease.mark, origin: lease.origin + 1, end: lease.end}); b.is(&lease) {
+			t.Errorf("%+v is taken for one lease with %+v", b, lease)
+		}
+		n := r.inHand(r.ask)
+		b := r.granted(r.ask, n+1)
+		if b.Mark != unreturnable {
+			t.Errorf("%+v, want it unreturnable", b)
+		}
+		a := r.granted(r.ask, 1)
+		before := r.total(r.ask)
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, a.Origin, 1, FromStore}}); err != nil {
+			t.Fatal(err)
+		}
+		r.want("units that count", r.total(r.ask), before-1)
+
+		r.heat(r.ask)
+		before = r.total(r.ask)
+		r.wire.failOver()
+		time.Sleep(leaseSpan(r.ask.Window))
+		synctest.Wait()
+		r.want("in hand", r.inHand(r.ask), 0)
 		r.want("units that count", r.total(r.ask), before)
 	})
 }

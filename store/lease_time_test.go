@@ -101,7 +101,7 @@ func TestLeaseDifference(t *testing.T) {
 		r.want("in hand", r.inHand(r.ask), reply.Extra)
 
 		// All of it goes back as one grant.
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, n + 5, a.Source}}); err != nil {
+		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, a.Origin, n + 5, a.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)

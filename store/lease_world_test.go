@@ -28,9 +28,12 @@ type central struct {
 	back  time.Duration // the clock has been stepped back by
 	takes int           // calls executed
 	gives int
+	// origin is the identity of the data. It is never 0, so that a layer which
+	// loses it on the way is found out.
+	origin int64
 }
 
-func newCentral() *central { return &central{logs: make(map[logKey]*Window)} }
+func newCentral() *central { return &central{logs: make(map[logKey]*Window), origin: 1} }
 
 func (c *central) String() string { return "central" }
 
@@ -42,6 +45,13 @@ func (c *central) step(back time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.back += back
+}
+
+// failOver has another server stand in, which has all the data.
+func (c *central) failOver() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.origin++
 }
 
 func (c *central) log(key Key, window time.Duration) *Window {
@@ -70,6 +80,9 @@ func (c *central) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 	for i := range asks {
 		if answers[i].Granted {
 			c.log(asks[i].Key, asks[i].Window).Charge(c.now(), &asks[i], &answers[i])
+			if answers[i].Charged() {
+				answers[i].Origin = c.origin
+			}
 		}
 	}
 	return nil
@@ -80,7 +93,12 @@ func (c *central) Return(_ time.Duration, grants []Grant) error {
 	defer c.mu.Unlock()
 	c.gives++
 	for i := range grants {
-		c.log(grants[i].Key, grants[i].Window).Return(c.now(), &grants[i])
+		switch grants[i].Origin {
+		case 0:
+			panic("a grant whose origin was lost")
+		case c.origin:
+			c.log(grants[i].Key, grants[i].Window).Return(c.now(), &grants[i])
+		}
 	}
 	return nil
 }

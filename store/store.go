@@ -60,7 +60,10 @@ const (
 // Return gives units back, each to the grant they came from, at most once and
 // on a best-effort basis: an error, or a silent loss, leaves the units spent
 // until their window has passed. It waits at most wait. Returning what has
-// expired meanwhile does nothing.
+// expired meanwhile does nothing. A charge remembers which server's data it is
+// in; when that has changed, by a failover or a restart, it is not given back:
+// the data that is there now may lack the charge, and the units in its place be
+// somebody else's.
 //
 // String names the data behind the store, without secrets, for logs and
 // metrics: two stores of one name share their counts.
@@ -139,9 +142,10 @@ type Answer struct {
 	// RetryAfter is set if Granted is false: how long it takes until Need
 	// fits if nobody asks meanwhile; the window if Need exceeds the limit.
 	RetryAfter time.Duration
-	// Stamp and Mark identify what was charged, for giving it back.
-	// They are zero if nothing was charged.
-	Stamp, Mark int64
+	// Stamp, Mark and Origin identify what was charged, for giving it back.
+	// They are zero if nothing was charged. Origin tells which server's data
+	// the charge is in, to the store that made it; 0 if it does not know.
+	Stamp, Mark, Origin int64
 	// Source is who decided.
 	Source Source
 	// Undecided: another ask of the call is refused for sure, so that nobody
@@ -167,6 +171,7 @@ type Grant struct {
 	Window time.Duration
 	Stamp  int64 // of the answer
 	Mark   int64 // of the answer
+	Origin int64 // of the answer
 	Units  int64 // 1 to what was charged
 	Source Source
 }

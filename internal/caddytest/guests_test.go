@@ -248,7 +248,7 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 		for i := range known {
 			known[i].Undecided = i > 0
 		}
-		if err := s.memory.Take(wait, asks[:1], known[:1]); err != nil {
+		if err := s.takeHere(wait, asks[:1], known[:1]); err != nil {
 			return err
 		}
 		counted[0] = true
@@ -258,7 +258,7 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 	}
 	if late != nil {
 		behind := make([]store.Answer, len(asks))
-		if err := s.memory.Take(wait, asks, behind); err != nil {
+		if err := s.takeHere(wait, asks, behind); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -273,7 +273,7 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 		}
 		return err
 	}
-	err = s.memory.Take(wait, asks, answers)
+	err = s.takeHere(wait, asks, answers)
 	for i := range answers {
 		answers[i].Source = source
 	}
@@ -284,7 +284,25 @@ func (s *rigStore) Return(wait time.Duration, grants []store.Grant) error {
 	s.mu.Lock()
 	s.given = append(s.given, grants...)
 	s.mu.Unlock()
+	for _, g := range grants {
+		if g.Origin != rigOrigin {
+			panic("the origin of a grant was lost")
+		}
+	}
 	return s.memory.Return(wait, grants)
+}
+
+// rigOrigin is the identity of a rig's data.
+const rigOrigin = 7
+
+func (s *rigStore) takeHere(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+	err := s.memory.Take(wait, asks, answers)
+	for i := range answers {
+		if answers[i].Charged() {
+			answers[i].Origin = rigOrigin
+		}
+	}
+	return err
 }
 
 // far is a rig that is shared with other instances, and tells how its servers

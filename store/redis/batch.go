@@ -38,6 +38,9 @@ type call struct {
 
 	reply string
 	err   *store.Error
+	// origin is the identity of the server's data, as far as it was known when
+	// the call was written. It is whose the reply is.
+	origin int64
 
 	// A server of a Cluster has sent it elsewhere: to one that must be told
 	// that it is meant, if asking.
@@ -76,6 +79,19 @@ func (c *call) finish(reply string, err *store.Error) {
 	if then := c.then.Swap(&finished); then != nil {
 		(*then)(reply, err)
 	}
+}
+
+// read reads the reply to a call that takes, once it is there.
+func (c *call) read(reply string, answers []store.Answer) error {
+	if err := readAnswers(reply, answers); err != nil {
+		return err
+	}
+	for i := range answers {
+		if answers[i].Charged() {
+			answers[i].Origin = c.origin
+		}
+	}
+	return nil
 }
 
 // afterwards sets what is done when the call is finished, or does it now if it
@@ -314,7 +330,7 @@ func (n *node) exec(client *client, life time.Duration, batch []*call, before re
 	}
 	commands := make([]*command, len(batch))
 	for i, c := range batch {
-		commands[i] = newCommand(c)
+		commands[i] = newCommand(c, client)
 		if c.asking {
 			commands[i].asking = redis.NewStatusCmd(background, "asking")
 			_ = pipe.Process(background, commands[i].asking)

@@ -26,7 +26,7 @@ const (
 	// is reported to have lost data.
 	evictionTime = 10 * time.Second
 	// beatReply is the size of the script's reply.
-	beatReply = 7 + 7 + 4 + 7
+	beatReply = 7 + 7 + 4 + 7 + 7
 )
 
 // census counts the instances that use a store, and finds out when a server
@@ -102,11 +102,7 @@ func (c *census) heard(key, reply string, beat int64, now time.Time) (lost strin
 	if len(reply) != beatReply {
 		return "", fmt.Errorf("%w: %d bytes for a heartbeat", errReply, len(reply))
 	}
-	number := func(from, size int) int64 {
-		var b [8]byte
-		copy(b[8-size:], reply[from:from+size])
-		return int64(binary.BigEndian.Uint64(b[:]))
-	}
+	number := func(from, size int) int64 { return numberIn(reply, from, size) }
 	birth, before, alive, evicted := number(0, 7), number(7, 7), number(14, 4), number(18, 7)
 
 	c.mu.Lock()
@@ -143,6 +139,17 @@ func (c *census) heard(key, reply string, beat int64, now time.Time) (lost strin
 	}
 	c.countLocked()
 	return lost, nil
+}
+
+// originIn is the identity of the server's data in a reply to a beat that
+// [census.heard] has taken, 0 if the server does not tell.
+func originIn(reply string) int64 { return numberIn(reply, 25, 7) }
+
+// numberIn is the number in so many bytes of a reply.
+func numberIn(reply string, from, size int) int64 {
+	var b [8]byte
+	copy(b[8-size:], reply[from:from+size])
+	return int64(binary.BigEndian.Uint64(b[:]))
 }
 
 // silent notes that a server does not answer: what it says next about who is

@@ -206,7 +206,8 @@ func beatOf(birth, before, alive, evicted int64) string {
 	b := appendNumber(nil, birth, 7)
 	b = appendNumber(b, before, 7)
 	b = appendNumber(b, alive, 4)
-	return string(appendNumber(b, evicted, 7))
+	b = appendNumber(b, evicted, 7)
+	return string(appendNumber(b, 0, 7))
 }
 
 func TestCensusReply(t *testing.T) {

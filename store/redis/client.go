@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -32,6 +33,13 @@ type client struct {
 	*redis.Client
 	timeout time.Duration
 	lives   []*redis.Client // for timeout, twice, four times... up to MaxTimeout
+
+	// origin is the identity of the server's data that charges are tagged with,
+	// 0 if there is none, see origin.go.
+	origin atomic.Int64
+	// heard is the identity that a heartbeat brought last, over these
+	// connections or before they were made. It is guarded by node.mu.
+	heard int64
 
 	// Who uses it for a node, guarded by node.mu.
 	workers int // goroutines sending batches

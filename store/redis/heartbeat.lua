@@ -7,7 +7,8 @@
 -- ARGV[3]  how long an instance is alive after a beat, in microseconds
 -- Reply    one string: birth of the list (7 bytes), number of the instance's
 --          latest beat that was noted before or 0 (7), instances alive (4),
---          keys evicted since the server's start (7)
+--          keys evicted since the server's start (7), identity of the server's
+--          data or 0 (7)
 --
 -- The list is a string: its birth, then for each instance its name (8 bytes),
 -- the time of its last beat and the number of its latest one (7 each): one may
@@ -39,11 +40,26 @@ if type(list) == 'string' and #list >= 7 and (#list - 7) % 22 == 0 then
   end
 end
 
--- An old server, or a user who may not ask, tells nothing of evictions.
-local evicted = 0
+-- identity is as in window.lua: whoever changes one changes both.
+local function identity()
+  local server, replication = redis.pcall('INFO', 'server'), redis.pcall('INFO', 'replication')
+  if type(server) ~= 'string' or type(replication) ~= 'string' then
+    return 0
+  end
+  local run, history = string.match(server, 'run_id:(%x+)'), string.match(replication, 'master_replid:(%x+)')
+  if not run or not history then
+    return 0
+  end
+  return tonumber(sub(redis.sha1hex(run .. history), 1, 13), 16)
+end
+
+-- An old server, or a user who may not ask, tells nothing of evictions, nor of
+-- its identity.
+local evicted, origin = 0, 0
 local info = redis.pcall('INFO', 'stats')
 if type(info) == 'string' then
   evicted = tonumber(string.match(info, 'evicted_keys:(%d+)')) or 0
+  origin = identity()
 end
 
 if beat > 0 then
@@ -51,4 +67,4 @@ if beat > 0 then
   others[alive] = name .. pack('>I7I7', now, math.max(beat, before))
 end
 redis.call('SET', KEYS[1], pack('>I7', birth) .. table.concat(others), 'PX', 86400000)
-return pack('>I7I7I4I7', birth, before, alive, evicted)
+return pack('>I7I7I4I7I7', birth, before, alive, evicted, origin)

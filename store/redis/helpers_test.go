@@ -1,6 +1,8 @@
 package redis
 
 import (
+	"crypto/sha1"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"strconv"
@@ -130,15 +132,27 @@ func withClock(t testing.TB, script string) string {
 
 // clocked runs the script at moments of the test's choice.
 type clocked struct {
-	conn *redistest.Conn
-	sha  string
-	keys *keys
+	conn   *redistest.Conn
+	sha    string
+	keys   *keys
+	origin int64 // of the server
 }
 
 func newClocked(t testing.TB, server *redistest.Server) *clocked {
 	t.Helper()
 	sha := server.Do(t, "SCRIPT", "LOAD", withClock(t, source)).(string)
-	return &clocked{conn: server.Dial(t), sha: sha, keys: newKeys(DefaultKeyPrefix, nil)}
+	return &clocked{conn: server.Dial(t), sha: sha, keys: newKeys(DefaultKeyPrefix, nil), origin: identityOf(t, server)}
+}
+
+// identityOf is the identity of a server's data.
+func identityOf(t testing.TB, server *redistest.Server) int64 {
+	t.Helper()
+	run, history := server.Info(t, "server", "run_id"), server.Info(t, "replication", "master_replid")
+	if len(run) != 40 || len(history) != 40 {
+		t.Fatalf("run %q, history %q", run, history)
+	}
+	sum := sha1.Sum([]byte(run + history))
+	return int64(binary.BigEndian.Uint64(sum[:8]) >> (64 - 52))
 }
 
 // send sends a command of the script, to be executed at a moment.

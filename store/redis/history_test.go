@@ -109,7 +109,7 @@ func (w *witness) take(t *testing.T, s *Store, caller int, client string, units 
 	}
 	a := answers[0]
 	w.add(caller, call, takes{units}, answer{true, a.Granted, a.Remaining})
-	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Units: units}, a.Charged()
+	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: units}, a.Charged()
 }
 
 func (w *witness) give(t *testing.T, s *Store, caller int, grant store.Grant) {

@@ -86,7 +86,7 @@ func TestLateAnswers(t *testing.T) {
 	}
 
 	// The grant can be given back like any other.
-	err := s.Return(patience, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Units: 3}})
+	err := s.Return(patience, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Origin: answers[0].Origin, Units: 3}})
 	if err != nil {
 		t.Error(err)
 	}

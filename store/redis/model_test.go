@@ -13,6 +13,9 @@ import (
 type model struct {
 	logs map[string]*store.Window
 	name func(store.Key, time.Duration) string
+	// origin is the identity of the server's data: what was charged in other
+	// data is not given back.
+	origin int64
 }
 
 // take settles and decides asks, and returns which logs it wrote.
@@ -54,7 +57,9 @@ func (m *model) give(now int64, grants []store.Grant) (units []int64, written ma
 		name := m.name(g.Key, g.Window)
 		log := m.advanced(now, name, g.Window, written)
 		before := inside(log).total
-		log.Return(now, g)
+		if g.Origin == 0 || g.Origin == m.origin {
+			log.Return(now, g)
+		}
 		units[i] = before - inside(log).total
 		if units[i] > 0 {
 			m.logs[name], written[name] = log, g.Window

@@ -41,6 +41,8 @@ type node struct {
 	workers int       // goroutines sending batches, on whichever connections
 	began   time.Time // when the latest batch was taken
 	client  *client   // the connections to use, nil if there are none yet
+	origin  int64     // that calls were tagged with last, see origin.go
+	heard   int64     // the identity that a heartbeat brought last, or unheard
 	closed  bool
 }
 
@@ -52,7 +54,7 @@ var background = context.Background()
 
 // newNode returns a server and starts its keeper, which ends with ctx.
 func newNode(ctx context.Context, s *Store, name, key string, dial dialer) *node {
-	n := &node{store: s, name: name, dial: dial, wake: make(chan struct{}, 1)}
+	n := &node{store: s, name: name, dial: dial, heard: unheard, wake: make(chan struct{}, 1)}
 	n.key.Store(&key)
 	go n.keep(ctx)
 	return n
@@ -62,6 +64,8 @@ func newNode(ctx context.Context, s *Store, name, key string, dial dialer) *node
 func (n *node) useLocked() *client {
 	if n.client == nil {
 		n.client = newClient(n.store.options, n.store.secrets, n.dial)
+		n.client.heard = n.heard
+		n.client.origin.Store(n.origin)
 	}
 	n.client.users++
 	return n.client
@@ -298,7 +302,9 @@ func (n *node) heartbeat(client *client, load bool) (took time.Duration, lost st
 	}
 	n.breaker.seen.Store(true)
 	now := time.Now()
-	lost, err = n.store.census.heard(key, reply, beat, now)
+	if lost, err = n.store.census.heard(key, reply, beat, now); err == nil {
+		n.found(client, originIn(reply))
+	}
 	return now.Sub(cmd.written), lost, true, err
 }
 

@@ -132,7 +132,7 @@ func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []sto
 	refused := false
 	for _, p := range parts {
 		if p.err == nil {
-			p.err = readSome(p.reply, known, p.index)
+			p.err = p.read(p.reply, known)
 		}
 		if p.err != nil && (failed == nil || failed.Unexecuted) {
 			failed = p.err
@@ -208,7 +208,7 @@ func lateParts(parts []*part, known []store.Answer) *store.Late {
 		p.call.afterwards(func(reply string, err *store.Error) {
 			if err == nil {
 				mu.Lock()
-				_ = readSome(reply, known, p.index) // what cannot be read stays unknown
+				_ = p.read(reply, known) // what cannot be read stays unknown
 				mu.Unlock()
 			}
 			done()
@@ -236,13 +236,13 @@ func pick[T any](list []T, index []int) []T {
 	return some
 }
 
-// readSome reads the reply to some of the asks of a call.
-func readSome(reply string, answers []store.Answer, index []int) *store.Error {
-	some := make([]store.Answer, len(index))
-	if err := readAnswers(reply, some); err != nil {
+// read reads the reply to its asks, which are some of those of a call.
+func (p *part) read(reply string, answers []store.Answer) *store.Error {
+	some := make([]store.Answer, len(p.index))
+	if err := p.call.read(reply, some); err != nil {
 		return &store.Error{Kind: store.KindReply, Err: err}
 	}
-	for i, at := range index {
+	for i, at := range p.index {
 		answers[at] = some[i]
 	}
 	return nil
@@ -259,10 +259,10 @@ func (s *Store) undo(asks []store.Ask, answers []store.Answer) {
 		}
 		units := asks[i].Need + a.Extra
 		grants = append(grants, store.Grant{
-			Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Units: units,
+			Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: units,
 		})
 		a.Remaining += units
-		a.Extra, a.Stamp, a.Mark = 0, 0, 0
+		a.Extra, a.Stamp, a.Mark, a.Origin = 0, 0, 0, 0
 	}
 	s.giveSoon(grants, false)
 }

@@ -27,7 +27,7 @@ var scriptSHA = func() string {
 const (
 	takeArgs  = 1 // see packAsk
 	takeReply = 41
-	giveArgs  = 4
+	giveArgs  = 5
 	giveReply = 6 // bytes
 )
 
@@ -99,7 +99,7 @@ func (k *keys) giveCommand(grants []store.Grant) []any {
 	args = append(args, "give")
 	for i := range grants {
 		g := &grants[i]
-		args = append(args, g.Window.Microseconds(), g.Stamp, g.Mark, g.Units)
+		args = append(args, g.Window.Microseconds(), g.Stamp, g.Mark, g.Units, g.Origin)
 	}
 	return args
 }
@@ -112,7 +112,8 @@ func emptyCommand() []any {
 
 var errReply = errors.New("the server's reply is not the script's")
 
-// readAnswers reads the reply to takeCommand.
+// readAnswers reads the reply to takeCommand. It does not tell the charges'
+// Origin, see [call.read].
 func readAnswers(reply string, answers []store.Answer) error {
 	if len(reply) != takeReply*len(answers) {
 		return fmt.Errorf("%w: %d bytes for %d asks", errReply, len(reply), len(answers))
@@ -145,12 +146,13 @@ func readAnswers(reply string, answers []store.Answer) error {
 type command struct {
 	*redis.StringCmd
 	call    *call
+	client  *client          // the connections over which it is sent
 	written bool             // what has not been written has not been executed
 	asking  *redis.StatusCmd // what is sent right before it, nil for nothing
 }
 
-func newCommand(c *call) *command {
-	return &command{StringCmd: redis.NewStringCmd(context.Background(), c.args...), call: c}
+func newCommand(c *call, over *client) *command {
+	return &command{StringCmd: redis.NewStringCmd(context.Background(), c.args...), call: c, client: over}
 }
 
 // Args overrides the library's.
@@ -159,6 +161,9 @@ func (c *command) Args() []any {
 	if !c.call.send() {
 		return emptyCommand()
 	}
+	// Not what is known when the reply is here: the server that executes it may
+	// be another one by then.
+	c.call.origin = c.client.origin.Load()
 	return c.call.args
 }
 

@@ -144,7 +144,7 @@ func TestTailsOfLogsAreKept(t *testing.T) {
 	kept("after a grant")
 	give := func(a store.Ask, answer store.Answer) {
 		t.Helper()
-		if err := s.Return(time.Second, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: a.Need}}); err != nil {
+		if err := s.Return(time.Second, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: a.Need}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -173,7 +173,7 @@ type history struct {
 }
 
 func newHistory(script *clocked, zone string) *history {
-	return &history{model: model{logs: make(map[string]*store.Window), name: script.keyOf}, zone: zone}
+	return &history{model: model{logs: make(map[string]*store.Window), name: script.keyOf, origin: script.origin}, zone: zone}
 }
 
 func (h *history) draw(t *rapid.T) {
@@ -288,7 +288,7 @@ func (h *history) addTake(asks ...store.Ask) []store.Answer {
 	for i, a := range s.answers {
 		if a.Charged() {
 			h.grants = append(h.grants, store.Grant{
-				Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Units: asks[i].Need + a.Extra,
+				Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: asks[i].Need + a.Extra,
 			})
 		}
 	}
@@ -328,6 +328,8 @@ func (h *history) give(t *rapid.T) {
 		case 4, 5, 6:
 			g.Units = rapid.Int64Range(1, g.Units).Draw(t, "units")
 		}
+		here := h.model.origin
+		g.Origin = rapid.SampledFrom([]int64{0, here, here, here - 1, here + 1}).Draw(t, "origin")
 		grants = append(grants, g)
 	}
 	h.addGive(grants...)

@@ -17,7 +17,8 @@
 // The counts are as durable as the servers: what they forget, by a restart, an
 // eviction or a failover to a replica that lags, is granted again. A loss is
 // noticed by the next heartbeat, at most about a second later, unless what is
-// gone is less than that old.
+// gone is less than that old. What was charged before is not given back to
+// another server, or to one that was restarted.
 //
 // Version 6.2 and later, and its relatives that run the same scripts.
 package redis
@@ -132,7 +133,7 @@ func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answe
 	case err != nil:
 		return err
 	}
-	if err := readAnswers(reply, answers); err != nil {
+	if err := c.read(reply, answers); err != nil {
 		return &store.Error{Kind: store.KindReply, Err: err}
 	}
 	return nil
@@ -143,7 +144,7 @@ func laterOn(c *call, err *store.Error, count int) *store.Error {
 	late := new(store.Late)
 	c.afterwards(func(reply string, failure *store.Error) {
 		answers := make([]store.Answer, count)
-		if failure != nil || readAnswers(reply, answers) != nil {
+		if failure != nil || c.read(reply, answers) != nil {
 			answers = nil
 		}
 		late.Deliver(answers)
@@ -155,7 +156,7 @@ func laterOn(c *call, err *store.Error, count int) *store.Error {
 func (s *Store) Return(wait time.Duration, grants []store.Grant) error {
 	for i := range grants {
 		g := &grants[i]
-		if g.Window < store.MinWindow || g.Window > store.MaxWindow || g.Stamp < 0 || g.Mark < 0 || g.Units < 0 || g.Units > store.MaxEvents {
+		if g.Window < store.MinWindow || g.Window > store.MaxWindow || g.Stamp < 0 || g.Mark < 0 || g.Origin < 0 || g.Units < 0 || g.Units > store.MaxEvents {
 			return fmt.Errorf("redis: %d units stamped %d of zone %q are no grant", g.Units, g.Stamp, g.Key.Zone)
 		}
 	}

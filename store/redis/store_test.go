@@ -122,11 +122,11 @@ func TestReturn(t *testing.T) {
 	ask := one("client", 10)
 	ask.Need = 4
 	answer := take(t, s, ask)[0]
-	grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: 1}
+	grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: 1}
 	other := one("other", 10)
 	answer = take(t, s, other)[0]
 	// Two of one key in one call, and one of another that empties its log.
-	err := s.Return(patience, []store.Grant{grant, {Key: other.Key, Window: other.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: 1}, grant})
+	err := s.Return(patience, []store.Grant{grant, {Key: other.Key, Window: other.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: 1}, grant})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestLeastRights(t *testing.T) {
 	s := warmed(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
 	ask := one("client", 10)
 	answer := take(t, s, ask)[0]
-	if err := s.Return(patience, []store.Grant{{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: 1}}); err != nil {
+	if err := s.Return(patience, []store.Grant{{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: 1}}); err != nil {
 		t.Errorf("Return: %v", err)
 	}
 	if got := used(t, s, "client", 10); got != 0 {
@@ -305,8 +305,8 @@ func TestClusterSlots(t *testing.T) {
 		t.Errorf("%+v; want both charged", answers)
 	}
 	err := s.Return(patience, []store.Grant{
-		{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Units: 1},
-		{Key: b.Key, Window: b.Window, Stamp: answers[1].Stamp, Mark: answers[1].Mark, Units: 1},
+		{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Origin: answers[0].Origin, Units: 1},
+		{Key: b.Key, Window: b.Window, Stamp: answers[1].Stamp, Mark: answers[1].Mark, Origin: answers[1].Origin, Units: 1},
 	})
 	if err != nil {
 		t.Errorf("Return: %v", err)

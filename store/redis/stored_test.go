@@ -194,7 +194,7 @@ func TestEveryKeyExpires(t *testing.T) {
 			ask.Window = store.MaxWindow
 		}
 		answer := take(t, s, ask)[0]
-		grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Units: int64(i % 5)}
+		grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: int64(i % 5)}
 		if err := s.Return(patience, []store.Grant{grant, grant}); err != nil {
 			t.Fatal(err)
 		}

@@ -7,7 +7,8 @@
 --   take   one string, like the reply: window (7 bytes), limit, need and
 --          extra (6 each), ahead (7), advisory (1 byte, 0 or 1), and what is
 --          owed: age (7) and units (6) of each
---   give   window, stamp, mark, units
+--   give   window, stamp, mark, units, and origin: the identity of the data that
+--          the units were charged in, 0 if it is not known
 -- Reply    one string (a reply of many integers costs the server more than
 --          all the arithmetic), with for each key
 --   take   granted (1 byte, 0 or 1), extra and remaining (6 each), reset,
@@ -306,14 +307,37 @@ if ARGV[1] == 'take' then
   return reply
 end
 
--- Giving back: units leave the first entry that can hold them.
+-- identity tells the data of this server from that of any other, and from its
+-- own of another time: a server that stands in for one may lack the latest
+-- charges, and have others in their place. It is of the run, which ends with the
+-- data in memory, and of the history of writes, which begins anew when a replica
+-- becomes the master: a server that was master before has the same run. It is
+-- 0 if the server does not tell.
+local function identity()
+  local server, replication = redis.pcall('INFO', 'server'), redis.pcall('INFO', 'replication')
+  if type(server) ~= 'string' or type(replication) ~= 'string' then
+    return 0
+  end
+  local run, history = string.match(server, 'run_id:(%x+)'), string.match(replication, 'master_replid:(%x+)')
+  if not run or not history then
+    return 0
+  end
+  return tonumber(sub(redis.sha1hex(run .. history), 1, 13), 16)
+end
+
+-- Giving back: units leave the first entry that can hold them. What was charged
+-- in other data stays: the mark of a log is that of a copy, too, and the entry
+-- might hold the units of somebody else.
+local here = false -- the identity, once somebody needs it
 local values, lives, reply = {}, {}, ''
 for i = 1, #KEYS do
-  local key, a = KEYS[i], 4 * i - 2
+  local key, a = KEYS[i], 5 * i - 3
   local window, given, back = tonumber(ARGV[a]), tonumber(ARGV[a + 1]), 0
   local s, from, upto, stamp, units, total, first, mark, lowered = parse(key, window, values[key])
   local middle = sub(s, from, upto)
-  if mark > 0 and mark == tonumber(ARGV[a + 2]) and given + window > now and given <= stamp then
+  local origin = tonumber(ARGV[a + 4])
+  here = here or origin > 0 and identity()
+  if (origin == 0 or origin == here) and mark > 0 and mark == tonumber(ARGV[a + 2]) and given + window > now and given <= stamp then
     local at = 1
     while at <= #middle and unpack('>I7I6', middle, at) < given do
       at = at + 13

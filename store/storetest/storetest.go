@@ -175,7 +175,7 @@ func of(ask store.Ask, limit int64) store.Ask {
 }
 
 func grant(ask store.Ask, a store.Answer, units int64) store.Grant {
-	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Units: units}
+	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: units}
 }
 
 // take asks, and fails the test if the store does.
@@ -189,7 +189,7 @@ func (f *fixture) take(asks ...store.Ask) []store.Answer {
 		if a.Remaining < 0 || a.Remaining > asks[i].Limit || a.Reset < 0 || a.RetryAfter < 0 ||
 			a.Granted && a.RetryAfter != 0 || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
 			a.Extra < 0 || a.Extra > asks[i].Extra || a.Extra > 0 && !a.Charged() ||
-			a.Charged() != (a.Stamp != 0) {
+			a.Charged() != (a.Stamp != 0) || !a.Charged() && a.Origin != 0 {
 			f.Fatalf("Take(%+v): senseless answer %+v", asks[i], a)
 		}
 	}
