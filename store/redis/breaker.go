@@ -26,7 +26,13 @@ var epoch = time.Now()
 // the server is back.
 //
 // A server that answers, but slowly, is away for calls that wait less than it
-// takes, and is there for others.
+// takes, and is there for others. It counts as slow only if the most patient of
+// the calls that failed would fail again: an outage is too long for every call,
+// also for those that wait for the little that is left of a budget, and tells
+// nothing of how long the server takes when it is back. Calls that wait for less are
+// sent then, as before the outage. Those for which it takes too long fail when
+// their wait is over, and if no others are answered, a run of theirs shuts the
+// breaker for their like.
 type breaker struct {
 	// shut is the longest wait of calls that are not sent: 0 if all are,
 	// MaxInt64 if none is.
@@ -37,8 +43,12 @@ type breaker struct {
 	heard atomic.Int64
 
 	mu sync.Mutex
-	// patience is the shortest wait that was not long enough, in this run or
-	// when the breaker was shut for its like; 0 if none was.
+	// longest is the longest wait that was not long enough in this run, 0 if none
+	// was.
+	longest time.Duration
+	// patience is that of the run for whose like the breaker is shut since, 0 if
+	// it is not. Other runs leave it alone: they are of calls that wait for
+	// longer.
 	patience time.Duration
 	err      error // of the latest failure
 	retired  bool  // nobody would close it any more
@@ -60,13 +70,9 @@ func (b *breaker) answered(at time.Time) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch b.shut.Load() {
-	case never: // by what has failed since
-	case 0:
+	if b.shut.Load() != never { // else by what has failed since
 		b.run.Store(0)
-		b.patience = 0
-	default: // whoever waits longer than patience is answered
-		b.run.Store(0)
+		b.longest = 0
 	}
 }
 
@@ -77,9 +83,7 @@ func (b *breaker) failed(at time.Time, err error, wait time.Duration) (opened bo
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.err = err
-	if wait > 0 && (b.patience == 0 || wait < b.patience) {
-		b.patience = wait
-	}
+	b.longest = max(b.longest, wait)
 	quiet := at.Sub(epoch) - time.Duration(b.heard.Load())
 	run := b.run.Add(1)
 	if b.seen.Load() && (run < failuresToOpen || quiet < max(wait, silence)) || b.retired || b.shut.Load() == never {
@@ -90,13 +94,17 @@ func (b *breaker) failed(at time.Time, err error, wait time.Duration) (opened bo
 }
 
 // close lets calls pass again. took is how long the server took to answer: if
-// that would have been too late for those that failed, the breaker stays shut
-// for their like, and close reports how long they wait.
+// that would have been too late for all that failed, the breaker stays shut for
+// their like, and close reports how long they wait at most.
 func (b *breaker) close(took time.Duration) (tooLateFor time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.seen.Store(true)
 	b.run.Store(0)
+	if b.patience == 0 {
+		b.patience = b.longest
+	}
+	b.longest = 0
 	// What takes nearly all of the wait would fail again at once.
 	if b.patience > 0 && took > b.patience*3/4 && !b.retired {
 		b.shut.Store(int64(max(b.patience, took*5/4)))
@@ -125,9 +133,13 @@ func (b *breaker) isOpen() (bool, error) {
 	return b.shut.Load() != 0, b.err
 }
 
-// disappointed is the shortest wait that was not long enough, 0 if none was.
+// disappointed is the longest wait that was not long enough, in this run or when
+// the breaker was shut for its like; 0 if none was.
 func (b *breaker) disappointed() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.patience
+	if b.patience > 0 {
+		return b.patience
+	}
+	return b.longest
 }

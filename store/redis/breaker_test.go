@@ -124,11 +124,12 @@ func TestBreakerNeverSeen(t *testing.T) {
 // that wait for longer.
 func TestBreakerSlow(t *testing.T) {
 	b := seenBreaker()
-	run(b, failuresToOpen-1, 2*brief)
-	run(b, 1, brief)
+	run(b, failuresToOpen-1, brief)
+	run(b, 1, brief/2)
 	if got := b.close(150 * time.Millisecond); got != brief {
-		t.Errorf("close tells of calls that wait %v, want %v, the shortest", got, brief)
+		t.Errorf("close tells of calls that wait %v, want %v, the longest", got, brief)
 	}
+	admitted(t, b, brief/2, false)
 	admitted(t, b, brief, false)
 	admitted(t, b, 160*time.Millisecond, false) // for this, 150 ms is too near
 	admitted(t, b, 200*time.Millisecond, true)
@@ -147,6 +148,52 @@ func TestBreakerSlow(t *testing.T) {
 		t.Errorf("a server that is fast again is too late for calls that wait %v", got)
 	}
 	admitted(t, b, brief, true)
+}
+
+// TestBreakerShortWaits: in an outage everything fails, also what would have waited
+// for a moment only. The server is not slow for that when it is back.
+func TestBreakerShortWaits(t *testing.T) {
+	const far = brief * 45 / 100
+	b := seenBreaker()
+	run(b, failuresToOpen-1, brief)
+	run(b, 1, brief/2) // nearly too short for a server that is far
+	if got := b.close(far); got != 0 {
+		t.Errorf("a server that takes %v is too late for calls that wait %v", far, got)
+	}
+	admitted(t, b, brief, true)
+	admitted(t, b, brief/2, true)
+	admitted(t, b, brief/10, true)
+
+	// Some were under way when it opened.
+	run(b, failuresToOpen, brief/2)
+	run(b, 1, brief)
+	if got := b.close(far); got != 0 {
+		t.Errorf("with the last failure the longest: too late for calls that wait %v", got)
+	}
+
+	// An outage of before says nothing.
+	run(b, failuresToOpen-1, brief)
+	b.answered(began)
+	// If only those fail that are too short, they are spared the rest.
+	run(b, failuresToOpen, brief/2)
+	if got := b.close(far); got != brief/2 {
+		t.Errorf("close tells of calls that wait %v, want %v", got, brief/2)
+	}
+	admitted(t, b, brief/2, false)
+	admitted(t, b, brief, true)
+
+	// They still are when those fail that wait for longer, a few or all of them.
+	run(b, failuresToOpen-1, long)
+	b.close(far)
+	admitted(t, b, brief/2, false)
+	run(b, failuresToOpen, long)
+	admitted(t, b, long, false)
+	b.close(far)
+	admitted(t, b, brief/2, false)
+	admitted(t, b, brief, true)
+	// Until it is as near as it need be.
+	b.close(brief / 10)
+	admitted(t, b, brief/2, true)
 }
 
 // TestBreakerSlowThenAway: a server that was slow goes away. Calls that wait
