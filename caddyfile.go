@@ -254,66 +254,6 @@ func (p *handlerParser) zoneOption(z *Zone) error {
 	return unknownOption(p.Dispenser, "match, exempt, key, events, window, ipv4_prefix, ipv6_prefix, on_empty_key, on_store_error or dry_run")
 }
 
-// matcherSet parses a named matcher, or a block or line of matchers.
-func (p *handlerParser) matcherSet(word string) (caddy.ModuleMap, error) {
-	if p.NextArg() {
-		name := p.Val()
-		p.Prev()
-		if strings.HasPrefix(name, "@") {
-			set, _, err := p.MatcherToken()
-			if err != nil {
-				return nil, p.Errf("matcher %s is not defined; define it in this site: %s <matchers>", name, name)
-			}
-			if p.NextArg() {
-				return nil, p.Errf("%s takes one named matcher; repeat %s for another: any of them counts", word, word)
-			}
-			return set, nil
-		}
-	}
-	start := *p.Dispenser
-	if err := p.matchersExist(word); err != nil {
-		return nil, err
-	}
-	set, err := caddyhttp.ParseCaddyfileNestedMatcherSet(p.Dispenser)
-	if err != nil {
-		return nil, err
-	}
-	if len(set) == 0 {
-		return nil, start.Errf("%s has no matcher; write %s @name, or %s { <matchers> }", word, word, word)
-	}
-	return set, nil
-}
-
-// matchersExist looks ahead at a matcher set for what is no matcher. Caddy's
-// parser finds it too, but points at the end of the set.
-func (p *handlerParser) matchersExist(word string) error {
-	ahead := *p.Dispenser
-	for nesting := ahead.Nesting(); ahead.NextArg() || ahead.NextBlock(nesting); {
-		if ahead.Token().Quoted() {
-			continue // an expression
-		}
-		name := ahead.Val()
-		if _, err := caddy.GetModule("http.matchers." + name); err == nil {
-			ahead.NextSegment()
-			continue
-		}
-		switch {
-		case name == "*" && word == "match":
-			return ahead.Err("match * is every request, as without match; remove it")
-		case name == "*":
-			return ahead.Errf("%s * is every request, so that the zone would do nothing; remove the zone", word)
-		case strings.HasPrefix(name, "@"):
-			return ahead.Errf("a named matcher stands by itself; write: %s %s", word, name)
-		case strings.HasPrefix(name, "/"):
-			return ahead.Errf("%q is not a matcher; write: %s path %s", name, word, name)
-		case looksLikeRange(name):
-			return ahead.Errf("%q is not a matcher; write: %s client_ip %s", name, word, name)
-		}
-		return ahead.Errf("there is no matcher %q; see https://caddyserver.com/docs/caddyfile/matchers", name)
-	}
-	return nil
-}
-
 // rememberZones compares the zones with those of the other directives of the
 // Caddyfile: one name is one limit.
 func (p *handlerParser) rememberZones() error {

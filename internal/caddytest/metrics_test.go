@@ -83,7 +83,7 @@ func TestMetricsOverReloads(t *testing.T) {
 	e.sample("requests_total", "granted store user", 3)
 
 	// A failed or merely validated configuration takes no series away.
-	_ = e.tryReload(twoZones + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\ntrusted_proxies static 0.0.0.0/0\n}\n}")
+	_ = e.tryReload(twoZones + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\ntrusted_proxies guarded\n}\n}")
 	if err := e.validate("http://a.test {\ndistributed_ratelimit 2 1h user {\nkey {header.X-User}\n}\n}"); err != nil {
 		t.Errorf("validating: %v", err)
 	}

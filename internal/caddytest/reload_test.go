@@ -89,8 +89,8 @@ func TestMaxKeysChangeWithTheConfiguration(t *testing.T) {
 	if err := e.validate(site("v", "max_keys 1")); err != nil {
 		t.Fatalf("validating: %v", err)
 	}
-	if err := e.tryReload(site("v", "max_keys 1") + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\ntrusted_proxies static 0.0.0.0/0\n}\n}"); err == nil {
-		t.Fatal("loading a configuration that trusts everybody: got no error")
+	if err := e.tryReload(site("v", "max_keys 1") + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\ntrusted_proxies guarded\n}\n}"); err == nil {
+		t.Fatal("loading a configuration without its trusted proxies: got no error")
 	}
 	if n := granted(e); n != 300 {
 		t.Errorf("300 clients after a validation with max_keys 1: got %d granted, want all", n)
@@ -113,11 +113,11 @@ http://a.test {
 	e := start(t, good)
 	e.body("9", alice, "http://a.test/")
 	bad := map[string]string{
-		"the app":            "{\ndistributed_ratelimit {\ntrusted_proxies static 0.0.0.0/0\n}\n}" + good,
+		"the app":            "{\ndistributed_ratelimit {\ntrusted_proxies guarded\n}\n}" + good,
 		"the app's store":    "{\ndistributed_ratelimit {\nstore redis {env.DRL_NOT_SET}\n}\n}" + good,
 		"a handler's store":  good + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\nstore redis {env.DRL_NOT_SET}\n}\n}",
-		"a handler's ranges": good + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\ntrusted_proxies static 0.0.0.0/0\n}\n}",
-		"a zone's matcher":   good + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\nmatch client_ip x\n}\n}",
+		"a handler's source": good + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\ntrusted_proxies guarded\n}\n}",
+		"a zone's matcher":   good + "\nhttp://b.test {\ndistributed_ratelimit 1 1h {\nmatch guarded\n}\n}",
 		"another handler":    good + "\nhttp://b.test {\nrespond ok {\nclose\n}\nreverse_proxy /x 127.0.0.1:1 {\nlb_policy random_choose 1\n}\n}",
 		"an address in use":  good + "\nhttp://b.test:8089 {\ndistributed_ratelimit 1 1h other\n}",
 	}
