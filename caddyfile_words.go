@@ -2,8 +2,10 @@ package distributedratelimit
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -109,7 +111,7 @@ func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
 	if !d.NextArg() {
 		return d.Err("trusted_proxies needs an IP source; write for example: trusted_proxies static private_ranges")
 	}
-	name := d.Val()
+	at, name := *d, d.Val()
 	if name == "hops" {
 		if err := parseInteger(d, &into.TrustedHops); err != nil {
 			return err
@@ -135,8 +137,28 @@ func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
 	if !ok {
 		return d.Errf("module %q is not an IP source; write for example: trusted_proxies static private_ranges", name)
 	}
+	if err := checkStaticRanges(source); err != nil {
+		return at.Errf("trusted_proxies: %v", err)
+	}
 	into.TrustedProxiesRaw = caddyconfig.JSONModuleObject(source, "source", name, nil)
 	return nil
+}
+
+// checkStaticRanges finds what is wrong in ranges that are written out. Those of
+// other sources are only known to the server.
+func checkStaticRanges(source caddyhttp.IPRangeSource) error {
+	static, ok := source.(*caddyhttp.StaticIPRange)
+	if !ok {
+		return nil
+	}
+	module, err := provisionAlone("http.ip_sources.static", caddyconfig.JSON(static, nil))
+	switch {
+	case err != nil && slices.ContainsFunc(static.Ranges, hasPlaceholder):
+		return fmt.Errorf("%v; the source static knows no placeholders, but environment variables can be written as {$PROXIES}", err)
+	case err != nil:
+		return fmt.Errorf("%v; %s", err, writeRanges)
+	}
+	return checkTrustable(module.(caddyhttp.IPRangeSource))
 }
 
 func looksLikeRange(word string) bool {

@@ -41,12 +41,20 @@ type compiledRanges struct {
 // newSourceTrust fails if the source holds nearly every address; one that
 // changes later is not believed in such ranges.
 func newSourceTrust(source caddyhttp.IPRangeSource, logger *zap.Logger) (*sourceTrust, error) {
-	if static, ok := source.(*caddyhttp.StaticIPRange); ok {
-		if _, err := ipident.NewRanges(static.GetIPRanges(nil)); err != nil {
-			return nil, fmt.Errorf("trusted_proxies: %v", err)
-		}
+	if err := checkTrustable(source); err != nil {
+		return nil, fmt.Errorf("trusted_proxies: %v", err)
 	}
 	return &sourceTrust{source: source, logger: logger}, nil
+}
+
+// checkTrustable rejects ranges that never change and hold nearly every address.
+func checkTrustable(source caddyhttp.IPRangeSource) error {
+	static, ok := source.(*caddyhttp.StaticIPRange)
+	if !ok {
+		return nil
+	}
+	_, err := ipident.NewRanges(static.GetIPRanges(nil))
+	return err
 }
 
 // ranges asks the source, and compiles its answer unless it is the last one.

@@ -77,6 +77,7 @@ func TestProvisionRejects(t *testing.T) {
 		{"all of IPv4 in halves", handlerJSON(handlerOf + `"trusted_proxies": {"source": "static", "ranges": ["0.0.0.0/1", "128.0.0.0/1"]}}`), []string{"trusted_proxies", "cover 100 % of 0.0.0.0/0", "list the networks of the proxies"}},
 		{"all of IPv6 in use", handlerJSON(handlerOf + `"trusted_proxies": {"source": "static", "ranges": ["2000::/3"]}}`), []string{"cover 100 % of 2000::/3"}},
 		{"range", handlerJSON(handlerOf + `"trusted_proxies": {"source": "static", "ranges": ["10.0.0.0/33"]}}`), []string{"trusted_proxies", "10.0.0.0/33"}},
+		{"range placeholder", handlerJSON(handlerOf + `"trusted_proxies": {"source": "static", "ranges": ["{env.DRL_RANGE}"]}}`), []string{"trusted_proxies", "'{env.DRL_RANGE}'"}},
 		{"store", handlerJSON(handlerOf + `"store": {"module": "nothing"}}`), []string{"store", "distributed_ratelimit.stores.nothing"}},
 		{"store without module", handlerJSON(handlerOf + `"store": {}}`), []string{"store", "module"}},
 		{"memory", handlerJSON(handlerOf + `"store": {"module": "memory", "max_keys": -1}}`), []string{"max_keys -1"}},
@@ -111,6 +112,7 @@ func TestProvisionRejects(t *testing.T) {
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			t.Setenv("DRL_BAD_URL", "redis://:"+secret+"/x@host")
+			t.Setenv("DRL_RANGE", "10.0.0.0/8")
 			t.Setenv("DRL_URL", "redis://:"+secret+"@host/1")
 			err := validated(t, []byte(m.config))
 			if err == nil {
