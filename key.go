@@ -54,6 +54,12 @@ func (t *keyTemplate) dynamic() bool {
 	return slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind != partLiteral })
 }
 
+// neverEmpty reports whether every request has a value for some part: the keys
+// of addresses are never empty, see ipident.Result.
+func (t *keyTemplate) neverEmpty() bool {
+	return slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind == partClient || p.kind == partPeer })
+}
+
 // The placeholders that the handler answers itself, because it knows better
 // than the server who the client is, and masks addresses.
 const (

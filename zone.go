@@ -61,7 +61,8 @@ type Zone struct {
 
 	// What to do when the key comes out empty, as when a header is missing:
 	// `client` uses the client's address, `skip` does not apply the zone, and
-	// `deny` answers 403. Default: `client`.
+	// `deny` answers 403. An error if no key of the zone can be empty, as when
+	// it holds the client's address. Default: `client`.
 	OnEmptyKey string `json:"on_empty_key,omitempty"`
 
 	// What to do when the store gives no answer: see the handler's field of
@@ -134,7 +135,7 @@ func (z *Zone) check() *configError {
 	if err != nil {
 		return wrong("key", "%w", err)
 	}
-	if problem := z.checkApplicable(&key); problem != nil {
+	if problem := z.checkPrefixes(&key); problem != nil {
 		return problem
 	}
 	if z.IPv4Prefix != nil && (*z.IPv4Prefix < 1 || *z.IPv4Prefix > 32) {
@@ -148,12 +149,15 @@ func (z *Zone) check() *configError {
 	default:
 		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
 	}
+	if problem := z.checkOnEmptyKey(&key); problem != nil {
+		return problem
+	}
 	return checkPolicy(z.OnStoreError)
 }
 
-// checkApplicable rejects settings that have nothing to apply to: whoever wrote
-// them believes that they do something.
-func (z *Zone) checkApplicable(key *keyTemplate) *configError {
+// checkPrefixes and checkOnEmptyKey reject settings that have nothing to apply
+// to: whoever wrote them believes that they do something.
+func (z *Zone) checkPrefixes(key *keyTemplate) *configError {
 	for _, prefix := range []struct {
 		field string
 		set   *int
@@ -161,6 +165,20 @@ func (z *Zone) checkApplicable(key *keyTemplate) *configError {
 		if prefix.set != nil && !z.mayUseAddress(key) {
 			return wrong(prefix.field, "%s %d: the key %q holds no address; remove the prefix, or write {client_ip} in the key", prefix.field, *prefix.set, z.Key)
 		}
+	}
+	return nil
+}
+
+func (z *Zone) checkOnEmptyKey(key *keyTemplate) *configError {
+	switch {
+	case z.OnEmptyKey == "":
+		return nil
+	case !key.dynamic():
+		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as it has no placeholder; remove on_empty_key", z.OnEmptyKey, z.Key)
+	case z.Key == "":
+		return wrong("on_empty_key", "on_empty_key %s: without a key the limit is on the client's address, which is never empty; remove on_empty_key, or write a key", z.OnEmptyKey)
+	case key.neverEmpty():
+		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as every client has the address in it; remove on_empty_key, or the address from the key", z.OnEmptyKey, z.Key)
 	}
 	return nil
 }

@@ -1,6 +1,9 @@
 package caddytest
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // Ranges of proxies that are written out can be judged where they stand.
 func TestCaddyfileMistakesOfTrustedRanges(t *testing.T) {
@@ -29,6 +32,36 @@ func TestCaddyfileMistakesOfTrustedRanges(t *testing.T) {
 			} else if err := validated(t, config); err != nil {
 				t.Errorf("trusted_proxies %s: provisioning: got error %v, want none", ranges, err)
 			}
+		}
+	}
+}
+
+// on_empty_key has nothing to do where no key is ever empty.
+func TestCaddyfileMistakesOfEmptyKeys(t *testing.T) {
+	for _, m := range []mistake{
+		{"the default key", zone("on_empty_key deny" + here), []string{"on_empty_key deny", "the client's address, which is never empty", "remove on_empty_key, or write a key"}},
+		{"the default key of the short form", site("on_empty_key client" + here), []string{"on_empty_key client", "without a key"}},
+		{"the default key, written out", zone("on_empty_key skip"+here, "key {client_ip}"), []string{"on_empty_key skip", "every client has the address in it"}},
+		{"the peer", zone("key {remote_host}", "on_empty_key skip"+here), []string{"every client has the address in it"}},
+		{"a key for everybody", zone("key everybody", "on_empty_key deny"+here), []string{`"everybody" is never empty`, "it has no placeholder", "remove on_empty_key"}},
+		{"an address beside a header", zone("key {client_ip}-{header.X}", "on_empty_key deny"+here), []string{"every client has the address in it", "or the address from the key"}},
+		{"unknown", zone("key everybody", "on_empty_key allow"+here), []string{`unknown on_empty_key "allow"`}},
+	} {
+		t.Run(m.name, m.check)
+	}
+	for _, key := range []string{"{header.X}", "user-{header.X}", "{host}{path}", "{http.request.remote.host/24}", "{http.auth.user.id}"} {
+		for _, word := range []string{"client", "skip", "deny"} {
+			if config, err := adapt(zone("key "+key, "on_empty_key "+word)); err != nil {
+				t.Errorf("key %s, on_empty_key %s: got error %v, want none", key, word, err)
+			} else if err := validated(t, config); err != nil {
+				t.Errorf("key %s, on_empty_key %s: provisioning: got error %v, want none", key, word, err)
+			}
+		}
+	}
+	for _, fields := range []string{`"on_empty_key": "deny"`, `"key": "all", "on_empty_key": "deny"`, `"key": "{http.vars.client_ip}{http.request.uri.query.x}", "on_empty_key": "deny"`} {
+		err := validated(t, []byte(zoneJSON(`"events": 1, "window": "1m", `+fields)))
+		if err == nil || !strings.Contains(err.Error(), "never empty") {
+			t.Errorf("provisioning {%s}: got error %v, want one that says never empty", fields, err)
 		}
 	}
 }

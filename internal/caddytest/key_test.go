@@ -197,7 +197,7 @@ func TestPartsOfKeysAreKeptApart(t *testing.T) {
 
 // A key of literals is one limit for all: it is never empty.
 func TestKeyForEverybody(t *testing.T) {
-	k := keyed(t, "key everybody", "on_empty_key deny")
+	k := keyed(t, "key everybody")
 	same(t, "two clients", k(alice), k(bob))
 	k = keyed(t, `key "\{x"`)
 	same(t, "two clients", k(alice), k(bob))
