@@ -291,6 +291,9 @@ func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
 			return nil, err
 		}
 	}
+	if problem := t.checkFiles(); problem != nil {
+		return nil, at.locate(d, problem)
+	}
 	return t, nil
 }
 

@@ -3,7 +3,6 @@ package distributedratelimit
 import (
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -646,9 +645,8 @@ func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, error) {
 		if err != nil {
 			return nil, fmt.Errorf("tls ca of the redis store: %v", err)
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls ca of the redis store: %s holds no certificate in PEM", path)
+		if config.RootCAs, err = authorities(path, pem); err != nil {
+			return nil, err
 		}
 	}
 	if t.Cert != "" {
@@ -662,7 +660,7 @@ func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, error) {
 		}
 		pair, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
-			return nil, fmt.Errorf("tls cert of the redis store: %v", err)
+			return nil, pairError(err)
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}

@@ -1,6 +1,14 @@
 package caddytest
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -64,4 +72,66 @@ func TestCaddyfileMistakesOfEmptyKeys(t *testing.T) {
 			t.Errorf("provisioning {%s}: got error %v, want one that says never empty", fields, err)
 		}
 	}
+}
+
+// Files of TLS that are there can be judged; those that are not may be on the
+// server.
+func TestCaddyfileMistakesOfTLSFiles(t *testing.T) {
+	dir := t.TempDir()
+	name := func(file string) string { return filepath.Join(dir, file) }
+	put := func(file string, content []byte) {
+		if err := os.WriteFile(name(file), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cert, key := certificate(t)
+	_, other := certificate(t)
+	put("cert", cert)
+	put("key", key)
+	put("other", other)
+	put("text", []byte("no certificate"))
+	put("empty", nil)
+	put("broken", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}))
+	in := func(lines ...string) string {
+		return strings.ReplaceAll(redis("tls {", strings.Join(lines, "\n"), "}"), "DIR", dir)
+	}
+	for _, m := range []mistake{
+		{"ca", in("server_name x", "ca DIR/text"+here), []string{name("text") + " holds no certificate in PEM", "authorities"}},
+		{"empty ca", in("ca DIR/empty" + here), []string{"holds no certificate"}},
+		{"ca that is a key", in("ca DIR/key"+here, "server_name x"), []string{"holds no certificate"}},
+		{"cert", in("cert DIR/text"+here, "key DIR/key"), []string{name("text") + " holds no certificate"}},
+		{"cert and key swapped", in("cert DIR/key"+here, "key DIR/cert"), []string{name("key") + " holds no certificate"}},
+		{"broken cert", in("key DIR/nowhere", "cert DIR/broken"+here), []string{name("broken") + " holds no certificate"}},
+		{"key", in("cert DIR/cert", "key DIR/text"+here), []string{"tls cert of the redis store", "key input", "write the key of the certificate in " + name("cert")}},
+		{"key of another cert", in("key DIR/other"+here, "cert DIR/cert"), []string{"does not match", name("cert")}},
+	} {
+		t.Run(m.name, m.check)
+	}
+	for _, file := range []string{
+		in("ca DIR/nowhere", "cert DIR/nowhere", "key DIR/key"), in("cert DIR/cert", "key DIR/nowhere"), in("cert DIR/cert", "key DIR/key", "ca DIR/cert"),
+		in("ca {env.DRL_NOT_SET}", "cert {file.DIR/text}", "key DIR/other"), in("ca DIR"), in("ca /dev/zero"),
+	} {
+		if _, err := adapt(file); err != nil {
+			t.Errorf("got error %v, want none:\n%s", err, file)
+		}
+	}
+}
+
+// certificate is a new certificate and its key, in PEM.
+func certificate(t *testing.T) (cert, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secretDER, err := x509.MarshalECPrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: secretDER})
 }
