@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -65,7 +66,34 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	if problem := p.handler.check(); problem != nil {
 		return nil, p.at.locate(p.Dispenser, problem)
 	}
+	if problem := p.checkWithShared(); problem != nil {
+		return nil, p.at.locate(p.Dispenser, problem)
+	}
 	return p.handler, p.rememberZones()
+}
+
+// checkWithShared finds settings that do not go together with those of the global
+// option, where the handler has only one of hops and header.
+func (p *handlerParser) checkWithShared() *configError {
+	option, ok := p.Option(directive).(httpcaddyfile.App)
+	if !ok {
+		return nil
+	}
+	var shared struct{ ClientAddress }
+	if err := json.Unmarshal(option.Value, &shared); err != nil {
+		return nil
+	}
+	together, field := p.handler.ClientAddress, "trusted_proxies"
+	if together.TrustedHops == 0 && together.TrustedProxiesRaw == nil {
+		together.TrustedHops, field = shared.TrustedHops, "client_ip_headers"
+	}
+	if len(together.ClientIPHeaders) == 0 {
+		together.ClientIPHeaders = shared.ClientIPHeaders
+	}
+	if problem := together.check(); problem != nil {
+		return wrong(field, "together with the global option: %w", problem.err)
+	}
+	return nil
 }
 
 // shortForm parses: <events> <window> [<zone name>]

@@ -405,6 +405,9 @@ func (s *RedisStore) several() bool { return s.Cluster || s.Sentinel }
 
 // checkTexts finds mistakes in texts without placeholders.
 func (s *RedisStore) checkTexts() *configError {
+	if problem := s.checkPlaceholders(); problem != nil {
+		return problem
+	}
 	for _, address := range s.Address {
 		if hasPlaceholder(address) {
 			continue

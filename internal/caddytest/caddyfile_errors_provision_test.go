@@ -117,6 +117,52 @@ func TestCaddyfileMistakesOfTLSFiles(t *testing.T) {
 	}
 }
 
+// Placeholders are expanded by the server, but which ones there are is known.
+func TestCaddyfileMistakesOfPlaceholdersOfRedis(t *testing.T) {
+	for _, m := range []mistake{
+		{"url", global("store redis {REDIS_URL}" + here), []string{"url of the redis store", "unrecognized placeholder {REDIS_URL}", "write for example {env.NAME}"}},
+		{"password", redis("password {nothing.at.all}" + here), []string{"password of the redis store", "{nothing.at.all}"}},
+		{"address", redis("address {http.request.host}:6379" + here), []string{"address of the redis store", "{http.request.host}"}},
+		{"master_name", redis("address a:1", "sentinel", "master_name {master}"+here), []string{"master_name of the redis store"}},
+		{"sentinel_password", redis("address a:1", "sentinel", "master_name m", "sentinel_password {x}"+here), []string{"sentinel_password of the redis store"}},
+		{"key_secret", redis("key_secret {KEY_SECRET}"+here, "db 1"), []string{"key_secret of the redis store"}},
+		{"ca", redis("tls {", "ca {CA}"+here, "server_name x", "}"), []string{"ca of the redis store", "{CA}"}},
+	} {
+		t.Run(m.name, m.check)
+	}
+	for _, line := range []string{"password {env.DRL_NOT_SET}", "password {file./nowhere/x}", `password a\{b\}c`, "address {env.DRL_NOT_SET}:1", "key_prefix {system.hostname}"} {
+		if _, err := adapt(redis(line)); err != nil {
+			t.Errorf("%s: got error %v, want none", line, err)
+		}
+	}
+}
+
+// The handler may have the hops, and the global option the header, or the other
+// way round.
+func TestCaddyfileMistakesTogetherWithTheGlobalOption(t *testing.T) {
+	file := func(shared, own string) string {
+		return "{\n\tdistributed_ratelimit {\n" + shared + "\n\t}\n}\n" + site("budget 1s", own)
+	}
+	for _, m := range []mistake{
+		{"hops here", file("client_ip_headers X-Real-IP", "trusted_proxies hops 2"+here), []string{"together with the global option", "X-Real-Ip", "not a list"}},
+		{"header here", file("trusted_proxies hops 2", "client_ip_headers X-Real-IP"+here), []string{"together with the global option", "not a list"}},
+	} {
+		t.Run(m.name, m.check)
+	}
+	for _, fine := range []string{
+		file("trusted_proxies hops 2", "client_ip_headers Forwarded"), file("client_ip_headers Forwarded", "trusted_proxies hops 2"),
+		file("trusted_proxies hops 2", "trusted_proxies static private_ranges\nclient_ip_headers X-Real-IP"),
+		file("trusted_proxies static private_ranges", "client_ip_headers X-Real-IP"), file("trusted_proxies static private_ranges", "trusted_proxies hops 2"),
+		file("client_ip_headers X-Real-IP", "trusted_proxies hops 2\nclient_ip_headers X-Forwarded-For"),
+	} {
+		if config, err := adapt(fine); err != nil {
+			t.Errorf("got error %v, want none:\n%s", err, fine)
+		} else if err := validated(t, config); err != nil {
+			t.Errorf("provisioning: got error %v, want none:\n%s", err, fine)
+		}
+	}
+}
+
 // certificate is a new certificate and its key, in PEM.
 func certificate(t *testing.T) (cert, key []byte) {
 	t.Helper()

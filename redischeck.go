@@ -6,7 +6,39 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
 )
+
+// checkPlaceholders finds placeholders that Caddy does not have. What the others
+// hold is known to the server.
+func (s *RedisStore) checkPlaceholders() *configError {
+	texts := []struct{ field, text string }{
+		{"store", s.URL}, {"username", s.Username}, {"password", s.Password}, {"sentinel_username", s.SentinelUsername},
+		{"sentinel_password", s.SentinelPassword}, {"master_name", s.MasterName}, {"key_prefix", s.KeyPrefix}, {"key_secret", s.KeySecret},
+	}
+	for _, address := range s.Address {
+		texts = append(texts, struct{ field, text string }{"address", address})
+	}
+	for _, t := range texts {
+		if problem := checkPlaceholders(t.field, t.text); problem != nil {
+			return problem
+		}
+	}
+	return nil
+}
+
+// checkPlaceholders does not read the files that the text names.
+func checkPlaceholders(field, text string) *configError {
+	repl := caddy.NewReplacer().WithoutFile()
+	repl.Map(func(name string) (any, bool) { return "", strings.HasPrefix(name, "file.") })
+	if _, err := repl.ReplaceOrErr(text, false, true); err != nil {
+		// The error names the placeholder, never a value.
+		return wrong(field, "%s of the redis store: %v; write for example {env.NAME} or {file./path}, and \\{ for a literal brace", strings.Replace(field, "store", "url", 1), err)
+	}
+	return nil
+}
 
 // authorities are the certificates in a file.
 func authorities(path string, text []byte) (*x509.CertPool, error) {
@@ -27,6 +59,11 @@ func pairError(err error) error { return fmt.Errorf("tls cert of the redis store
 // before the file is made. Caddy does the same with the files of its directive
 // tls. Provision reads them all, and reports one that is missing then.
 func (t *RedisTLS) checkFiles() *configError {
+	for _, file := range []struct{ field, path string }{{"ca", t.CA}, {"cert", t.Cert}, {"key", t.Key}} {
+		if problem := checkPlaceholders(file.field, file.path); problem != nil {
+			return problem
+		}
+	}
 	if text := fileThere(t.CA); text != nil {
 		if _, err := authorities(t.CA, text); err != nil {
 			return wrong("ca", "%v", err)
