@@ -36,7 +36,7 @@ type refusal struct {
 }
 
 // refuse answers a request that may not pass.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *decision) error {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *evaluation) error {
 	d.p.forgetHeaders()
 	answer := h.refusal(d)
 	header := w.Header()
@@ -51,7 +51,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *decision) er
 		// sends the body (Expect: 100-continue) would wait for ever.
 		header.Set("Connection", "close")
 	}
-	if d.problem == problemNone {
+	if d.reason == reasonLimit {
 		h.headers.set(header, d.headerZones(answer.retryAfter))
 	}
 
@@ -71,15 +71,15 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *decision) er
 	return nil
 }
 
-func (h *Handler) refusal(d *decision) refusal {
-	switch d.problem {
-	case problemStore:
+func (h *Handler) refusal(d *evaluation) refusal {
+	switch d.reason {
+	case reasonStoreAway:
 		return refusal{
 			Type: problemReducedCapacity, Title: "Limits cannot be checked at the moment",
 			Status: http.StatusServiceUnavailable, Detail: "The limit on requests cannot be checked at the moment; try again shortly.",
 			retryAfter: wholeSeconds(h.jittered(storeRetryAfter)),
 		}
-	case problemEmptyKey:
+	case reasonEmptyKey:
 		return refusal{
 			Type: "about:blank", Title: http.StatusText(http.StatusForbidden),
 			Status: http.StatusForbidden, Detail: "The request lacks what tells this client from others.",
@@ -90,7 +90,7 @@ func (h *Handler) refusal(d *decision) refusal {
 	var violated []string
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
-		if v.granted || v.zone.DryRun || v.silent() {
+		if v.Granted || v.zone.DryRun || v.silent() {
 			continue
 		}
 		longest = max(longest, v.wait())

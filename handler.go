@@ -11,11 +11,12 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
 // ServeHTTP limits the request: who is it, may it pass, what do we answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	p := passageOf(r)
+	p := chargesOf(r)
 	if p.refused {
 		// An error route is rendering the refusal. What a limit refused is
 		// charged nowhere else: a client that is over its limit would use up
@@ -26,7 +27,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	p.client = h.identity.client(r)
 
-	d := newDecision(h, r, p)
+	d := newEvaluation(h, r, p)
 	if err := d.gather(); err != nil {
 		d.release()
 		return err
@@ -34,8 +35,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	d.decide()
 	d.report()
 	if !d.passes() {
-		p.refused = d.problem == problemNone
-		d.giveBack()
+		p.refused = d.reason == reasonLimit
 		err := h.refuse(w, r, d)
 		d.release()
 		return err
@@ -50,73 +50,68 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return err
 }
 
-// decision is the work on one request in one handler. It is charged to all of
+// evaluation is the work on one request in one handler. It is charged to all of
 // the handler's zones that apply, or to none; what it has charged when it lets
 // the request pass stays charged, whatever later handlers say: between them a
-// password may have been checked, or an upstream asked. Decisions are reused.
-type decision struct {
+// password may have been checked, or an upstream asked. Evaluations are reused.
+type evaluation struct {
 	h    *Handler
 	r    *http.Request
-	p    *passage
+	p    *charges
 	keys keyBuilder
 
 	verdicts []verdict
-	asks     []store.Ask    // of the verdicts that need the store
-	answers  []store.Answer // to asks
-	index    []int          // verdict of each ask
+	call     fallback.Call // for the verdicts that need the store
+	index    []int         // verdict of each of its requests
 	exempt   []*Zone
-	problem  problem // why the request is refused, if it is not for a limit
-
-	held []store.Grant // by the standby; goes back if the request is refused here
-	late lateCall      // likewise, when its answers come
+	reason   reason // why the request is refused, if not for a limit
 }
 
 // verdict is what one zone says. It is silent if another zone refused before
 // anybody was asked about this one.
 type verdict struct {
-	zone    *Zone
-	source  source
-	granted bool
-	counted bool // answer holds numbers
-	answer  store.Answer
+	zone *Zone
+	store.Decision
+	counted bool // the decision holds numbers
 }
 
-func (v *verdict) silent() bool { return !v.counted && v.source != sourcePolicy }
+func (v *verdict) silent() bool { return !v.counted && v.Source != store.FromPolicy }
 
-// problem is a reason to refuse other than a limit.
-type problem uint8
+// reason is a reason to refuse other than a limit.
+type reason uint8
 
 const (
-	problemNone     problem = iota
-	problemStore            // the store is away, and a zone denies then
-	problemEmptyKey         // the request has nothing of a zone's key
+	reasonLimit     reason = iota
+	reasonStoreAway        // the store is away, and a zone denies then
+	reasonEmptyKey         // the request has nothing of a zone's key
 )
 
-var decisions = sync.Pool{New: func() any { return new(decision) }}
+var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
 
-func newDecision(h *Handler, r *http.Request, p *passage) *decision {
-	d := decisions.Get().(*decision)
+func newEvaluation(h *Handler, r *http.Request, p *charges) *evaluation {
+	d := evaluations.Get().(*evaluation)
 	d.h, d.r, d.p = h, r, p
 	d.keys.repl = p.repl
 	d.keys.request = r
 	return d
 }
 
-func (d *decision) release() {
+func (d *evaluation) release() {
 	clear(d.verdicts)
-	clear(d.asks)
 	clear(d.exempt)
-	clear(d.held)
-	d.verdicts, d.asks, d.answers = d.verdicts[:0], d.asks[:0], d.answers[:0]
-	d.index, d.exempt, d.held = d.index[:0], d.exempt[:0], d.held[:0]
-	d.h, d.r, d.p, d.problem, d.late = nil, nil, nil, problemNone, lateCall{}
+	d.call.Reset()
+	d.verdicts, d.index, d.exempt = d.verdicts[:0], d.index[:0], d.exempt[:0]
+	d.h, d.r, d.p, d.reason = nil, nil, nil, reasonLimit
 	d.keys.repl = nil
 	d.keys.request = nil
-	decisions.Put(d)
+	evaluations.Put(d)
 }
 
+// byPolicy is the decision of a zone that refuses whatever the store says.
+var byPolicy = store.Decision{Source: store.FromPolicy}
+
 // gather finds out which zones apply, and what to ask the store for.
-func (d *decision) gather() error {
+func (d *evaluation) gather() error {
 	if d.h.matchers {
 		// The matcher client_ip reads this variable. The server's answer may
 		// have been chosen by the client: `exempt { client_ip private_ranges }`
@@ -148,31 +143,32 @@ func (d *decision) gather() error {
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}
 		if zone.limit == 0 {
-			d.verdicts = append(d.verdicts, verdict{zone: zone, source: sourcePolicy, counted: true})
+			d.verdicts = append(d.verdicts, verdict{zone: zone, Decision: byPolicy, counted: true})
 			continue
 		}
 
-		var ask store.Ask
-		limited, err := zone.ask(&ask, &d.keys, d.p.client)
+		var request store.Request
+		limited, err := zone.request(&request, &d.keys, d.p.client)
 		switch {
 		case err == errEmptyKey && zone.DryRun:
-			d.verdicts = append(d.verdicts, verdict{zone: zone, source: sourcePolicy})
+			d.verdicts = append(d.verdicts, verdict{zone: zone, Decision: byPolicy})
 			continue
 		case err == errEmptyKey:
-			d.verdicts = append(d.verdicts, verdict{zone: zone, source: sourcePolicy})
-			d.problem = problemEmptyKey
+			d.verdicts = append(d.verdicts, verdict{zone: zone, Decision: byPolicy})
+			d.reason = reasonEmptyKey
 			continue
 		case err != nil:
 			return err
 		case !limited:
 			continue
 		}
-		if d.p.hasCharged(d.h.backend.name, &ask) {
+		if d.p.has(d.h.backend.name, &request.Key) {
 			continue
 		}
 		d.index = append(d.index, len(d.verdicts))
 		d.verdicts = append(d.verdicts, verdict{zone: zone})
-		d.asks = append(d.asks, ask)
+		d.call.Requests = append(d.call.Requests, request)
+		d.call.Policies = append(d.call.Policies, zone.policy)
 	}
 	return nil
 }
@@ -185,76 +181,38 @@ func isEarlyData(r *http.Request) bool {
 	return r.ProtoMajor == 3 && r.TLS != nil && !r.TLS.HandshakeComplete
 }
 
-// decide asks the store, or follows the zones' policies if it is away.
-func (d *decision) decide() {
-	if len(d.asks) == 0 || !d.passes() {
+// decide has the store decide, or what stands in for it.
+func (d *evaluation) decide() {
+	requests := d.call.Requests
+	if len(requests) == 0 || !d.passes() {
 		// A zone that refuses whatever the store says spares the call, and
 		// nothing is charged.
-		d.dropAsks()
 		return
 	}
-	b := d.h.backend
-	now := time.Now()
-	if b.cautious && !d.consents(now) {
-		return
+	d.h.backend.Decide(time.Now(), d.p.rest(d.h.budget), &d.call)
+	d.p.waited += d.call.Waited
+	if d.call.Denied {
+		d.reason = reasonStoreAway
 	}
-	d.answers = append(d.answers[:0], make([]store.Answer, len(d.asks))...)
-	took, err := b.take(now, d.p.rest(d.h.budget), d.asks, d.answers)
-	d.p.waited += took
-	if err != nil {
-		d.giveBackHeld()
-		d.withoutStore(err)
-		return
-	}
-	d.feed()
-	d.settle(false)
-}
-
-// dropAsks removes the verdicts that were to come from the store.
-func (d *decision) dropAsks() {
-	kept := d.verdicts[:0]
-	for _, v := range d.verdicts {
-		if v.source == sourcePolicy {
-			kept = append(kept, v)
-		}
-	}
-	d.verdicts = kept
-	d.asks, d.index = d.asks[:0], d.index[:0]
-}
-
-// settle takes the answers over into the verdicts, and takes note of what was
-// charged. away tells that they are not the store's, but those of what stands
-// in for it.
-func (d *decision) settle(away bool) {
-	for i := range d.asks {
+	for i := range requests {
 		v := &d.verdicts[d.index[i]]
-		if d.answers[i].Undecided {
-			continue // it has nothing to say
+		if decision := &d.call.Decisions[i]; !decision.Skipped {
+			v.Decision, v.counted = *decision, decision.Source != store.FromPolicy
 		}
-		source := sourceOf(d.answers[i].Source)
-		if away {
-			source = sourceLocal
-		}
-		d.adopt(v, &d.answers[i], source)
-		if v.answer.Charged() {
-			d.p.note(d.h.backend.name, &d.asks[i])
+		if d.call.Charged(i) {
+			d.p.note(d.h.backend.name, &requests[i].Key)
 		}
 	}
-}
-
-// adopt makes an answer the verdict of its zone.
-func (d *decision) adopt(v *verdict, answer *store.Answer, source source) {
-	v.source, v.counted, v.answer, v.granted = source, true, *answer, answer.Granted
 }
 
 // passes reports whether no zone in force refuses.
-func (d *decision) passes() bool {
-	if d.problem != problemNone {
+func (d *evaluation) passes() bool {
+	if d.reason != reasonLimit {
 		return false
 	}
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
-		if !v.granted && !v.zone.DryRun && !v.silent() {
+		if !v.Granted && !v.zone.DryRun && !v.silent() {
 			return false
 		}
 	}
@@ -263,26 +221,26 @@ func (d *decision) passes() bool {
 
 // report makes the decision visible: placeholders, metrics, and a line in
 // the log for a refusal.
-func (d *decision) report() {
+func (d *evaluation) report() {
 	passes := d.passes()
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
 		switch {
 		case v.silent():
-		case v.granted && passes:
-			v.zone.counters.inc(outcomeGranted, v.source)
-		case v.granted:
+		case v.Granted && passes:
+			v.zone.counters.inc(outcomeGranted, v.Source)
+		case v.Granted:
 			// Another zone refused: this one was not charged.
 		case v.zone.DryRun:
-			v.zone.counters.inc(outcomeDryRun, v.source)
+			v.zone.counters.inc(outcomeDryRun, v.Source)
 			d.logRefusal(v)
 		default:
-			v.zone.counters.inc(outcomeRefused, v.source)
+			v.zone.counters.inc(outcomeRefused, v.Source)
 			d.logRefusal(v)
 		}
 	}
 	for _, zone := range d.exempt {
-		zone.counters.inc(outcomeExempt, sourcePolicy)
+		zone.counters.inc(outcomeExempt, store.FromPolicy)
 	}
 	d.p.publish(d)
 }
@@ -290,19 +248,19 @@ func (d *decision) report() {
 // shown is the verdict that placeholders are about: the one that refused, or
 // would have in force, with the longest wait; else the one nearest to its
 // limit. It is nil if no zone applied.
-func (d *decision) shown() *verdict {
+func (d *evaluation) shown() *verdict {
 	passes := d.passes()
 	var shown *verdict
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
-		refused := !v.granted && (passes || !v.zone.DryRun)
+		refused := !v.Granted && (passes || !v.zone.DryRun)
 		switch {
 		case v.silent(), !passes && !refused:
 			continue
 		case shown == nil,
-			refused && shown.granted,
+			refused && shown.Granted,
 			refused && v.wait() > shown.wait(),
-			v.granted && shown.granted && v.share() < shown.share():
+			v.Granted && shown.Granted && v.share() < shown.share():
 			shown = v
 		}
 	}
@@ -315,12 +273,12 @@ func (v *verdict) wait() time.Duration {
 	if v.zone.limit == 0 {
 		return math.MaxInt64
 	}
-	return v.answer.RetryAfter
+	return v.RetryAfter
 }
 
 // share is what is left of the zone's limit, 0 to 1; a zone that was not
 // counted has all of it.
-func (v *verdict) share() float64 { return share(v.counted, v.answer.Remaining, v.zone.limit) }
+func (v *verdict) share() float64 { return share(v.counted, v.Remaining, v.zone.limit) }
 
 func share(counted bool, remaining, limit int64) float64 {
 	if !counted {
@@ -329,7 +287,7 @@ func share(counted bool, remaining, limit int64) float64 {
 	return float64(remaining) / float64(max(limit, 1))
 }
 
-func (d *decision) logRefusal(v *verdict) {
+func (d *evaluation) logRefusal(v *verdict) {
 	if !d.h.logger.Core().Enabled(zap.InfoLevel) {
 		return
 	}
@@ -340,8 +298,8 @@ func (d *decision) logRefusal(v *verdict) {
 	fields := []zap.Field{
 		zap.String("zone", v.zone.Name),
 		zap.Stringer("client_ip", d.p.client),
-		zap.Stringer("source", v.source),
-		zap.Duration("retry_after", v.answer.RetryAfter),
+		zap.Stringer("source", v.Source),
+		zap.Duration("retry_after", v.RetryAfter),
 		zap.Bool("dry_run", v.zone.DryRun),
 		zap.Int64("suppressed", suppressed),
 	}

@@ -74,7 +74,7 @@ const noReset = -1
 // headerZones lists the zones of a decision that are in force. retryAfter is
 // that of the response, 0 if it is none: the header's reset must not promise
 // an earlier time for what was refused.
-func (d *decision) headerZones(retryAfter int64) []headerZone {
+func (d *evaluation) headerZones(retryAfter int64) []headerZone {
 	zones := make([]headerZone, 0, len(d.verdicts))
 	for i := range d.verdicts {
 		v := &d.verdicts[i]
@@ -82,14 +82,14 @@ func (d *decision) headerZones(retryAfter int64) []headerZone {
 			continue
 		}
 		zone := headerZone{
-			name: v.zone.Name, limit: v.zone.limit, remaining: v.answer.Remaining,
-			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.answer.Reset),
+			name: v.zone.Name, limit: v.zone.limit, remaining: v.Remaining,
+			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.Reset),
 		}
 		switch {
 		case v.zone.limit == 0:
 			zone.reset = noReset
-		case !v.granted:
-			zone.reset = max(retryAfter, wholeSeconds(v.answer.RetryAfter))
+		case !v.Granted:
+			zone.reset = max(retryAfter, wholeSeconds(v.RetryAfter))
 		}
 		zones = append(zones, zone)
 	}
@@ -166,7 +166,7 @@ type headerWriter struct {
 }
 
 // announce makes the response tell about the zones of d.
-func (p *passage) announce(w http.ResponseWriter, style headerStyle, d *decision) http.ResponseWriter {
+func (p *charges) announce(w http.ResponseWriter, style headerStyle, d *evaluation) http.ResponseWriter {
 	if p.headers == nil || p.headers.done {
 		p.headers = &headerWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
 		w = p.headers
@@ -181,7 +181,7 @@ func (p *passage) announce(w http.ResponseWriter, style headerStyle, d *decision
 
 // forgetHeaders keeps what was announced out of the response: the request is
 // refused after all, and the response tells of the zones that refused.
-func (p *passage) forgetHeaders() {
+func (p *charges) forgetHeaders() {
 	if p.headers != nil {
 		p.headers.zones = nil
 	}
@@ -189,7 +189,7 @@ func (p *passage) forgetHeaders() {
 
 // finishHeaders adds the headers to a response that nobody has begun to
 // write: the server will, or an error route.
-func (p *passage) finishHeaders(w http.ResponseWriter) {
+func (p *charges) finishHeaders(w http.ResponseWriter) {
 	if w == http.ResponseWriter(p.headers) {
 		p.headers.add()
 	}

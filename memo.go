@@ -9,14 +9,24 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 )
 
-// The number of instances outlives the process, in Caddy's storage: processes
-// that start while the store is away would each grant the whole limit, since
-// none of them has ever seen the others.
+// memo keeps the number of instances of a store in Caddy's storage, where it
+// outlives the process: processes that start while the store is away would each
+// grant the whole limit, since none of them has ever seen the others. It is safe
+// for concurrent use.
+type memo struct {
+	mu      sync.Mutex
+	backend *backend // of the configuration that runs, nil if none does
+	known   int      // 0 if nothing is
+	written int
+	writing bool // soon
+	broken  bool // the storage has failed, and that was told
+}
 
 // storage is what is used of Caddy's storage.
 type storage interface {
@@ -30,8 +40,7 @@ const (
 	memoWait = time.Second
 	// memoPatience is how long the storage has for each call.
 	memoPatience = 10 * time.Second
-	// memoPause is how long a number must have been known before it is
-	// written: it changes several times when many instances start.
+	// memoPause is how long a number is known before it is written: it changes several times when many instances start.
 	memoPause = 2 * time.Second
 )
 
@@ -41,9 +50,12 @@ func memoKey(name string) string {
 	return "distributed_ratelimit/instances/" + hex.EncodeToString(sum[:16])
 }
 
-// recall reads how many instances shared the store, as the last process knew.
-// It waits for that for a while only.
-func (h *health) recall(b *backend) {
+// recall reads how many instances shared the store, as the last process knew. It
+// waits for that for a while only.
+func (m *memo) recall(b *backend) {
+	if b.storage == nil || b.lasting.Known() > 0 {
+		return
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -57,14 +69,12 @@ func (h *health) recall(b *backend) {
 		if err == nil && (wrong != nil || n < 1 || n > maxInstances) {
 			err = fmt.Errorf("%.20q is not a number of instances", value)
 		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		if err != nil {
-			h.memoFailed(b, err)
-			return
-		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if h.instances.CompareAndSwap(0, int64(n)) { // the store knows better
-			h.written = int64(n)
+			m.failedLocked(b, err)
+		} else if b.lasting.Recall(n) { // else the store knows better
+			m.written = n
 		}
 	}()
 	timer := time.NewTimer(memoWait)
@@ -75,44 +85,71 @@ func (h *health) recall(b *backend) {
 	}
 }
 
-// memorizeLocked has the number of instances written soon, in the background.
-func (h *health) memorizeLocked() {
-	b := h.leaderLocked()
-	if h.writing || b == nil || !b.started || b.storage == nil || h.instances.Load() == h.written {
-		return
-	}
-	h.writing = true
-	time.AfterFunc(memoPause, h.memorize)
+// start has what is learned written into the storage of a configuration that
+// runs from now on.
+func (m *memo) start(b *backend) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.backend = b
+	m.known = b.lasting.Known()
+	m.writeLocked()
 }
 
-// memorize writes the number of instances for processes to come.
-func (h *health) memorize() {
-	h.mu.Lock()
-	b, n := h.leaderLocked(), h.instances.Load()
-	if b == nil || !b.started || b.storage == nil {
-		h.writing = false
-		h.mu.Unlock()
+// stop ends that.
+func (m *memo) stop(b *backend) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.backend == b {
+		m.backend = nil
+	}
+}
+
+// learn takes in how many instances there are.
+func (m *memo) learn(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known = n
+	m.writeLocked()
+}
+
+// writeLocked has the number written soon, in the background.
+func (m *memo) writeLocked() {
+	if m.writing || m.backend == nil || m.backend.storage == nil || m.known == m.written {
 		return
 	}
-	h.mu.Unlock()
+	m.writing = true
+	time.AfterFunc(memoPause, m.write)
+}
+
+func (m *memo) write() {
+	m.mu.Lock()
+	b, n := m.backend, m.known
+	if b == nil || b.storage == nil {
+		m.writing = false
+		m.mu.Unlock()
+		return
+	}
+	m.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(context.Background(), memoPatience)
-	err := b.storage.Store(ctx, memoKey(b.name), []byte(strconv.FormatInt(n, 10)))
+	err := b.storage.Store(ctx, memoKey(b.name), []byte(strconv.Itoa(n)))
 	cancel()
-	if err != nil {
-		h.memoFailed(b, err)
-	}
 
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.writing, h.written = false, n // what cannot be written is left until it changes
-	h.memorizeLocked()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		m.failedLocked(b, err)
+	}
+	m.writing, m.written = false, n // what cannot be written is left until it changes
+	m.writeLocked()
 }
 
-// memoFailed is logged once: the storage is no part of limiting.
-func (h *health) memoFailed(b *backend, err error) {
-	if h.memoBroken.CompareAndSwap(false, true) {
-		b.logger.Warn("the number of instances cannot be kept in Caddy's storage; after a start without the store it is not known",
-			zap.String("store", b.name), zap.Error(err))
+// failedLocked logs a failure once: the storage is no part of limiting.
+func (m *memo) failedLocked(b *backend, err error) {
+	if m.broken {
+		return
 	}
+	m.broken = true
+	b.logger.Warn("the number of instances cannot be kept in Caddy's storage; after a start without the store it is not known",
+		zap.String("store", b.name), zap.Error(err))
 }

@@ -145,40 +145,14 @@ var outcomeNames = [outcomes]string{"", "granted", "refused", "dry_run", "exempt
 
 func (o outcome) String() string { return outcomeNames[o] }
 
-// source is what decided.
-type source uint8
-
-const (
-	sourceStore  source = iota
-	sourceLease         // this process, with units that the store had granted it before
-	sourceCache         // this process, which remembers that the store refused
-	sourceLocal         // this process, while the store was away
-	sourcePolicy        // nothing was counted
-	sources             // how many there are
-)
-
-var sourceNames = [sources]string{"store", "lease", "cache", "local", "policy"}
-
-func sourceOf(s store.Source) source {
-	switch s {
-	case store.FromLease:
-		return sourceLease
-	case store.FromCache:
-		return sourceCache
-	}
-	return sourceStore
-}
-
-func (s source) String() string { return sourceNames[s] }
-
 // outcomeCounters are a zone's counters, looked up once each: with the label
 // values in hand the look-up costs more than the count.
 type outcomeCounters struct {
 	zone string
-	seen [outcomes][sources]atomic.Pointer[prometheus.Counter]
+	seen [outcomes][store.Sources]atomic.Pointer[prometheus.Counter]
 }
 
-func (c *outcomeCounters) inc(o outcome, s source) {
+func (c *outcomeCounters) inc(o outcome, s store.Source) {
 	if counter := c.seen[o][s].Load(); counter != nil {
 		(*counter).Inc()
 		return

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
 func init() {
@@ -196,6 +197,8 @@ const (
 	maxBudget     = time.Minute
 	maxJitter     = 1.0
 )
+
+var policies = map[string]fallback.Policy{policyLocal: fallback.Decide, policyAllow: fallback.Allow, policyDeny: fallback.Deny}
 
 // configError is a mistake in a configuration: which field it is in, by its
 // name in the Caddyfile, so that the parser can point to the line, and what

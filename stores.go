@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/lease"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
@@ -86,7 +88,13 @@ func (m *MemoryStore) check() *configError {
 	return nil
 }
 
-func (m *MemoryStore) start() { m.pooled.SetMaxKeys(firstNonZero(m.MaxKeys, store.DefaultMaxKeys)) }
+// FallbackSettings implements fallback.Configured.
+func (m *MemoryStore) FallbackSettings() fallback.Settings {
+	return fallback.Settings{Infallible: true}
+}
+
+// Start implements Starter.
+func (m *MemoryStore) Start() { m.pooled.SetMaxKeys(firstNonZero(m.MaxKeys, store.DefaultMaxKeys)) }
 
 // Cleanup releases the memory; requests still in flight may go on using it.
 func (m *MemoryStore) Cleanup() error {
@@ -98,13 +106,13 @@ func (m *MemoryStore) Cleanup() error {
 }
 
 // Take implements store.Store.
-func (m *MemoryStore) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	return m.pooled.Take(wait, asks, answers)
+func (m *MemoryStore) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	return m.pooled.Take(now, wait, requests, decisions)
 }
 
 // Return implements store.Store.
-func (m *MemoryStore) Return(wait time.Duration, grants []store.Grant) error {
-	return m.pooled.Return(wait, grants)
+func (m *MemoryStore) Refund(wait time.Duration, refunds []store.Refund) error {
+	return m.pooled.Refund(wait, refunds)
 }
 
 // String implements store.Store.
@@ -251,7 +259,7 @@ func (s *RedisStore) Provision(ctx caddy.Context) error {
 		if s.Lease != nil && !*s.Lease {
 			return &pooledRedis{Store: opened, redis: opened}, nil
 		}
-		leases := store.NewLeases(opened, store.LeasesOptions{})
+		leases := lease.New(opened, lease.Options{})
 		return &pooledRedis{Store: leases, leases: leases, redis: opened}, nil
 	})
 	if err != nil {
@@ -282,7 +290,7 @@ func (s *RedisStore) literalSecret() string {
 // pooledRedis is a store that is shared by configurations.
 type pooledRedis struct {
 	store.Store
-	leases *store.Leases // nil if there are none
+	leases *lease.Store // nil if there are none
 	redis  *redis.Store
 }
 
@@ -681,31 +689,22 @@ func (s *RedisStore) Cleanup() error {
 }
 
 // Take implements store.Store.
-func (s *RedisStore) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	return s.pooled.Take(wait, asks, answers)
-}
-
-// TakeAt is Take for a caller that has just read the clock.
-func (s *RedisStore) TakeAt(now time.Time, wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	if s.pooled.leases == nil {
-		return s.pooled.Take(wait, asks, answers)
-	}
-	return s.pooled.leases.TakeAt(now, wait, asks, answers)
+func (s *RedisStore) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	return s.pooled.Take(now, wait, requests, decisions)
 }
 
 // Return implements store.Store.
-func (s *RedisStore) Return(wait time.Duration, grants []store.Grant) error {
-	return s.pooled.Return(wait, grants)
+func (s *RedisStore) Refund(wait time.Duration, refunds []store.Refund) error {
+	return s.pooled.Refund(wait, refunds)
 }
 
 // String implements store.Store.
 func (s *RedisStore) String() string { return s.pooled.String() }
 
-// Cautious reports whether on_data_loss is cautious.
-func (s *RedisStore) Cautious() bool { return s.OnDataLoss == dataLossCautious }
-
-// expects is how many instances the operator has said there are, 0 if nothing.
-func (s *RedisStore) expects() int { return s.AssumedInstances }
+// FallbackSettings implements fallback.Configured.
+func (s *RedisStore) FallbackSettings() fallback.Settings {
+	return fallback.Settings{Cautious: s.OnDataLoss == dataLossCautious, Instances: s.AssumedInstances}
+}
 
 // Instances implements store.Shared.
 func (s *RedisStore) Instances() int { return s.pooled.redis.Instances() }
@@ -715,6 +714,9 @@ func (s *RedisStore) Watch(do func(store.Report)) (stop func()) { return s.poole
 
 // Interface guards
 var (
-	_ store.Store  = (*MemoryStore)(nil)
-	_ store.Shared = (*RedisStore)(nil)
+	_ store.Store         = (*MemoryStore)(nil)
+	_ Starter             = (*MemoryStore)(nil)
+	_ fallback.Configured = (*MemoryStore)(nil)
+	_ store.Shared        = (*RedisStore)(nil)
+	_ fallback.Configured = (*RedisStore)(nil)
 )

@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
 // Zone is one limit. Its name is its identity: zones of one name, in any
@@ -78,7 +79,7 @@ type Zone struct {
 	window        time.Duration
 	limit         int64
 	v4, v6        int
-	policy        string
+	policy        fallback.Policy
 	storeName     string // of the log: a dry run has one of its own
 	counters      outcomeCounters
 	emptyKeys     lackCounters
@@ -209,7 +210,7 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	z.window = time.Duration(z.Window)
 	z.limit = *z.Events
 	z.v4, z.v6 = z.ipv4Prefix(), z.ipv6Prefix()
-	z.policy = firstNonZero(z.OnStoreError, h.policy)
+	z.policy = policies[firstNonZero(z.OnStoreError, h.policy)]
 	z.storeName = z.Name
 	if z.DryRun {
 		// A zone of this name may be in force elsewhere, while this one is
@@ -273,10 +274,10 @@ func (z *Zone) applies(r *http.Request) (applies, exempt bool, err error) {
 
 var errEmptyKey = errors.New("the request has nothing of what the limit is keyed on")
 
-// ask fills in what the zone asks the store for this request. It returns
+// request fills in what the zone asks the store for this request. It returns
 // errEmptyKey if the key came out empty and the zone denies that, and false
 // if the zone does not apply for want of a key.
-func (z *Zone) ask(into *store.Ask, keys *keyBuilder, client ipident.Result) (bool, error) {
+func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Result) (bool, error) {
 	bytes, empty, lacked := keys.build(&z.key, client, z.v4, z.v6)
 	if lacked != lackNothing {
 		z.lacks(lacked)
@@ -290,12 +291,11 @@ func (z *Zone) ask(into *store.Ask, keys *keyBuilder, client ipident.Result) (bo
 		}
 		bytes, _, _ = keys.build(&addressKey, client, z.v4, z.v6)
 	}
-	*into = store.Ask{
-		Key:      store.Key{Zone: z.storeName, Client: string(bytes)},
-		Window:   z.window,
-		Limit:    z.limit,
-		Need:     1,
-		Advisory: z.DryRun,
+	*into = store.Request{
+		Key:    store.Key{Zone: z.storeName, Client: string(bytes), Window: z.window},
+		Limit:  z.limit,
+		Units:  1,
+		Shadow: z.DryRun,
 	}
 	return true, nil
 }

@@ -254,18 +254,18 @@ type severed struct {
 
 var errDead = &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: errors.New("this instance was killed")}
 
-func (s *severed) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+func (s *severed) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
 	if s.dead.Load() {
 		return errDead
 	}
-	return s.Store.Take(wait, asks, answers)
+	return s.Store.Take(time.Now(), wait, requests, decisions)
 }
 
-func (s *severed) Return(wait time.Duration, grants []store.Grant) error {
+func (s *severed) Refund(wait time.Duration, refunds []store.Refund) error {
 	if s.dead.Load() {
 		return errDead
 	}
-	return s.Store.Return(wait, grants)
+	return s.Store.Refund(wait, refunds)
 }
 
 // mortal is an instance that can be killed.

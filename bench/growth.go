@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/lease"
 )
 
 // instancesPoint is several instances, each with leases and connections of
@@ -140,7 +141,7 @@ func growKeys(r *rig, g *growth) {
 		if n >= 1000 {
 			p.RedisBytes = float64(r.redisMemory()-used) / float64(n)
 		}
-		if table := min(n, store.DefaultLeaseKeys); n == most && table > 1000 {
+		if table := min(n, lease.DefaultMaxKeys); n == most && table > 1000 {
 			g.LeaseKey = float64(liveHeap()-heap) / float64(table)
 		}
 		// A lease grows to the demand of a span of half a second.
@@ -246,9 +247,9 @@ func fullLogs(r *rig, limits []int64) []int64 {
 	for began := time.Now(); time.Since(began) < window; time.Sleep(step) {
 		for _, limit := range limits {
 			// A call for each limit: one key is one Cluster slot.
-			asks := []store.Ask{{Key: store.Key{Zone: fmt.Sprint("limit", limit), Client: "client"},
-				Window: window, Limit: limit, Need: max(1, limit/parts)}}
-			r.must(ours.store.Take(patience, asks, make([]store.Answer, 1)))
+			requests := []store.Request{{Key: store.Key{Zone: fmt.Sprint("limit", limit), Client: "client", Window: window},
+				Limit: limit, Units: max(1, limit/parts)}}
+			r.must(ours.store.Take(time.Now(), patience, requests, make([]store.Decision, 1)))
 		}
 	}
 	bytes := make([]int64, len(limits))

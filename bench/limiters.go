@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/lease"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
@@ -82,11 +83,11 @@ type ours struct {
 func (o *ours) close() { o.done() }
 
 func (o *ours) session() decide {
-	asks, answers := make([]store.Ask, 1), make([]store.Answer, 1)
+	requests, decisions := make([]store.Request, 1), make([]store.Decision, 1)
 	return func(key string) (bool, error) {
-		asks[0] = store.Ask{Key: store.Key{Zone: zone, Client: key}, Window: o.quota.window, Limit: o.quota.limit, Need: 1}
-		err := o.store.Take(patience, asks, answers)
-		return answers[0].Granted, err
+		requests[0] = store.Request{Key: store.Key{Zone: zone, Client: key, Window: o.quota.window}, Limit: o.quota.limit, Units: 1}
+		err := o.store.Take(time.Now(), patience, requests, decisions)
+		return decisions[0].Granted, err
 	}
 }
 
@@ -101,7 +102,7 @@ func openLeases(address string, q quota, wrap func(store.Store) store.Store) (li
 	if wrap != nil {
 		inner = wrap(inner)
 	}
-	leases := store.NewLeases(inner, store.LeasesOptions{})
+	leases := lease.New(inner, lease.Options{})
 	return &ours{leases, q, func() {
 		_ = leases.Close(time.Second) // what is not given back expires
 		server.Close()
@@ -130,14 +131,14 @@ type counted struct {
 	takes, returns atomic.Int64
 }
 
-func (c *counted) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+func (c *counted) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
 	c.takes.Add(1)
-	return c.Store.Take(wait, asks, answers)
+	return c.Store.Take(time.Now(), wait, requests, decisions)
 }
 
-func (c *counted) Return(wait time.Duration, grants []store.Grant) error {
+func (c *counted) Refund(wait time.Duration, refunds []store.Refund) error {
 	c.returns.Add(1)
-	return c.Store.Return(wait, grants)
+	return c.Store.Refund(wait, refunds)
 }
 
 func (c *counted) calls() int64 { return c.takes.Load() + c.returns.Load() }

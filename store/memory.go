@@ -76,15 +76,10 @@ const (
 // included, is guarded by mu.
 type shard struct {
 	mu       sync.Mutex
-	logs     map[logKey]*memoryLog
+	logs     map[Key]*memoryLog
 	peak     int // the most logs since the map was made
 	overflow map[overflowKey]*memoryLog
 	_        [32]byte // shards next to each other share no cache line
-}
-
-type logKey struct {
-	Key
-	window time.Duration
 }
 
 type overflowKey struct {
@@ -110,7 +105,7 @@ func NewMemory(maxKeys int) *Memory {
 	}
 	m := &Memory{seed: maphash.MakeSeed(), base: time.Now(), shards: make([]shard, n)}
 	for i := range m.shards {
-		m.shards[i].logs = make(map[logKey]*memoryLog)
+		m.shards[i].logs = make(map[Key]*memoryLog)
 	}
 	m.max.Store(int64(maxKeys))
 	return m
@@ -134,14 +129,14 @@ func (m *Memory) Len() int { return int(m.held.Load()) }
 // String returns "memory".
 func (m *Memory) String() string { return "memory" }
 
-// now is the store's clock in microseconds.
-func (m *Memory) now() int64 {
+// Now is the store's clock, in microseconds: that of [Charge.Stamp].
+func (m *Memory) Now() int64 {
 	return m.base.UnixMicro() + time.Since(m.base).Microseconds()
 }
 
 // place is where one ask of a call is counted.
 type place struct {
-	key   logKey
+	key   Key
 	shard int
 	slot  uint8
 	// log is nil for a key that has none; then overflow, if that is not nil
@@ -152,62 +147,62 @@ type place struct {
 
 // Take decides as [Store] says. It never waits, and fails only for asks that
 // make no sense.
-func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
-	if err := Validate(asks, answers); err != nil {
+func (m *Memory) Take(_ time.Time, _ time.Duration, requests []Request, decisions []Decision) error {
+	if err := Validate(requests, decisions); err != nil {
 		return err
 	}
 	var few [4]place
 	places := few[:]
-	if len(asks) > len(few) {
-		places = make([]place, len(asks))
+	if len(requests) > len(few) {
+		places = make([]place, len(requests))
 	}
-	places = places[:len(asks)]
+	places = places[:len(requests)]
 	shards, owed := uint64(0), 0
-	for i := range asks {
+	for i := range requests {
 		p := &places[i]
-		p.key = logKey{asks[i].Key, asks[i].Window}
+		p.key = requests[i].Key
 		p.shard, p.slot = m.locate(p.key)
 		shards |= 1 << p.shard
-		owed += len(asks[i].Owed)
+		owed += len(requests[i].Unreported)
 	}
 	m.lock(shards)
 	defer m.unlock(shards)
 
 	// Read under the locks, so that no log sees time step back.
-	now := m.now()
+	now := m.Now()
 	if owed > 0 {
-		m.settle(places, asks, now)
+		m.settle(places, requests, now)
 	}
-	for i := range asks {
-		p, a := &places[i], &asks[i]
+	for i := range requests {
+		p, a := &places[i], &requests[i]
 		m.shards[p.shard].find(p, now)
 		switch {
 		case p.log != nil:
 			p.log.limit = a.Limit
-			answers[i] = p.log.Ask(now, a)
+			decisions[i] = p.log.Check(now, a)
 		case p.overflow != nil:
-			answers[i] = p.overflow.Ask(now, a)
+			decisions[i] = p.overflow.Check(now, a)
 		default:
 			var empty Window
-			answers[i] = empty.Ask(now, a)
+			decisions[i] = empty.Check(now, a)
 		}
 	}
-	if !Granted(asks, answers) {
+	if !Granted(requests, decisions) {
 		return nil
 	}
-	for i := range asks {
-		if answers[i].Granted && (asks[i].Need > 0 || asks[i].Extra > 0 && answers[i].Remaining > 0) {
-			m.provide(i, places, asks, answers, now)
+	for i := range requests {
+		if decisions[i].Granted && (requests[i].Units > 0 || requests[i].Lease > 0 && decisions[i].Remaining > 0) {
+			m.provide(i, places, requests, decisions, now)
 		}
 	}
-	if !Granted(asks, answers) {
+	if !Granted(requests, decisions) {
 		m.withdraw(places)
 		return nil
 	}
-	for i := range asks {
-		if l := places[i].log; l != nil && answers[i].Granted {
+	for i := range requests {
+		if l := places[i].log; l != nil && decisions[i].Granted {
 			l.grow()
-			l.Charge(now, &asks[i], &answers[i])
+			l.Charge(now, &requests[i], &decisions[i])
 		}
 	}
 	return nil
@@ -216,41 +211,42 @@ func (m *Memory) Take(_ time.Duration, asks []Ask, answers []Answer) error {
 // settle counts what the asks owe. A key that has no log is admitted for it,
 // and stays when the call is refused; if there is no room, its overflow log
 // counts what it owes, at the expense of those it is shared with.
-func (m *Memory) settle(places []place, asks []Ask, now int64) {
-	for i := range asks {
-		p, a := &places[i], &asks[i]
+func (m *Memory) settle(places []place, requests []Request, now int64) {
+	for i := range requests {
+		p, a := &places[i], &requests[i]
 		var l *memoryLog
-		for j := range a.Owed {
-			if a.Owed[j].Age >= a.Window {
+		for j := range a.Unreported {
+			if a.Unreported[j].Age >= a.Window {
 				continue
 			}
 			if l == nil {
 				l = m.open(p, a, now, places)
 			}
 			l.grow()
-			l.settle(now, a, &a.Owed[j])
+			l.settle(now, a, &a.Unreported[j])
 		}
 	}
 }
 
-// feed counts the units of asks that another store has granted, as of now and
-// whether or not they fit. A key for which there is no room is passed over.
-func (m *Memory) feed(asks []Ask, answers []Answer) {
-	for i := range asks {
-		if asks[i].Need > 0 && answers[i].Charged() {
-			m.feedOne(&asks[i])
+// Observe counts the units of requests that another store has charged, as of
+// now and whether or not they fit here. Units of a lease are not spent yet, and
+// do not count. A key for which there is no room is passed over.
+func (m *Memory) Observe(requests []Request, decisions []Decision) {
+	for i := range requests {
+		if requests[i].Units > 0 && decisions[i].Charged() {
+			m.observe(&requests[i])
 		}
 	}
 }
 
-func (m *Memory) feedOne(a *Ask) {
-	p := place{key: logKey{a.Key, a.Window}}
+func (m *Memory) observe(a *Request) {
+	p := place{key: a.Key}
 	p.shard, p.slot = m.locate(p.key)
 	s := &m.shards[p.shard]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	now := m.now()
+	now := m.Now()
 	s.find(&p, now)
 	if p.log == nil {
 		if !m.admit(s, now, nil) {
@@ -260,46 +256,46 @@ func (m *Memory) feedOne(a *Ask) {
 	}
 	l := p.log
 	l.limit = a.Limit
-	if units := min(a.Need, maxTotal-l.total); units > 0 {
+	if units := min(a.Units, maxTotal-l.total); units > 0 {
 		l.grow()
 		l.add(now, now, units, a)
 	}
 }
 
 // Return gives units back as [Store] says. It never waits and never fails.
-func (m *Memory) Return(_ time.Duration, grants []Grant) error {
-	for i := range grants {
-		m.giveBack(&grants[i])
+func (m *Memory) Refund(_ time.Duration, refunds []Refund) error {
+	for i := range refunds {
+		m.refund(&refunds[i])
 	}
 	return nil
 }
 
-func (m *Memory) giveBack(g *Grant) {
+func (m *Memory) refund(g *Refund) {
 	if g.Units <= 0 {
 		return
 	}
-	p := place{key: logKey{g.Key, g.Window}}
+	p := place{key: g.Key}
 	p.shard, p.slot = m.locate(p.key)
 	s := &m.shards[p.shard]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	now := m.now()
+	now := m.Now()
 	s.find(&p, now)
 	switch {
 	case p.log != nil:
-		p.log.Return(now, g)
+		p.log.Refund(now, g)
 		if p.log.Empty() {
 			m.remove(s, p.key)
 		}
 	case p.overflow != nil:
-		p.overflow.Return(now, g)
+		p.overflow.Refund(now, g)
 	}
 }
 
 // locate tells where a key belongs. The hash is seeded at random, so that
 // nobody can invent clients for one shard.
-func (m *Memory) locate(key logKey) (shard int, slot uint8) {
+func (m *Memory) locate(key Key) (shard int, slot uint8) {
 	h := maphash.Comparable(m.seed, key)
 	return int(h & uint64(len(m.shards)-1)), uint8(h>>32) % slots
 }
@@ -322,7 +318,7 @@ func (m *Memory) unlock(set uint64) {
 // counted in, as of now.
 func (s *shard) find(p *place, now int64) {
 	if p.log = s.logs[p.key]; p.log != nil {
-		p.log.Advance(now, p.key.window)
+		p.log.Advance(now, p.key.Window)
 		return
 	}
 	if len(s.overflow) == 0 {
@@ -341,7 +337,7 @@ func (s *shard) find(p *place, now int64) {
 }
 
 func (p *place) overflowKey() overflowKey {
-	return overflowKey{p.key.Zone, p.key.window, p.slot}
+	return overflowKey{p.key.Zone, p.key.Window, p.slot}
 }
 
 // add holds a log for the key of p.

@@ -19,22 +19,22 @@ const (
 
 // provide gives places[i], if it has none, a log to be charged: its own if
 // there is room, else the one it shares.
-func (m *Memory) provide(i int, places []place, asks []Ask, answers []Answer, now int64) {
+func (m *Memory) provide(i int, places []place, requests []Request, decisions []Decision, now int64) {
 	p := &places[i]
 	if p.log != nil {
 		return
 	}
 	s := &m.shards[p.shard]
 	if m.admit(s, now, places) {
-		p.log, p.admitted = s.begin(p, asks[i].Limit), true
+		p.log, p.admitted = s.begin(p, requests[i].Limit), true
 		return
 	}
 	l := s.shared(p, now, places)
 	if inUse(l, places) {
 		// Two new clients of one zone in one call were each promised the
 		// units of the log that they now turn out to share.
-		answers[i].Granted = false
-		answers[i].RetryAfter = asks[i].Window
+		decisions[i].Granted = false
+		decisions[i].RetryAfter = requests[i].Window
 		return
 	}
 	p.log = l
@@ -51,7 +51,7 @@ func (m *Memory) withdraw(places []place) {
 
 // open returns a log to count in what is not asked for: the key's own, which
 // it admits if there is room, else the one it shares.
-func (m *Memory) open(p *place, a *Ask, now int64, places []place) *memoryLog {
+func (m *Memory) open(p *place, a *Request, now int64, places []place) *memoryLog {
 	s := &m.shards[p.shard]
 	s.find(p, now)
 	if p.log == nil {
@@ -139,7 +139,7 @@ func (s *shard) sweep(now int64, places []place) (dropped int) {
 			break
 		}
 		seen++
-		if l.Advance(now, key.window); l.Empty() && !inUse(l, places) {
+		if l.Advance(now, key.Window); l.Empty() && !inUse(l, places) {
 			delete(s.logs, key)
 			dropped++
 		}
@@ -151,7 +151,7 @@ func (s *shard) sweep(now int64, places []place) (dropped int) {
 // evict drops what has expired in a sample, else the log of which the least
 // is used, and returns how many it dropped: none if all are used up.
 func (s *shard) evict(now int64, places []place) (dropped int) {
-	var victim logKey
+	var victim Key
 	least := 1.0
 	seen := 0
 	for key, l := range s.logs {
@@ -162,7 +162,7 @@ func (s *shard) evict(now int64, places []place) (dropped int) {
 		if inUse(l, places) {
 			continue
 		}
-		l.Advance(now, key.window)
+		l.Advance(now, key.Window)
 		if l.Empty() {
 			delete(s.logs, key)
 			dropped++
@@ -207,7 +207,7 @@ func (s *shard) addOverflow(key overflowKey, now int64, places []place) *memoryL
 }
 
 // remove forgets a key of s.
-func (m *Memory) remove(s *shard, key logKey) {
+func (m *Memory) remove(s *shard, key Key) {
 	delete(s.logs, key)
 	m.held.Add(-1)
 	s.shrink()
@@ -218,7 +218,7 @@ func (s *shard) shrink() {
 	if s.peak < sampleMost || len(s.logs)*shrinkPart > s.peak {
 		return
 	}
-	logs := make(map[logKey]*memoryLog, len(s.logs))
+	logs := make(map[Key]*memoryLog, len(s.logs))
 	for key, l := range s.logs {
 		logs[key] = l
 	}

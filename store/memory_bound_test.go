@@ -33,9 +33,9 @@ func TestMemoryBound(t *testing.T) {
 
 func TestMemoryDefaultBound(t *testing.T) {
 	m := store.NewMemory(-1)
-	var answers [1]store.Answer
+	var decisions [1]store.Decision
 	for i := range store.DefaultMaxKeys + 1000 {
-		m.Take(0, []store.Ask{client(i)}, answers[:])
+		m.Take(time.Now(), 0, []store.Request{client(i)}, decisions[:])
 	}
 	if n := m.Len(); n != store.DefaultMaxKeys {
 		t.Errorf("%d keys held, want %d", n, store.DefaultMaxKeys)
@@ -154,10 +154,10 @@ func TestMemoryOverflowOfItsOwn(t *testing.T) {
 	a, b, c := client(1), client(1), client(1)
 	b.Key.Zone = "other"
 	c.Window = time.Minute
-	for _, ask := range []store.Ask{a, b, c} {
-		use(t, m, ask, 5)
-		if a := take(t, m, ask)[0]; a.Granted {
-			t.Errorf("%+v granted beyond its limit", ask)
+	for _, request := range []store.Request{a, b, c} {
+		use(t, m, request, 5)
+		if a := take(t, m, request)[0]; a.Granted {
+			t.Errorf("%+v granted beyond its limit", request)
 		}
 	}
 }
@@ -171,7 +171,7 @@ func TestMemoryOverflowIsRemembered(t *testing.T) {
 		use(t, m, client(1), 2)
 		time.Sleep(time.Minute)
 		second := use(t, m, client(1), 2)
-		m.Return(0, []store.Grant{{Key: client(0).Key, Window: time.Hour, Stamp: old.Stamp, Mark: old.Mark, Units: 5}})
+		m.Refund(0, []store.Refund{{Key: client(0).Key, Charge: old.Charge, Units: 5}})
 		if n := m.Len(); n != 0 {
 			t.Fatalf("%d keys held, want none", n)
 		}
@@ -185,8 +185,8 @@ func TestMemoryOverflowIsRemembered(t *testing.T) {
 		if a := take(t, m, client(1))[0]; a.Granted || a.RetryAfter != 59*time.Minute {
 			t.Errorf("%+v, want it refused until the first units expire", a)
 		}
-		for _, a := range []store.Answer{second, third} {
-			m.Return(0, []store.Grant{{Key: client(1).Key, Window: time.Hour, Stamp: a.Stamp, Mark: a.Mark, Units: 1}})
+		for _, a := range []store.Decision{second, third} {
+			m.Refund(0, []store.Refund{{Key: client(1).Key, Charge: a.Charge, Units: 1}})
 		}
 		use(t, m, client(1), 2)
 		if a := take(t, m, client(1))[0]; a.Granted {
@@ -205,7 +205,7 @@ func TestMemoryOverflowIsCopied(t *testing.T) {
 		use(t, m, client(1), 1)
 		time.Sleep(20 * time.Minute)
 		use(t, m, client(1), 2)
-		m.Return(0, []store.Grant{{Key: client(0).Key, Window: time.Hour, Stamp: old.Stamp, Mark: old.Mark, Units: 5}})
+		m.Refund(0, []store.Refund{{Key: client(0).Key, Charge: old.Charge, Units: 5}})
 		use(t, m, client(1), 1)
 		if n := left(t, m, client(1)); n != 1 {
 			t.Errorf("%d units left of a log of its own, want 1", n)
@@ -235,7 +235,7 @@ func TestMemoryOverflowGivesBack(t *testing.T) {
 	m := full(t, 1)
 	for range 100 {
 		a := use(t, m, client(1), 5)
-		m.Return(0, []store.Grant{{Key: client(1).Key, Window: time.Hour, Stamp: a.Stamp, Mark: a.Mark, Units: 5}})
+		m.Refund(0, []store.Refund{{Key: client(1).Key, Charge: a.Charge, Units: 5}})
 	}
 }
 
@@ -243,12 +243,12 @@ func TestMemoryOverflowGivesBack(t *testing.T) {
 func TestMemoryOverflowIsOwed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := full(t, 1)
-		ask := client(1)
-		ask.Owed = []store.Spent{{Age: time.Minute, Units: 3}, {Age: time.Hour, Units: 3}}
-		if a := use(t, m, ask, 1); a.Remaining != 1 || a.Reset != time.Hour {
+		request := client(1)
+		request.Unreported = []store.Spent{{Age: time.Minute, Units: 3}, {Age: time.Hour, Units: 3}}
+		if a := use(t, m, request, 1); a.Remaining != 1 || a.Reset != time.Hour {
 			t.Errorf("%+v, want 1 remaining for an hour", a)
 		}
-		if a := take(t, m, ask)[0]; a.Granted || a.RetryAfter != 59*time.Minute {
+		if a := take(t, m, request)[0]; a.Granted || a.RetryAfter != 59*time.Minute {
 			t.Errorf("%+v, want it refused until what was owed expires", a)
 		}
 		if n := m.Len(); n != 1 {
@@ -257,12 +257,12 @@ func TestMemoryOverflowIsOwed(t *testing.T) {
 
 		// Newcomers of one call, of which some share an overflow log.
 		m = full(t, 1)
-		var asks []store.Ask
+		var requests []store.Request
 		for i := range 40 {
-			ask.Key, ask.Advisory = client(i).Key, true
-			asks = append(asks, ask)
+			request.Key, request.Shadow = client(i).Key, true
+			requests = append(requests, request)
 		}
-		for _, a := range take(t, m, asks...) {
+		for _, a := range take(t, m, requests...) {
 			if a.Granted && a.Remaining != 1 {
 				t.Errorf("%+v, want nobody to be granted what another one owes", a)
 			}
@@ -274,14 +274,14 @@ func TestMemoryOverflowIsOwed(t *testing.T) {
 func TestMemoryOneCallAtTheBound(t *testing.T) {
 	for _, bound := range []int{1, 3, 4} {
 		m := store.NewMemory(bound)
-		var asks []store.Ask
+		var requests []store.Request
 		for _, zone := range []string{"a", "b", "c", "d", "e", "f"} {
-			ask := client(1)
-			ask.Key.Zone = zone
-			asks = append(asks, ask)
+			request := client(1)
+			request.Key.Zone = zone
+			requests = append(requests, request)
 		}
 		for round := range int64(7) {
-			for i, a := range take(t, m, asks...) {
+			for i, a := range take(t, m, requests...) {
 				if a.Granted != (round < 5) || a.Remaining != max(4-round, 0) {
 					t.Errorf("bound %d: call %d: zone %d: %+v", bound, round, i, a)
 				}
@@ -299,17 +299,17 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 	for _, room := range []int{0, 3} {
 		m := full(t, 2)
 		m.SetMaxKeys(2 + room)
-		var asks []store.Ask
+		var requests []store.Request
 		for i := range 40 { // more than there are overflow logs
-			asks = append(asks, client(i))
+			requests = append(requests, client(i))
 		}
 		if room > 0 {
 			// What is owed has a place before, and keeps it.
 			m.SetMaxKeys(2 + room + 1)
-			asks[0].Owed = []store.Spent{{Age: time.Minute, Units: 2}}
+			requests[0].Unreported = []store.Spent{{Age: time.Minute, Units: 2}}
 		}
 		refused := 0
-		for _, a := range take(t, m, asks...) {
+		for _, a := range take(t, m, requests...) {
 			if a.Charged() {
 				t.Errorf("charged in a refused call: %+v", a)
 			}
@@ -320,15 +320,15 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 		if refused == 0 {
 			t.Errorf("nothing refused")
 		}
-		if n := m.Len(); n != 2+len(asks[0].Owed) {
-			t.Errorf("%d keys held, want %d", n, 2+len(asks[0].Owed))
+		if n := m.Len(); n != 2+len(requests[0].Unreported) {
+			t.Errorf("%d keys held, want %d", n, 2+len(requests[0].Unreported))
 		}
-		asks[0].Owed = nil
-		for i := range asks {
-			asks[i].Advisory = true
+		requests[0].Unreported = nil
+		for i := range requests {
+			requests[i].Shadow = true
 		}
 		charged := 0
-		for _, a := range take(t, m, asks...) {
+		for _, a := range take(t, m, requests...) {
 			if a.Charged() != a.Granted {
 				t.Errorf("%+v, want it charged if granted", a)
 			}
@@ -348,10 +348,10 @@ func TestMemorySetMaxKeys(t *testing.T) {
 	// flood invents clients, and returns how many keys are held after them.
 	flood := func(zone string, n int) int {
 		for range n {
-			ask := client(next)
-			ask.Key.Zone = zone
+			request := client(next)
+			request.Key.Zone = zone
 			before := m.Len()
-			take(t, m, ask)
+			take(t, m, request)
 			if next++; m.Len() > max(before, 1000) {
 				t.Fatalf("%d keys held after %d", m.Len(), before)
 			}

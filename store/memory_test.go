@@ -23,35 +23,35 @@ func TestMemoryShared(t *testing.T) {
 }
 
 // client asks for one unit of five an hour, of a client with a number.
-func client(n int) store.Ask {
-	return store.Ask{
-		Key:    store.Key{Zone: "zone", Client: fmt.Sprint("client ", n)},
-		Window: time.Hour, Limit: 5, Need: 1,
+func client(n int) store.Request {
+	return store.Request{
+		Key:   store.Key{Zone: "zone", Client: fmt.Sprint("client ", n), Window: time.Hour},
+		Limit: 5, Units: 1,
 	}
 }
 
 // take asks; it may be called by several goroutines.
-func take(t testing.TB, m *store.Memory, asks ...store.Ask) []store.Answer {
-	answers := make([]store.Answer, len(asks))
-	if err := m.Take(0, asks, answers); err != nil {
+func take(t testing.TB, m *store.Memory, requests ...store.Request) []store.Decision {
+	decisions := make([]store.Decision, len(requests))
+	if err := m.Take(time.Now(), 0, requests, decisions); err != nil {
 		t.Errorf("Take: %v", err)
 	}
-	return answers
+	return decisions
 }
 
-func use(t testing.TB, m *store.Memory, ask store.Ask, units int64) store.Answer {
+func use(t testing.TB, m *store.Memory, request store.Request, units int64) store.Decision {
 	t.Helper()
-	ask.Need = units
-	a := take(t, m, ask)[0]
+	request.Units = units
+	a := take(t, m, request)[0]
 	if !a.Granted {
-		t.Fatalf("Take(%+v) = %+v, want it granted", ask, a)
+		t.Fatalf("Take(%+v) = %+v, want it granted", request, a)
 	}
 	return a
 }
 
-func left(t testing.TB, m *store.Memory, ask store.Ask) int64 {
-	ask.Need = 0
-	return take(t, m, ask)[0].Remaining
+func left(t testing.TB, m *store.Memory, request store.Request) int64 {
+	request.Units = 0
+	return take(t, m, request)[0].Remaining
 }
 
 // A window of thirty days, hammered for a hundred of them, at whole
@@ -60,28 +60,28 @@ func TestMemoryLongWindow(t *testing.T) {
 	for _, limit := range []int64{10, 300} {
 		synctest.Test(t, func(t *testing.T) {
 			m := store.NewMemory(0)
-			ask := client(0)
-			ask.Window, ask.Limit = store.MaxWindow, limit
+			request := client(0)
+			request.Window, request.Limit = store.MaxWindow, limit
 			var spans []storetest.Span
 			begin := time.Now()
 			for time.Since(begin) < 100*24*time.Hour {
-				a := take(t, m, ask)[0]
+				a := take(t, m, request)[0]
 				if a.Granted {
 					spans = append(spans, storetest.Span{From: time.Now(), To: time.Now(), Units: 1})
 					time.Sleep(rand.N(30 * time.Minute).Truncate(time.Microsecond))
 					continue
 				}
 				time.Sleep(a.RetryAfter - time.Microsecond)
-				if early := take(t, m, ask)[0]; early.Granted || early.RetryAfter != time.Microsecond {
+				if early := take(t, m, request)[0]; early.Granted || early.RetryAfter != time.Microsecond {
 					t.Fatalf("a microsecond early: %+v", early)
 				}
 				time.Sleep(time.Microsecond)
-				if a := take(t, m, ask)[0]; !a.Granted {
+				if a := take(t, m, request)[0]; !a.Granted {
 					t.Fatalf("after %v: %+v", a.RetryAfter, a)
 				}
 				spans = append(spans, storetest.Span{From: time.Now(), To: time.Now(), Units: 1})
 			}
-			if units, at := storetest.Most(spans, ask.Window); units != limit {
+			if units, at := storetest.Most(spans, request.Window); units != limit {
 				t.Errorf("%d units in the window from %v, want %d", units, at, limit)
 			}
 			if n := int64(len(spans)); n < 3*limit*97/100 {
@@ -95,15 +95,15 @@ func TestMemoryLongWindow(t *testing.T) {
 func TestMemoryClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := store.NewMemory(0)
-		ask := client(0)
-		ask.Limit = 1
-		use(t, m, ask, 1)
+		request := client(0)
+		request.Limit = 1
+		use(t, m, request, 1)
 		time.Sleep(time.Hour - time.Microsecond)
-		if a := take(t, m, ask)[0]; a.Granted || a.RetryAfter != time.Microsecond {
+		if a := take(t, m, request)[0]; a.Granted || a.RetryAfter != time.Microsecond {
 			t.Errorf("%+v, want it refused for another microsecond", a)
 		}
 		time.Sleep(time.Microsecond)
-		use(t, m, ask, 1)
+		use(t, m, request, 1)
 	})
 }
 
@@ -111,16 +111,16 @@ func TestMemoryClock(t *testing.T) {
 func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 	m := store.NewMemory(0)
 	look, refill, tooMuch, none := client(1), client(2), client(3), client(4)
-	look.Need = 0
-	refill.Need, refill.Extra, refill.Limit = 0, 5, 0
-	tooMuch.Need = 6
+	look.Units = 0
+	refill.Units, refill.Lease, refill.Limit = 0, 5, 0
+	tooMuch.Units = 6
 	none.Limit = 0
-	for _, ask := range []store.Ask{look, refill, tooMuch, none} {
-		take(t, m, ask)
+	for _, request := range []store.Request{look, refill, tooMuch, none} {
+		take(t, m, request)
 	}
 	take(t, m, client(5), tooMuch)
 	weak := tooMuch
-	weak.Advisory = true
+	weak.Shadow = true
 	take(t, m, weak)
 	if n := m.Len(); n != 0 {
 		t.Errorf("%d keys held, want none", n)
@@ -129,7 +129,7 @@ func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 	// What is owed stays, unless that was too long ago.
 	for i, age := range []time.Duration{time.Hour, time.Minute} {
 		owing := tooMuch
-		owing.Owed = []store.Spent{{Age: age, Units: 5}}
+		owing.Unreported = []store.Spent{{Age: age, Units: 5}}
 		take(t, m, owing, client(5))
 		if n := m.Len(); n != i {
 			t.Errorf("%d keys held after a refused call of what was spent %v ago, want %d", n, age, i)
@@ -141,12 +141,12 @@ func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 	m = store.NewMemory(0)
 
 	a := use(t, m, client(6), 2)
-	g := store.Grant{Key: client(6).Key, Window: time.Hour, Stamp: a.Stamp, Mark: a.Mark, Units: 1}
-	m.Return(0, []store.Grant{g})
+	g := store.Refund{Key: client(6).Key, Charge: a.Charge, Units: 1}
+	m.Refund(0, []store.Refund{g})
 	if n := m.Len(); n != 1 {
 		t.Errorf("%d keys held with a unit left, want 1", n)
 	}
-	m.Return(0, []store.Grant{g})
+	m.Refund(0, []store.Refund{g})
 	if n := m.Len(); n != 0 {
 		t.Errorf("%d keys held after everything was given back, want none", n)
 	}
@@ -154,27 +154,27 @@ func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 
 func TestMemoryDoesNotAllocate(t *testing.T) {
 	m := store.NewMemory(0)
-	var asks []store.Ask
+	var requests []store.Request
 	for i := range 4 {
-		ask := client(i)
-		ask.Window, ask.Limit = time.Second, store.MaxEvents
-		asks = append(asks, ask)
+		request := client(i)
+		request.Window, request.Limit = time.Second, store.MaxEvents
+		requests = append(requests, request)
 	}
 	full := client(9)
 	use(t, m, full, 5)
 	tests := []struct {
-		name string
-		asks []store.Ask
+		name     string
+		requests []store.Request
 	}{
-		{"granted", asks[:1]},
-		{"four asks", asks},
-		{"refused", []store.Ask{full}},
-		{"look at a fresh key", []store.Ask{{Key: store.Key{Client: "fresh"}, Window: time.Second}}},
+		{"granted", requests[:1]},
+		{"four asks", requests},
+		{"refused", []store.Request{full}},
+		{"look at a fresh key", []store.Request{{Key: store.Key{Client: "fresh", Window: time.Second}}}},
 	}
 	for _, test := range tests {
-		answers := make([]store.Answer, len(test.asks))
+		decisions := make([]store.Decision, len(test.requests))
 		allocs := testing.AllocsPerRun(1000, func() {
-			if err := m.Take(0, test.asks, answers); err != nil {
+			if err := m.Take(time.Now(), 0, test.requests, decisions); err != nil {
 				t.Error(err)
 			}
 		})
@@ -201,18 +201,18 @@ func TestMemoryBytesPerKey(t *testing.T) {
 	for _, test := range tests {
 		synctest.Test(t, func(t *testing.T) {
 			m := store.NewMemory(0)
-			asks := make([]store.Ask, test.keys)
-			for i := range asks {
-				asks[i] = store.Ask{
-					Key:    store.Key{Zone: "30-per-1m", Client: fmt.Sprintf("203.0.%d.%d", i/256, i%256)},
-					Window: 64 * time.Second, Limit: test.limit, Need: 1,
+			requests := make([]store.Request, test.keys)
+			for i := range requests {
+				requests[i] = store.Request{
+					Key:   store.Key{Zone: "30-per-1m", Client: fmt.Sprintf("203.0.%d.%d", i/256, i%256), Window: 64 * time.Second},
+					Limit: test.limit, Units: 1,
 				}
 			}
 			before := heap()
-			answers := make([]store.Answer, 1)
+			decisions := make([]store.Decision, 1)
 			for range test.times {
-				for i := range asks {
-					m.Take(0, asks[i:i+1], answers)
+				for i := range requests {
+					m.Take(time.Now(), 0, requests[i:i+1], decisions)
 				}
 				time.Sleep(test.pause)
 			}
@@ -221,7 +221,7 @@ func TestMemoryBytesPerKey(t *testing.T) {
 			if m.Len() != test.keys || bytes > test.most {
 				t.Errorf("%s: %d bytes for each of %d keys, want at most %d", test.name, bytes, m.Len(), test.most)
 			}
-			runtime.KeepAlive(asks)
+			runtime.KeepAlive(requests)
 			runtime.KeepAlive(m)
 		})
 	}
@@ -245,23 +245,23 @@ func TestMemoryConcurrently(t *testing.T) {
 		rng := rand.New(rand.NewPCG(uint64(g), 1))
 		group.Go(func() {
 			for range 1500 {
-				var asks []store.Ask
+				var requests []store.Request
 				for _, n := range rng.Perm(300)[:1+rng.IntN(6)] {
-					ask := client(n)
-					ask.Window, ask.Limit, ask.Extra = time.Second, limit, rng.Int64N(3)
-					ask.Advisory = rng.IntN(4) == 0
-					asks = append(asks, ask)
+					request := client(n)
+					request.Window, request.Limit, request.Lease = time.Second, limit, rng.Int64N(3)
+					request.Shadow = rng.IntN(4) == 0
+					requests = append(requests, request)
 				}
-				var grants []store.Grant
-				for i, a := range take(t, m, asks...) {
+				var refunds []store.Refund
+				for i, a := range take(t, m, requests...) {
 					if a.Charged() && rng.IntN(2) == 0 {
-						grants = append(grants, store.Grant{Key: asks[i].Key, Window: time.Second, Stamp: a.Stamp, Mark: a.Mark, Units: 1})
+						refunds = append(refunds, store.Refund{Key: requests[i].Key, Charge: a.Charge, Units: 1})
 					}
 					if a.Remaining < 0 || a.Remaining > limit {
 						t.Errorf("%+v", a)
 					}
 				}
-				m.Return(0, grants)
+				m.Refund(0, refunds)
 				if n := m.Len(); n > bound || n < 0 {
 					t.Errorf("%d keys held, want at most %d", n, bound)
 				}
@@ -278,31 +278,31 @@ func BenchmarkMemory(b *testing.B) {
 	for _, keys := range []int{1, 1000} {
 		b.Run(fmt.Sprint("keys ", keys), func(b *testing.B) {
 			m := store.NewMemory(0)
-			asks := make([]store.Ask, keys)
-			for i := range asks {
-				asks[i] = client(i)
-				asks[i].Limit = store.MaxEvents
+			requests := make([]store.Request, keys)
+			for i := range requests {
+				requests[i] = client(i)
+				requests[i].Limit = store.MaxEvents
 			}
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
-				var answers [1]store.Answer
+				var decisions [1]store.Decision
 				for i := rand.IntN(keys); pb.Next(); i++ {
-					m.Take(0, asks[i%keys:i%keys+1], answers[:])
+					m.Take(time.Now(), 0, requests[i%keys:i%keys+1], decisions[:])
 				}
 			})
 		})
 	}
 	b.Run("fresh keys at the bound", func(b *testing.B) {
 		m := store.NewMemory(10_000)
-		asks := make([]store.Ask, 50_000)
-		for i := range asks {
-			asks[i] = client(i)
+		requests := make([]store.Request, 50_000)
+		for i := range requests {
+			requests[i] = client(i)
 		}
-		var answers [1]store.Answer
+		var decisions [1]store.Decision
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
-			n := i % len(asks)
-			m.Take(0, asks[n:n+1], answers[:])
+			n := i % len(requests)
+			m.Take(time.Now(), 0, requests[n:n+1], decisions[:])
 		}
 	})
 }

@@ -1,17 +1,17 @@
 // Package store decides: it keeps, for every limited key, a log of the units
 // granted in the last window, and grants more only while they fit.
 //
-// The package holds the contract of a store ([Store]), the arithmetic that
-// every store shares ([Window]), a layer that spares a shared store most of
-// its calls ([Leases]), what decides while a shared store is away
-// ([Standby]), and the store that needs no server ([Memory]). It knows nothing
-// of HTTP or of any particular server.
+// The package holds the contract of a store ([Store], and [Shared] for one that
+// several processes use), the arithmetic that every store shares ([Window]), and
+// the store that needs no server ([Memory]). Layers over a store have packages of
+// their own: lease spares a shared store most of its calls, and fallback decides
+// while one is away. It knows nothing of HTTP or of any particular server.
 //
 // # What it promises
 //
 // In every interval of one window, the units granted for a key total at most
 // its limit, by the store's clock. A refused call is charged nowhere. What is
-// granted can be given back.
+// granted can be refunded.
 //
 // # What it does not promise
 //
@@ -33,48 +33,56 @@ const (
 	MinWindow = time.Second
 	MaxWindow = 30 * 24 * time.Hour
 	// MaxEvents is the largest limit, and the largest number of units in one
-	// ask.
+	// request.
 	MaxEvents = 1_000_000_000_000
+	// MaxClientBytes bounds Key.Client, and so what a stranger can make a store
+	// remember for one key. Callers hash what is longer.
+	MaxClientBytes = 64
+	// MaxUnreported is how many entries Request.Unreported has at most.
+	MaxUnreported = 16
+	// MaxLeaseSpan is how far ahead of the store's clock a charge may be stamped.
+	MaxLeaseSpan = time.Second
 )
 
 // Store decides calls. All methods are safe for concurrent use.
 //
-// Take decides all asks of one call together: either every ask that is not
-// Advisory is granted and charged, or none is. It fills answers, which must
-// be as long as asks; no two asks of one call may have the same Key and
-// Window. When one refuses the others are answered too, unless they are
-// Undecided: then Granted tells whether this one would have been granted, and
-// nothing was charged.
+// Take decides all requests of one call together: either every request that is
+// not Shadow is granted and charged, or none is. It fills decisions, which must
+// be as long as requests; no two requests of one call may have the same Key.
+// When one is refused the others are decided too, unless they are Skipped: then
+// Granted tells whether this one would have been granted, and nothing was
+// charged.
+//
+// now is a reading of the clock that the caller has just made, which spares a
+// store that needs one another reading. An old one would let a lease be spent
+// after its end.
 //
 // Take returns at the latest after wait (give or take the scheduler), with an
 // error if there is no decision by then. With a wait of 0 it decides what it
-// can without asking anybody, and else fails with [KindBudget]. An error means
-// that no answer is valid; it is an *[Error] unless the asks are senseless. The
-// call may have been executed all the same, so it must never be repeated on
-// account of an error; [Error.Unexecuted] tells when it was certainly not.
+// can without asking anybody, and else fails with [KindBudget]. An error is an
+// *[Error] unless the requests are senseless, and means that no decision is
+// valid but what its Fates name. The call may have been executed all the same,
+// so it must never be repeated on account of an error.
 //
 // There is no context: a client that goes away while its request is being
-// decided is counted all the same, so its request's context must not reach a
-// store.
+// decided is counted all the same, so the context of an HTTP request must not
+// reach a store.
 //
-// Return gives units back, each to the grant they came from, at most once and
+// Refund gives units back, each to the charge they came from, at most once and
 // on a best-effort basis: an error, or a silent loss, leaves the units spent
-// until their window has passed. It waits at most wait. Returning what has
-// expired meanwhile does nothing. A charge remembers which server's data it is
-// in; when that has changed, by a failover or a restart, it is not given back:
-// the data that is there now may lack the charge, and the units in its place be
-// somebody else's.
+// until their window has passed. It waits at most wait. Refunding what has
+// expired meanwhile does nothing.
 //
 // String names the data behind the store, without secrets, for logs and
 // metrics: two stores of one name share their counts.
 type Store interface {
-	Take(wait time.Duration, asks []Ask, answers []Answer) error
-	Return(wait time.Duration, grants []Grant) error
+	Take(now time.Time, wait time.Duration, requests []Request, decisions []Decision) error
+	Refund(wait time.Duration, refunds []Refund) error
 	String() string
 }
 
-// Key names a log within a store. Logs of different windows are different
-// logs even under one key.
+// Key names a log within a store: a limit, a client, and a window, since logs
+// of different windows never mix.
 type Key struct {
 	// Zone is the name of the limit: letters, digits and punctuation chosen
 	// by the operator.
@@ -82,35 +90,33 @@ type Key struct {
 	// Client is whatever tells one client from another: any bytes, possibly
 	// a stranger's, of any length up to [MaxClientBytes].
 	Client string
+	// Window is the limit's, MinWindow to MaxWindow in whole microseconds.
+	Window time.Duration
 }
 
-// MaxClientBytes bounds Key.Client, and so what a stranger can make a store
-// remember for one key. Callers hash what is longer.
-const MaxClientBytes = 64
-
-// Ask is one limit's part of a call.
+// Request is one limit's part of a call. Whoever asks a store to decide sets the
+// first four fields; the others are what layers ask of the store below them.
 //
-// Need is all or nothing, and what a refusal is about. Extra asks for up to
-// that many units more, from none to what fits; it is never a reason to
-// refuse. Need 0 with Extra above 0 is a refill; both 0 is a look that
-// changes nothing.
-type Ask struct {
-	Key    Key
-	Window time.Duration // MinWindow to MaxWindow, whole microseconds
-	Limit  int64         // 0 to MaxEvents
-	Need   int64         // 0 to MaxEvents
-	Extra  int64         // 0 to MaxEvents
-	// Ahead is how long after the decision the units of a grant with extra
-	// units may be spent: they all count as if spent at its end. 0 to
-	// MaxAhead; it has no effect when no extra units are granted.
-	Ahead time.Duration
-	// Advisory asks are decided and charged like others, but their refusal
+// Units are granted all or none. No Units with a Lease is a refill of the
+// caller's lease; neither is a look that changes nothing.
+type Request struct {
+	Key
+	Limit int64 // 0 to MaxEvents
+	Units int64 // 0 to MaxEvents
+	// Shadow requests are decided and charged like others, but their refusal
 	// does not refuse the call. They are charged only if the call is granted.
-	Advisory bool
-	// Owed is what was spent of the limit while the store was away, and is
-	// counted now: before the ask is decided, and whether or not the call is
-	// granted. At most MaxOwed.
-	Owed []Spent
+	Shadow bool
+
+	// Lease asks for up to that many units more, from none to what fits, 0 to
+	// MaxEvents; it is never a reason to refuse. A caller may spend them during
+	// LeaseSpan after it sent the call, 0 to MaxLeaseSpan: all units of the
+	// charge count as if spent at its end. Package lease sets both.
+	Lease     int64
+	LeaseSpan time.Duration
+	// Unreported is what was spent of the limit without the store, and is
+	// counted now: before the request is decided, and whether or not the call
+	// is granted. At most MaxUnreported entries. Package fallback sets it.
+	Unreported []Spent
 }
 
 // Spent is units that were spent an age ago, without the store. They count
@@ -121,99 +127,108 @@ type Spent struct {
 	Units int64         // 1 to MaxEvents
 }
 
-// MaxOwed is how many entries Ask.Owed has at most.
-const MaxOwed = 16
-
-// MaxAhead is how far ahead of the store's clock a grant may be stamped.
-const MaxAhead = time.Second
-
-// Answer is the outcome of one ask.
-type Answer struct {
-	// Granted: Need fits. If it is true for every ask of the call that is
-	// not Advisory, the units have been charged, else nothing has.
+// Decision is what becomes of one request.
+type Decision struct {
+	// Granted: the Units fit. If it is true for every request of the call that
+	// is not Shadow, the units have been charged, else nothing has.
 	Granted bool
-	// Extra is how many of the extra units were granted and charged.
-	Extra int64
+	// Lease is how many units of a lease were granted and charged.
+	Lease int64
 	// Remaining is what is left of the limit after the call, never negative.
 	Remaining int64
 	// Reset is how long it takes until the whole limit is free again if
 	// nobody asks meanwhile.
 	Reset time.Duration
-	// RetryAfter is set if Granted is false: how long it takes until Need
-	// fits if nobody asks meanwhile; the window if Need exceeds the limit.
+	// RetryAfter is set if Granted is false: how long it takes until the Units
+	// fit if nobody asks meanwhile; the window if they exceed the limit.
 	RetryAfter time.Duration
-	// Stamp, Mark and Origin identify what was charged, for giving it back.
-	// They are zero if nothing was charged. Origin tells which server's data
-	// the charge is in, to the store that made it; 0 if it does not know.
-	Stamp, Mark, Origin int64
+	// Charge is what was charged; zero if nothing was.
+	Charge
 	// Source is who decided.
 	Source Source
-	// Undecided: another ask of the call is refused for sure, so that nobody
+	// Skipped: another request of the call is refused for sure, so that nobody
 	// was asked about this one. The other fields are zero.
-	Undecided bool
+	Skipped bool
 }
 
-// Source tells who decided an ask.
+// Source tells who decided a request.
 type Source uint8
 
 const (
-	FromStore Source = iota // the store
-	FromLease               // this process, with units it had been granted before
-	FromCache               // this process, which remembers a refusal
+	FromStore  Source = iota // the store
+	FromLease                // this process, with units that the store had granted it before
+	FromCache                // this process, which remembers that the store refused
+	FromLocal                // this process, while the store was away
+	FromPolicy               // nobody counted anything
+	Sources                  // how many there are
 )
 
-// Charged reports whether the call charged units for this ask.
-func (a *Answer) Charged() bool { return a.Mark != 0 }
+var sourceNames = [Sources]string{"store", "lease", "cache", "local", "policy"}
 
-// Grant names units that were charged and are given back.
-type Grant struct {
-	Key    Key
-	Window time.Duration
-	Stamp  int64 // of the answer
-	Mark   int64 // of the answer
-	Origin int64 // of the answer
-	Units  int64 // 1 to what was charged
-	Source Source
+func (s Source) String() string { return sourceNames[s] }
+
+// Charge identifies units that were charged, so that they can be refunded. Only
+// the store that made it can tell what it says; layers carry it along.
+type Charge struct {
+	// Stamp is the moment from which the units count, in microseconds of the
+	// store's clock.
+	Stamp int64
+	// Mark names the life of the log that they are in. It is 0 if nothing was
+	// charged.
+	Mark int64
+	// Origin tells which server's data the log is in, 0 if that is not known.
+	Origin int64
+}
+
+// Charged reports whether there is anything to be refunded.
+func (c Charge) Charged() bool { return c.Mark != 0 }
+
+// Refund names units that were charged and are given back.
+type Refund struct {
+	Key
+	Charge        // of the decision
+	Units  int64  // 1 to what was charged
+	Source Source // of the decision
 }
 
 // Validate reports the first thing about a call that no store can serve: a
 // mistake of the caller, since configurations are checked before.
-func Validate(asks []Ask, answers []Answer) error {
-	if len(asks) != len(answers) {
-		return fmt.Errorf("store: %d asks with room for %d answers", len(asks), len(answers))
+func Validate(requests []Request, decisions []Decision) error {
+	if len(requests) != len(decisions) {
+		return fmt.Errorf("store: %d requests with room for %d decisions", len(requests), len(decisions))
 	}
-	for i := range asks {
-		a := &asks[i]
+	for i := range requests {
+		a := &requests[i]
 		switch {
 		case a.Window < MinWindow || a.Window > MaxWindow || a.Window%time.Microsecond != 0:
-			return fmt.Errorf("store: window %v of zone %q is not between %v and %v", a.Window, a.Key.Zone, MinWindow, MaxWindow)
-		case a.Limit < 0 || a.Limit > MaxEvents || a.Need < 0 || a.Need > MaxEvents || a.Extra < 0 || a.Extra > MaxEvents:
-			return fmt.Errorf("store: limit %d, need %d or extra %d of zone %q is not between 0 and %d", a.Limit, a.Need, a.Extra, a.Key.Zone, int64(MaxEvents))
-		case a.Ahead < 0 || a.Ahead > MaxAhead:
-			return fmt.Errorf("store: ahead %v of zone %q is not between 0 and %v", a.Ahead, a.Key.Zone, MaxAhead)
-		case len(a.Owed) > MaxOwed:
-			return fmt.Errorf("store: %d entries are owed in zone %q; %d is the most", len(a.Owed), a.Key.Zone, MaxOwed)
-		case len(a.Key.Client) > MaxClientBytes:
-			return fmt.Errorf("store: key of %d bytes in zone %q is longer than %d; hash it first", len(a.Key.Client), a.Key.Zone, MaxClientBytes)
+			return fmt.Errorf("store: window %v of zone %q is not between %v and %v", a.Window, a.Zone, MinWindow, MaxWindow)
+		case a.Limit < 0 || a.Limit > MaxEvents || a.Units < 0 || a.Units > MaxEvents || a.Lease < 0 || a.Lease > MaxEvents:
+			return fmt.Errorf("store: limit %d, %d units or lease of %d in zone %q is not between 0 and %d", a.Limit, a.Units, a.Lease, a.Zone, int64(MaxEvents))
+		case a.LeaseSpan < 0 || a.LeaseSpan > MaxLeaseSpan:
+			return fmt.Errorf("store: lease span %v of zone %q is not between 0 and %v", a.LeaseSpan, a.Zone, MaxLeaseSpan)
+		case len(a.Unreported) > MaxUnreported:
+			return fmt.Errorf("store: %d entries are unreported in zone %q; %d is the most", len(a.Unreported), a.Zone, MaxUnreported)
+		case len(a.Client) > MaxClientBytes:
+			return fmt.Errorf("store: key of %d bytes in zone %q is longer than %d; hash it first", len(a.Client), a.Zone, MaxClientBytes)
 		}
-		for _, spent := range a.Owed {
+		for _, spent := range a.Unreported {
 			if spent.Age < 0 || spent.Age%time.Microsecond != 0 || spent.Units < 1 || spent.Units > MaxEvents {
-				return fmt.Errorf("store: %d units of %v ago in zone %q cannot be owed", spent.Units, spent.Age, a.Key.Zone)
+				return fmt.Errorf("store: %d units of %v ago in zone %q cannot be unreported", spent.Units, spent.Age, a.Zone)
 			}
 		}
 		for j := range i {
-			if asks[j].Key == a.Key && asks[j].Window == a.Window {
-				return fmt.Errorf("store: zone %q asked twice for one key in one call", a.Key.Zone)
+			if requests[j].Key == a.Key {
+				return fmt.Errorf("store: two requests for one key of zone %q in one call", a.Zone)
 			}
 		}
 	}
 	return nil
 }
 
-// Granted reports whether a call is granted: every ask that is not advisory.
-func Granted(asks []Ask, answers []Answer) bool {
-	for i := range asks {
-		if !answers[i].Granted && !asks[i].Advisory {
+// Granted reports whether a call is granted: every request that is not Shadow.
+func Granted(requests []Request, decisions []Decision) bool {
+	for i := range requests {
+		if !decisions[i].Granted && !requests[i].Shadow {
 			return false
 		}
 	}
@@ -246,25 +261,43 @@ const (
 // Kinds lists every Kind.
 var Kinds = []Kind{KindTimeout, KindUnavailable, KindBroken, KindOverload, KindReply, KindBudget, KindAway}
 
-// Error is the failure of a store, as opposed to its refusal.
+// Error is the failure of a store, as opposed to its refusal. A store with one
+// server sets Kind, Unexecuted, Err and perhaps Pending.
 type Error struct {
 	Kind Kind
 	// Unexecuted is true only if the call was certainly not executed and
 	// never will be.
 	Unexecuted bool
-	// Late is set if the call may have been executed and its answers may
-	// still come, nil otherwise. Whoever lets the request pass leaves it
-	// alone: what is granted then stands.
-	Late *Late
-	// Known, if it is not nil, are the answers to the asks that were decided
-	// though others were not, which are Undecided. None of them refuses, but
-	// Advisory ones. What they charged stands, unless the caller returns it:
-	// it is among the answers of Late.
-	Known []Answer
-	// Counted tells of each ask whether what it owes has been counted, or may
-	// have been. It is nil if that is the same for all: unless Unexecuted.
-	Counted []bool
+	// Fates tells what became of each request, if that is not the same for all.
+	// The decisions of those that are FateDecided are valid. If one of these is
+	// refused, the call is: what it has charged is refunded by the store. Else
+	// what they charged is among the decisions of Pending.
+	Fates []Fate
+	// Pending is set if the call may have charged something, and it can still
+	// be found out what; nil otherwise. If whatever the call was for comes to
+	// pass all the same, the charges stand; else they are to be refunded.
+	Pending *Pending
 	Err     error // never holds a secret
+}
+
+// Fate is what is known of one request of a call that failed.
+type Fate uint8
+
+const (
+	FateUnknown    Fate = iota // it may have been executed, or may be yet
+	FateUnexecuted             // it was certainly not executed, and never will be
+	FateDecided                // it was executed, and the decision is known
+)
+
+// Fate is what became of the request with an index.
+func (e *Error) Fate(i int) Fate {
+	switch {
+	case e.Fates != nil:
+		return e.Fates[i]
+	case e.Unexecuted:
+		return FateUnexecuted
+	}
+	return FateUnknown
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("store %s: %v", e.Kind, e.Err) }

@@ -101,13 +101,13 @@ func nextMark(old, now int64) int64 {
 // them: a log has no room for entries in between. The total may come to exceed
 // the limit; then asks are refused until enough has expired. What exceeds
 // maxTotal is dropped. The log must have been advanced to now.
-func (w *Window) Settle(now int64, a *Ask) {
-	for i := range a.Owed {
-		w.settle(now, a, &a.Owed[i])
+func (w *Window) Settle(now int64, a *Request) {
+	for i := range a.Unreported {
+		w.settle(now, a, &a.Unreported[i])
 	}
 }
 
-func (w *Window) settle(now int64, a *Ask, spent *Spent) {
+func (w *Window) settle(now int64, a *Request, spent *Spent) {
 	units := min(spent.Units, maxTotal-w.total)
 	if spent.Age >= a.Window || units <= 0 {
 		return
@@ -127,41 +127,41 @@ func (w *Window) settle(now int64, a *Ask, spent *Spent) {
 
 // Ask answers a without charging anything: as if it was refused by another
 // ask of its call. The log must have been advanced to now.
-func (w *Window) Ask(now int64, a *Ask) Answer {
+func (w *Window) Check(now int64, a *Request) Decision {
 	free := a.Limit - w.total
-	answer := Answer{
-		Granted:   a.Need <= max(free, 0), // a refill fits, if with nothing
+	decision := Decision{
+		Granted:   a.Units <= max(free, 0), // a refill fits, if with nothing
 		Remaining: max(free, 0),
 		Reset:     w.reset(now, a.Window),
 	}
-	if !answer.Granted {
-		answer.RetryAfter = w.retryAfter(now, a)
+	if !decision.Granted {
+		decision.RetryAfter = w.retryAfter(now, a)
 	}
-	return answer
+	return decision
 }
 
 // Charge takes the units of an ask that Ask has granted at the same time, and
 // brings its answer up to date.
-func (w *Window) Charge(now int64, a *Ask, answer *Answer) {
-	extra := min(a.Extra, a.Limit-w.total-a.Need)
-	units := a.Need + extra
+func (w *Window) Charge(now int64, a *Request, decision *Decision) {
+	extra := min(a.Lease, a.Limit-w.total-a.Units)
+	units := a.Units + extra
 	if units <= 0 {
 		return
 	}
 	stamp := now
 	if extra > 0 {
-		stamp += a.Ahead.Microseconds()
+		stamp += a.LeaseSpan.Microseconds()
 	}
-	answer.Extra = extra
-	answer.Stamp = w.add(now, stamp, units, a)
-	answer.Mark = w.mark
-	answer.Remaining = max(a.Limit-w.total, 0)
-	answer.Reset = w.reset(now, a.Window)
+	decision.Lease = extra
+	decision.Stamp = w.add(now, stamp, units, a)
+	decision.Mark = w.mark
+	decision.Remaining = max(a.Limit-w.total, 0)
+	decision.Reset = w.reset(now, a.Window)
 }
 
 // add appends units, or joins them to the last entry, and returns their stamp
 // as stored.
-func (w *Window) add(now, stamp, units int64, a *Ask) int64 {
+func (w *Window) add(now, stamp, units int64, a *Request) int64 {
 	w.total += units
 	n := len(w.entries)
 	if n == 0 {
@@ -214,7 +214,7 @@ func (w *Window) compact(window time.Duration) {
 // with an earlier stamp than the grant's. It does nothing if the log has had
 // another life since, or if the units have expired; what the entry does not
 // hold is dropped. The log must have been advanced to now.
-func (w *Window) Return(now int64, g *Grant) {
+func (w *Window) Refund(now int64, g *Refund) {
 	if w.mark == 0 || g.Mark != w.mark || g.Stamp+g.Window.Microseconds() <= now {
 		return
 	}
@@ -243,6 +243,9 @@ func (w *Window) Return(now int64, g *Grant) {
 	}
 }
 
+// Total is how many units count, as of the last Advance.
+func (w *Window) Total() int64 { return w.total }
+
 // Empty reports whether nothing counts, as of the last Advance.
 func (w *Window) Empty() bool { return len(w.entries) == 0 }
 
@@ -263,8 +266,8 @@ func (w *Window) reset(now int64, window time.Duration) time.Duration {
 
 // retryAfter walks the log until enough has expired for the need of a, which
 // matters when the limit was lowered: then it takes more than the first entry.
-func (w *Window) retryAfter(now int64, a *Ask) time.Duration {
-	excess := w.total + a.Need - a.Limit
+func (w *Window) retryAfter(now int64, a *Request) time.Duration {
+	excess := w.total + a.Units - a.Limit
 	for i := range w.entries {
 		excess -= w.entries[i].units
 		if excess <= 0 {

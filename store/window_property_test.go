@@ -42,23 +42,23 @@ func (m *model) remove(stamp, units int64) {
 }
 
 // ask answers like Window.Ask.
-func (m *model) ask(now int64, a *Ask) Answer {
+func (m *model) request(now int64, a *Request) Decision {
 	free := a.Limit - m.total
-	answer := Answer{Granted: a.Need <= max(free, 0), Remaining: max(free, 0)}
+	decision := Decision{Granted: a.Units <= max(free, 0), Remaining: max(free, 0)}
 	if n := len(m.entries); n > 0 {
-		answer.Reset = time.Duration(m.entries[n-1].stamp-now)*time.Microsecond + a.Window
+		decision.Reset = time.Duration(m.entries[n-1].stamp-now)*time.Microsecond + a.Window
 	}
-	if answer.Granted {
-		return answer
+	if decision.Granted {
+		return decision
 	}
-	answer.RetryAfter = a.Window
+	decision.RetryAfter = a.Window
 	for _, e := range m.entries {
-		if free += e.units; a.Need <= free {
-			answer.RetryAfter = time.Duration(e.stamp-now)*time.Microsecond + a.Window
+		if free += e.units; a.Units <= free {
+			decision.RetryAfter = time.Duration(e.stamp-now)*time.Microsecond + a.Window
 			break
 		}
 	}
-	return answer
+	return decision
 }
 
 // most is the largest number of units spent in one interval [t, t+window).
@@ -78,10 +78,10 @@ func most(spent []entry, window time.Duration) (units, at int64) {
 
 // past is a grant of a history.
 type past struct {
-	Grant
-	ask   Ask
-	at    int64
-	spent []entry // what is left of it, by when it is spent
+	Refund
+	request Request
+	at      int64
+	spent   []entry // what is left of it, by when it is spent
 }
 
 // take gives back units of a grant: those spent last have not been spent.
@@ -116,8 +116,8 @@ type history struct {
 	owes     bool          // units are spent without asking, and told later
 	extra    bool          // extra units are asked for
 	ahead    time.Duration // and stamped ahead by at most this
-	seen     func(a *Ask, answer Answer)
-	returned func(g *Grant)
+	seen     func(a *Request, decision Decision)
+	returned func(g *Refund)
 }
 
 func (h *history) play(steps int) {
@@ -163,46 +163,46 @@ func (h *history) step() {
 	h.pass()
 	h.w.Advance(h.now, h.window)
 	if h.back && len(h.past) > 0 && rapid.IntRange(0, 2).Draw(h.t, "back") == 0 {
-		h.giveBack()
+		h.refund()
 		return
 	}
 	limit := h.limit()
-	a := &Ask{Window: h.window, Limit: limit}
-	a.Need = rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, max(1, limit/8)), rapid.Int64Range(0, limit+1)).Draw(h.t, "need")
-	a.Need = min(a.Need, MaxEvents)
+	a := &Request{Key: Key{Window: h.window}, Limit: limit}
+	a.Units = rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, max(1, limit/8)), rapid.Int64Range(0, limit+1)).Draw(h.t, "need")
+	a.Units = min(a.Units, MaxEvents)
 	if h.extra {
-		a.Extra = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(0, max(1, limit/16))).Draw(h.t, "extra")
-		a.Ahead = time.Duration(rapid.Int64Range(0, h.ahead.Microseconds()).Draw(h.t, "ahead")) * time.Microsecond
+		a.Lease = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(0, max(1, limit/16))).Draw(h.t, "extra")
+		a.LeaseSpan = time.Duration(rapid.Int64Range(0, h.ahead.Microseconds()).Draw(h.t, "ahead")) * time.Microsecond
 	}
 	if h.owes && rapid.IntRange(0, 2).Draw(h.t, "owes") == 0 {
 		h.owe(a)
 		h.w.Settle(h.now, a)
-		a.Owed = nil
+		a.Unreported = nil
 	}
 	before := h.w
 	before.entries = slices.Clone(before.entries)
-	answer := h.w.call(h.now, a)
-	if !answer.Granted {
-		h.refused(&before, a, answer)
+	decision := h.w.call(h.now, a)
+	if !decision.Granted {
+		h.refused(&before, a, decision)
 	}
 	if h.seen != nil {
-		h.seen(a, answer)
+		h.seen(a, decision)
 	}
-	if answer.Charged() {
-		p := &past{ask: *a, at: h.now, Grant: Grant{Window: h.window, Stamp: answer.Stamp, Mark: answer.Mark, Units: a.Need + answer.Extra}}
-		h.spend(p, answer.Extra > 0)
+	if decision.Charged() {
+		p := &past{request: *a, at: h.now, Refund: Refund{Key: Key{Window: h.window}, Charge: decision.Charge, Units: a.Units + decision.Lease}}
+		h.spend(p, decision.Lease > 0)
 		h.past = append(h.past, p)
 	}
 }
 
 // owe draws units that were spent without asking.
-func (h *history) owe(a *Ask) {
+func (h *history) owe(a *Request) {
 	width := h.window.Microseconds()
-	for range rapid.IntRange(1, MaxOwed).Draw(h.t, "owed") {
+	for range rapid.IntRange(1, MaxUnreported).Draw(h.t, "owed") {
 		s := Spent{Units: rapid.Int64Range(1, max(1, a.Limit/8)).Draw(h.t, "units")}
 		age := rapid.OneOf(rapid.Int64Range(0, width/mergeParts), rapid.Int64Range(0, width+1)).Draw(h.t, "age")
 		s.Age = time.Duration(age) * time.Microsecond
-		a.Owed = append(a.Owed, s)
+		a.Unreported = append(a.Unreported, s)
 		h.owed = append(h.owed, entry{h.now - age, s.Units})
 	}
 }
@@ -223,18 +223,18 @@ func (h *history) spend(p *past, leased bool) {
 }
 
 // giveBack gives back units of any grant, never more than it has left.
-func (h *history) giveBack() {
+func (h *history) refund() {
 	p := h.past[rapid.IntRange(max(0, len(h.past)-20), len(h.past)-1).Draw(h.t, "grant")]
 	left := p.left()
 	if left == 0 {
 		return
 	}
-	g := p.Grant
+	g := p.Refund
 	g.Units = rapid.OneOf(rapid.Just(left), rapid.Int64Range(1, left)).Draw(h.t, "units")
 	if g.Stamp+h.window.Microseconds() > h.now {
 		p.take(g.Units)
 	} // else it comes too late, and is as good as spent
-	h.w.Return(h.now, &g)
+	h.w.Refund(h.now, &g)
 	if h.returned != nil {
 		h.returned(&g)
 	}
@@ -242,20 +242,20 @@ func (h *history) giveBack() {
 
 // refused holds a refusal against its word: it changed nothing, and a retry
 // succeeds when it says, and no microsecond earlier.
-func (h *history) refused(before *Window, a *Ask, answer Answer) {
+func (h *history) refused(before *Window, a *Request, decision Decision) {
 	if !slices.Equal(before.entries, h.w.entries) || before.mark != h.w.mark || before.total != h.w.total {
 		h.t.Fatalf("a refusal changed the log from %s to %s", before.text(), h.w.text())
 	}
-	if answer.Extra != 0 || answer.Stamp != 0 || answer.Mark != 0 {
-		h.t.Fatalf("refused, but charged: %+v", answer)
+	if decision.Lease != 0 || decision.Stamp != 0 || decision.Mark != 0 {
+		h.t.Fatalf("refused, but charged: %+v", decision)
 	}
-	if a.Need > a.Limit {
-		if answer.RetryAfter != a.Window {
-			h.t.Fatalf("retry after %v of a need above the limit, want %v", answer.RetryAfter, a.Window)
+	if a.Units > a.Limit {
+		if decision.RetryAfter != a.Window {
+			h.t.Fatalf("retry after %v of a need above the limit, want %v", decision.RetryAfter, a.Window)
 		}
 		return
 	}
-	retry := answer.RetryAfter.Microseconds()
+	retry := decision.RetryAfter.Microseconds()
 	for _, test := range []struct {
 		after int64
 		want  bool
@@ -263,7 +263,7 @@ func (h *history) refused(before *Window, a *Ask, answer Answer) {
 		w := *before
 		w.entries = slices.Clone(w.entries)
 		if got := w.call(h.now+test.after, a); got.Granted != test.want {
-			h.t.Fatalf("%+v of %+v: granted %v after %dµs; log %s", answer, a, got.Granted, test.after, before.text())
+			h.t.Fatalf("%+v of %+v: granted %v after %dµs; log %s", decision, a, got.Granted, test.after, before.text())
 		}
 	}
 }
@@ -305,7 +305,7 @@ func TestWindowIsStrict(t *testing.T) {
 		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
 		h.back = rapid.Bool().Draw(t, "give back")
 		h.extra = rapid.Bool().Draw(t, "leases")
-		h.ahead = MaxAhead
+		h.ahead = MaxLeaseSpan
 		h.play(200)
 		if units, at := most(h.spent(), h.window); units > h.limit() {
 			t.Fatalf("%d units of %d in the window from %d", units, h.limit(), at-start)
@@ -321,11 +321,11 @@ func TestWindowCountsWhatIsOwed(t *testing.T) {
 		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
 		h.back = rapid.Bool().Draw(t, "give back")
 		h.owes = true
-		h.seen = func(a *Ask, got Answer) {
+		h.seen = func(a *Request, got Decision) {
 			if !got.Charged() {
 				return
 			}
-			sum, since := a.Need, h.now-h.window.Microseconds()
+			sum, since := a.Units, h.now-h.window.Microseconds()
 			for _, e := range append(h.spent(), h.owed...) {
 				if e.stamp > since {
 					sum += e.units
@@ -350,19 +350,19 @@ func TestWindowIsExactUpTo64(t *testing.T) {
 		}
 		h.back = true
 		var exact model
-		h.seen = func(a *Ask, got Answer) {
+		h.seen = func(a *Request, got Decision) {
 			exact.expire(h.now, h.window)
-			want := exact.ask(h.now, a)
-			if want.Granted && a.Need > 0 {
-				exact.add(h.now, a.Need)
-				want = Answer{Granted: true, Remaining: want.Remaining - a.Need, Reset: h.window}
+			want := exact.request(h.now, a)
+			if want.Granted && a.Units > 0 {
+				exact.add(h.now, a.Units)
+				want = Decision{Granted: true, Remaining: want.Remaining - a.Units, Reset: h.window}
 			}
 			got.Stamp, got.Mark = 0, 0
 			if got != want {
 				t.Fatalf("%+v = %+v, an exact log %+v", a, got, want)
 			}
 		}
-		h.returned = func(g *Grant) {
+		h.returned = func(g *Refund) {
 			if exact.expire(h.now, h.window); g.Stamp+h.window.Microseconds() > h.now {
 				exact.remove(g.Stamp, g.Units)
 			}
@@ -381,10 +381,10 @@ func TestWindowRefusesForAReason(t *testing.T) {
 			h.back = rapid.Bool().Draw(t, "give back")
 			held := h.window + h.window/mergeParts
 			if h.extra = extra; extra {
-				h.ahead = min(h.window/128, MaxAhead)
+				h.ahead = min(h.window/128, MaxLeaseSpan)
 				held = h.window * 103 / 100
 			}
-			h.seen = func(a *Ask, got Answer) {
+			h.seen = func(a *Request, got Decision) {
 				if got.Granted {
 					return
 				}
@@ -395,7 +395,7 @@ func TestWindowRefusesForAReason(t *testing.T) {
 						spent += p.left()
 					}
 				}
-				if spent+a.Need <= a.Limit {
+				if spent+a.Units <= a.Limit {
 					t.Fatalf("%+v refused with %d units spent in the last %v; log %s", a, spent, held, h.w.text())
 				}
 			}
@@ -411,13 +411,13 @@ func TestWindowIsSound(t *testing.T) {
 		limits := rapid.SampledFrom([][]int64{{0, 1, 2}, {60, 64, 65, 70}, {1, 1000}, {64, 1_000_000, MaxEvents}}).Draw(t, "limits")
 		h.limit = func() int64 { return rapid.SampledFrom(limits).Draw(t, "limit") }
 		h.back, h.extra, h.stepping, h.owes = true, true, true, true
-		h.ahead = MaxAhead
+		h.ahead = MaxLeaseSpan
 		h.play(300)
 		// Grants that never were change nothing for the better or worse.
 		for range 10 {
-			g := &Grant{Window: h.window, Mark: h.w.mark, Units: rapid.Int64Range(1, MaxEvents).Draw(t, "units")}
+			g := &Refund{Key: Key{Window: h.window}, Charge: Charge{Mark: h.w.mark}, Units: rapid.Int64Range(1, MaxEvents).Draw(t, "units")}
 			g.Stamp = h.now + rapid.Int64Range(-h.window.Microseconds(), h.window.Microseconds()).Draw(t, "stamp")
-			h.w.Return(h.now, g)
+			h.w.Refund(h.now, g)
 			if err := h.w.sound(); err != nil {
 				t.Fatal(err)
 			}

@@ -82,42 +82,42 @@ func (w *Window) sound() error {
 }
 
 // call decides one ask as a store does.
-func (w *Window) call(now int64, a *Ask) Answer {
+func (w *Window) call(now int64, a *Request) Decision {
 	w.Advance(now, a.Window)
 	w.Settle(now, a)
-	answer := w.Ask(now, a)
-	if answer.Granted {
-		w.Charge(now, a, &answer)
+	decision := w.Check(now, a)
+	if decision.Granted {
+		w.Charge(now, a, &decision)
 	}
-	return answer
+	return decision
 }
 
 func runLedger(t *testing.T, rows []row) {
 	t.Helper()
 	var w Window
 	limit := int64(0)
-	grants := make([]Grant, len(rows)+1)
+	refunds := make([]Refund, len(rows)+1)
 	for i, r := range rows {
 		now := start + micros(r.at)
 		if r.limit > 0 {
 			limit = r.limit
 		}
 		if r.back > 0 {
-			g := grants[r.back]
+			g := refunds[r.back]
 			g.Units = r.units
 			w.Advance(now, window)
-			w.Return(now, &g)
+			w.Refund(now, &g)
 		} else {
-			a := Ask{Window: window, Limit: limit, Need: r.need, Extra: r.extra, Ahead: time.Duration(micros(r.ahead)) * time.Microsecond}
+			a := Request{Key: Key{Window: window}, Limit: limit, Units: r.need, Lease: r.extra, LeaseSpan: time.Duration(micros(r.ahead)) * time.Microsecond}
 			for _, d := range r.owed {
-				a.Owed = append(a.Owed, Spent{time.Duration(micros(d.age)) * time.Microsecond, d.units})
+				a.Unreported = append(a.Unreported, Spent{time.Duration(micros(d.age)) * time.Microsecond, d.units})
 			}
-			answer := w.call(now, &a)
-			if answer.Granted != (r.retry == 0) || answer.Extra != r.got || answer.Remaining != r.left ||
-				seconds(answer.RetryAfter) != r.retry {
-				t.Errorf("row %d: %+v, want %+v", i+1, answer, r)
+			decision := w.call(now, &a)
+			if decision.Granted != (r.retry == 0) || decision.Lease != r.got || decision.Remaining != r.left ||
+				seconds(decision.RetryAfter) != r.retry {
+				t.Errorf("row %d: %+v, want %+v", i+1, decision, r)
 			}
-			grants[i+1] = Grant{Window: window, Stamp: answer.Stamp, Mark: answer.Mark}
+			refunds[i+1] = Refund{Key: Key{Window: window}, Charge: decision.Charge}
 		}
 		if got := w.text(); got != r.log {
 			t.Errorf("row %d: log %q, want %q", i+1, got, r.log)
@@ -341,13 +341,13 @@ func TestWindow(t *testing.T) {
 // grow for ever: its units would never expire.
 func TestWindowGivenBackAgainAndAgain(t *testing.T) {
 	var w Window
-	a := Ask{Window: window, Limit: 1000, Need: 1}
+	a := Request{Key: Key{Window: window}, Limit: 1000, Units: 1}
 	now := start
 	w.call(now, &a)
 	for range 1000 {
 		now += micros(1)
 		last := w.call(now, &a)
-		w.Return(now, &Grant{Window: window, Stamp: last.Stamp, Mark: last.Mark, Units: 1})
+		w.Refund(now, &Refund{Key: Key{Window: window}, Charge: last.Charge, Units: 1})
 		now += micros(0.01)
 		w.call(now, &a)
 		// A unit a second is kept: no more than 65 of them may count.
@@ -362,13 +362,13 @@ func TestWindowGivenBackAgainAndAgain(t *testing.T) {
 // one is held longer, not shorter.
 func TestWindowOfLeasesGivenBack(t *testing.T) {
 	var w Window
-	unit := Ask{Window: window, Limit: 1000, Need: 1}
-	lease := Ask{Window: window, Limit: 1000, Extra: 1, Ahead: MaxAhead}
+	unit := Request{Key: Key{Window: window}, Limit: 1000, Units: 1}
+	lease := Request{Key: Key{Window: window}, Limit: 1000, Lease: 1, LeaseSpan: MaxLeaseSpan}
 	now, most := start, 0
 	for i := range int64(200) {
 		most = max(most, len(w.entries))
 		a := w.call(now, &lease)
-		w.Return(now, &Grant{Window: window, Stamp: a.Stamp, Mark: a.Mark, Units: 1})
+		w.Refund(now, &Refund{Key: Key{Window: window}, Charge: a.Charge, Units: 1})
 		now++
 		if a := w.call(now, &unit); a.Stamp < now || w.total != i+1 {
 			t.Fatalf("unit %d stamped %d at %d, %d counted", i, a.Stamp, now, w.total)
@@ -389,9 +389,9 @@ func TestWindowOfLeasesGivenBack(t *testing.T) {
 // store has for it is dropped.
 func TestWindowOwedWithoutEnd(t *testing.T) {
 	var w Window
-	a := Ask{Window: window, Limit: 5}
-	for i := range MaxOwed {
-		a.Owed = append(a.Owed, Spent{time.Duration(MaxOwed-i) * time.Second, MaxEvents})
+	a := Request{Key: Key{Window: window}, Limit: 5}
+	for i := range MaxUnreported {
+		a.Unreported = append(a.Unreported, Spent{time.Duration(MaxUnreported-i) * time.Second, MaxEvents})
 	}
 	for range 50 {
 		w.call(start, &a)
@@ -402,9 +402,9 @@ func TestWindowOwedWithoutEnd(t *testing.T) {
 	if w.total != maxTotal {
 		t.Errorf("%d units counted, want %d", w.total, int64(maxTotal))
 	}
-	a.Owed, a.Need = nil, 1
-	if answer := w.call(start, &a); answer.Granted || answer.RetryAfter != window-time.Second {
-		t.Errorf("%+v, want it refused until the last unit expires", answer)
+	a.Unreported, a.Units = nil, 1
+	if decision := w.call(start, &a); decision.Granted || decision.RetryAfter != window-time.Second {
+		t.Errorf("%+v, want it refused until the last unit expires", decision)
 	}
 }
 
@@ -426,7 +426,7 @@ func TestWindowStaysShort(t *testing.T) {
 	for _, load := range loads {
 		t.Run(load.name, func(t *testing.T) {
 			var w Window
-			a := Ask{Window: window, Limit: 1_000_000, Need: 1}
+			a := Request{Key: Key{Window: window}, Limit: 1_000_000, Units: 1}
 			var exact model
 			most := 0
 			for now := start; now < start+5*micros(64); now += load.step() {
@@ -456,7 +456,7 @@ func TestWindowUtilisation(t *testing.T) {
 		for _, load := range []float64{1.02, 1.5, 10} { // asked for, of what the limit allows
 			var w Window
 			var exact model
-			a := Ask{Window: window, Limit: limit, Need: 1}
+			a := Request{Key: Key{Window: window}, Limit: limit, Units: 1}
 			granted, want := 0, 0
 			step := max(2, int64(float64(2*window.Microseconds())/float64(limit)/load))
 			// Delays add up; it takes many windows to see them.
@@ -486,12 +486,12 @@ func TestWindowOfARaisedLimit(t *testing.T) {
 	const window = 10 * time.Second
 	var w Window
 	now := start
-	ask := func(limit int64) bool {
-		a := Ask{Window: window, Limit: limit, Need: 1}
+	request := func(limit int64) bool {
+		a := Request{Key: Key{Window: window}, Limit: limit, Units: 1}
 		return w.call(now, &a).Granted
 	}
 	for range 60 {
-		if now += 5000; !ask(60) {
+		if now += 5000; !request(60) {
 			t.Fatal("60 of 60 are not granted")
 		}
 	}
@@ -499,7 +499,7 @@ func TestWindowOfARaisedLimit(t *testing.T) {
 	for i := range 4 {
 		granted := 0
 		for end := now + window.Microseconds(); now < end; now += 9500 {
-			if ask(1000) {
+			if request(1000) {
 				granted++
 			}
 		}
@@ -529,7 +529,7 @@ func TestWindowUtilisationOfChangingLimits(t *testing.T) {
 					limit = limits[rng.IntN(len(limits))]
 					change += rng.Int64N(3 * window.Microseconds())
 				}
-				a := Ask{Window: window, Limit: limit, Need: 1}
+				a := Request{Key: Key{Window: window}, Limit: limit, Units: 1}
 				if w.call(now, &a).Granted {
 					granted++
 					spent.expire(now, window)
@@ -558,7 +558,7 @@ func BenchmarkWindow(b *testing.B) {
 	for _, limit := range []int64{10, 64, 1_000_000} {
 		b.Run(fmt.Sprint("limit ", limit), func(b *testing.B) {
 			var w Window
-			a := Ask{Window: window, Limit: limit, Need: 1}
+			a := Request{Key: Key{Window: window}, Limit: limit, Units: 1}
 			now := start
 			b.ReportAllocs()
 			for b.Loop() {

@@ -53,8 +53,8 @@ http://a.test {
 }`)
 			user := with("X-User", "me")
 			a := e.status(row.want, alice, "http://a.test/", user, arrives(3, false))
-			if asks := r.asked(); row.want == early && len(asks) > 0 {
-				t.Errorf("early data: the store was asked for %+v, want no call", asks)
+			if requests := r.asked(); row.want == early && len(requests) > 0 {
+				t.Errorf("early data: the store was asked for %+v, want no call", requests)
 			}
 			a.header(t, "Retry-After", "")
 			if events == "0" {

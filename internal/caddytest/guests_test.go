@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
 // Guest modules that stand for the world around the handler.
@@ -140,16 +142,16 @@ func (bookCloser) Close() error { return nil }
 // rig is a store that does what a test says: it counts in memory until it is
 // told to fail or to hang.
 type rig struct {
-	memory *store.Memory
-	mu     sync.Mutex
-	err    error
-	delay  time.Duration
-	first  bool        // of each call only the first ask is decided
-	late   *store.Late // calls are executed, but answered too late
-	behind []store.Answer
-	source store.Source // what answers tell
-	asks   []store.Ask
-	given  []store.Grant
+	memory   *store.Memory
+	mu       sync.Mutex
+	err      error
+	delay    time.Duration
+	first    bool           // of each call only the first ask is decided
+	late     *store.Pending // calls are executed, but answered too late
+	behind   []store.Decision
+	source   store.Source // what answers tell
+	requests []store.Request
+	given    []store.Refund
 }
 
 func newRig(t *testing.T, name string) *rig {
@@ -178,28 +180,28 @@ func (r *rig) hangs(d time.Duration) {
 func (r *rig) lags() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.late = new(store.Late)
+	r.late = new(store.Pending)
 }
 
 // arrive delivers what lags held back, and ends it.
 func (r *rig) arrive() {
 	r.mu.Lock()
-	late, answers := r.late, r.behind
+	late, decisions := r.late, r.behind
 	r.late, r.behind = nil, nil
 	r.mu.Unlock()
-	late.Deliver(answers)
+	late.Deliver(decisions)
 }
 
 // asked returns what the store was asked for, and forgets it.
-func (r *rig) asked() []store.Ask {
+func (r *rig) asked() []store.Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	asks := r.asks
-	r.asks = nil
-	return asks
+	requests := r.requests
+	r.requests = nil
+	return requests
 }
 
-func (r *rig) returned() []store.Grant {
+func (r *rig) returned() []store.Refund {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.given
@@ -230,13 +232,13 @@ func (s *rigStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 func (s *rigStore) String() string { return "rig " + s.Name }
 
-func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
+func (s *rigStore) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
 	if wait <= 0 {
 		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("no time to wait")}
 	}
 	s.mu.Lock()
 	err, delay, late, source, first := s.err, s.delay, s.late, s.source, s.first
-	s.asks = append(s.asks, asks...)
+	s.requests = append(s.requests, requests...)
 	s.mu.Unlock()
 	if delay > wait {
 		time.Sleep(wait)
@@ -244,62 +246,62 @@ func (s *rigStore) Take(wait time.Duration, asks []store.Ask, answers []store.An
 	}
 	time.Sleep(delay)
 	if first {
-		known, counted := make([]store.Answer, len(asks)), make([]bool, len(asks))
-		for i := range known {
-			known[i].Undecided = i > 0
+		fates := make([]store.Fate, len(requests))
+		for i := range fates {
+			decisions[i], fates[i] = store.Decision{Skipped: true}, store.FateUnexecuted
 		}
-		if err := s.takeHere(wait, asks[:1], known[:1]); err != nil {
+		if err := s.takeHere(wait, requests[:1], decisions[:1]); err != nil {
 			return err
 		}
-		counted[0] = true
-		behind := new(store.Late)
-		behind.Deliver(known)
-		return &store.Error{Kind: store.KindAway, Late: behind, Known: known, Counted: counted, Err: errors.New("one of two is away")}
+		fates[0] = store.FateDecided
+		behind := new(store.Pending)
+		behind.Deliver(slices.Clone(decisions))
+		return &store.Error{Kind: store.KindAway, Pending: behind, Fates: fates, Err: errors.New("one of two is away")}
 	}
 	if late != nil {
-		behind := make([]store.Answer, len(asks))
-		if err := s.takeHere(wait, asks, behind); err != nil {
+		behind := make([]store.Decision, len(requests))
+		if err := s.takeHere(wait, requests, behind); err != nil {
 			return err
 		}
 		s.mu.Lock()
 		s.behind = behind
 		s.mu.Unlock()
-		return &store.Error{Kind: store.KindTimeout, Late: late, Err: errors.New("no answer in time")}
+		return &store.Error{Kind: store.KindTimeout, Pending: late, Err: errors.New("no answer in time")}
 	}
 	if err != nil {
 		// What a store leaves behind when it fails means nothing.
-		for i := range answers {
-			answers[i] = store.Answer{Granted: true, Remaining: 99, Stamp: 1, Mark: 1}
+		for i := range decisions {
+			decisions[i] = store.Decision{Granted: true, Remaining: 99, Charge: store.Charge{Stamp: 1, Mark: 1}}
 		}
 		return err
 	}
-	err = s.takeHere(wait, asks, answers)
-	for i := range answers {
-		answers[i].Source = source
+	err = s.takeHere(wait, requests, decisions)
+	for i := range decisions {
+		decisions[i].Source = source
 	}
 	return err
 }
 
-func (s *rigStore) Return(wait time.Duration, grants []store.Grant) error {
+func (s *rigStore) Refund(wait time.Duration, refunds []store.Refund) error {
 	s.mu.Lock()
-	s.given = append(s.given, grants...)
+	s.given = append(s.given, refunds...)
 	s.mu.Unlock()
-	for _, g := range grants {
+	for _, g := range refunds {
 		if g.Origin != rigOrigin {
 			panic("the origin of a grant was lost")
 		}
 	}
-	return s.memory.Return(wait, grants)
+	return s.memory.Refund(wait, refunds)
 }
 
 // rigOrigin is the identity of a rig's data.
 const rigOrigin = 7
 
-func (s *rigStore) takeHere(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	err := s.memory.Take(wait, asks, answers)
-	for i := range answers {
-		if answers[i].Charged() {
-			answers[i].Origin = rigOrigin
+func (s *rigStore) takeHere(wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	err := s.memory.Take(time.Now(), wait, requests, decisions)
+	for i := range decisions {
+		if decisions[i].Charged() {
+			decisions[i].Origin = rigOrigin
 		}
 	}
 	return err
@@ -369,7 +371,9 @@ func (s *farStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (s *farStore) String() string { return "far " + s.Name }
-func (s *farStore) Cautious() bool { return s.IsCautious }
+func (s *farStore) FallbackSettings() fallback.Settings {
+	return fallback.Settings{Cautious: s.IsCautious}
+}
 
 func (s *farStore) Instances() int {
 	s.far.watch.Lock()

@@ -35,14 +35,14 @@ http://a.test {
 	return func(from string, change ...func(*http.Request)) string {
 		t.Helper()
 		e.granted(1, from, "http://a.test/", change...)
-		asks := r.asked()
-		if len(asks) != 1 || asks[0].Key.Zone != "z" {
-			t.Fatalf("asks of one request from %s: got %+v, want one of zone z", from, asks)
+		requests := r.asked()
+		if len(requests) != 1 || requests[0].Key.Zone != "z" {
+			t.Fatalf("asks of one request from %s: got %+v, want one of zone z", from, requests)
 		}
-		if n := len(asks[0].Key.Client); n > store.MaxClientBytes {
+		if n := len(requests[0].Key.Client); n > store.MaxClientBytes {
 			t.Errorf("key of %d bytes, want at most %d", n, store.MaxClientBytes)
 		}
-		return asks[0].Key.Client
+		return requests[0].Key.Client
 	}
 }
 

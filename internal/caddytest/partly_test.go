@@ -76,7 +76,7 @@ http://deny.test {
 	f.asked()
 	e.granted(1, alice, "http://a.test/")
 	for _, a := range f.asked() {
-		units, _ := owed([]store.Ask{a})
+		units, _ := owed([]store.Request{a})
 		if want := map[string]int64{"there": 0, "away": 2}[a.Key.Zone]; units != want {
 			t.Errorf("owed in zone %s: got %d units, want %d", a.Key.Zone, units, want)
 		}

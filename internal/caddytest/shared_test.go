@@ -37,9 +37,9 @@ func soon(t *testing.T, what string, happened func() bool) {
 }
 
 // owed is the units that asks owed, and how many entries they had.
-func owed(asks []store.Ask) (units int64, entries int) {
-	for _, a := range asks {
-		for _, spent := range a.Owed {
+func owed(requests []store.Request) (units int64, entries int) {
+	for _, a := range requests {
+		for _, spent := range a.Unreported {
 			units += spent.Units
 			entries++
 		}
@@ -151,13 +151,13 @@ func TestOwedUnitsAreSettled(t *testing.T) {
 	f.asked()
 	f.report(store.Report{Condition: store.Slow, Took: time.Second})
 	f.report(store.Report{Condition: store.Up})
-	var asks []store.Ask
+	var requests []store.Request
 	soon(t, "what is owed is reported", func() bool {
-		asks = append(asks, f.asked()...)
-		return len(asks) == 2
+		requests = append(requests, f.asked()...)
+		return len(requests) == 2
 	})
-	if units, _ := owed(asks); units != 5 || asks[0].Need != 0 || asks[1].Need != 0 {
-		t.Errorf("reported: got %+v, want 5 units and no need", asks)
+	if units, _ := owed(requests); units != 5 || requests[0].Units != 0 || requests[1].Units != 0 {
+		t.Errorf("reported: got %+v, want 5 units and no need", requests)
 	}
 	// Other instances see it: so does this one, as if it were another.
 	e.body("granted store 6", alice, "http://a.test/")
@@ -412,8 +412,8 @@ func TestCautiousAfterALoss(t *testing.T) {
 	key := f.asked()[0].Key.Client
 	before := f.memory
 	f.memory = store.NewMemory(0)
-	others := []store.Ask{{Key: store.Key{Zone: "other", Client: key}, Window: time.Hour, Limit: 5, Need: 5}}
-	if err := f.memory.Take(0, others, make([]store.Answer, 1)); err != nil {
+	others := []store.Request{{Key: store.Key{Zone: "other", Client: key, Window: time.Hour}, Limit: 5, Units: 5}}
+	if err := f.memory.Take(time.Now(), 0, others, make([]store.Decision, 1)); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 {
@@ -480,7 +480,7 @@ func TestServersThatAreGone(t *testing.T) {
 	e, f := remote(t, 3, "distributed_ratelimit 10 1h z")
 	f.report(store.Report{Condition: store.Away, Err: errAway})
 	e.sample("store_up", "far:1 far redis", 0)
-	f.report(store.Report{Condition: store.Gone})
+	f.report(store.Report{Condition: store.Removed})
 	if got := e.series("store_up"); len(got) != 0 {
 		t.Errorf("after it has gone: got %v", got)
 	}
@@ -498,7 +498,7 @@ func TestServersThatAreGone(t *testing.T) {
 func TestLateCallsAreNotRepeated(t *testing.T) {
 	h := "distributed_ratelimit 10 1h z {\n\t\ton_store_error allow\n\t}\n\t"
 	e, f := remote(t, 1, h+h)
-	f.breaks(&store.Error{Kind: store.KindTimeout, Late: new(store.Late), Err: errors.New("late")})
+	f.breaks(&store.Error{Kind: store.KindTimeout, Pending: new(store.Pending), Err: errors.New("late")})
 	e.status(200, alice, "http://a.test/")
 	if got := len(f.asked()); got != 1 {
 		t.Errorf("the store was asked %d times for one request and one zone, want 1", got)

@@ -262,7 +262,7 @@ func (l *load) back(instances int, at time.Time) (time.Time, bool) {
 // row is what is known about a fault afterwards.
 type row struct {
 	name        string
-	answers     string
+	decisions   string
 	share       float64       // 0 if it was not measured
 	added       time.Duration // likewise
 	connections string
@@ -277,7 +277,7 @@ func (r row) String() string {
 	if r.added > 0 {
 		added = milliseconds(r.added)
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s |", r.name, r.answers, share, added, r.connections, r.recovery)
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s |", r.name, r.decisions, share, added, r.connections, r.recovery)
 }
 
 func milliseconds(d time.Duration) string {
@@ -388,11 +388,11 @@ func (f *fault) run(t *testing.T) row {
 	}
 	most, at := storetest.Most(spans, faultWindow)
 	result.share = float64(most) / faultLimit
-	result.answers = fmt.Sprintf("%d × 200, %d × 429", statuses[http.StatusOK], statuses[http.StatusTooManyRequests])
+	result.decisions = fmt.Sprintf("%d × 200, %d × 429", statuses[http.StatusOK], statuses[http.StatusTooManyRequests])
 	for status, n := range statuses {
 		if status != http.StatusOK && status != http.StatusTooManyRequests {
 			t.Errorf("%d answers with status %d", n, status)
-			result.answers += fmt.Sprintf(", %d × %d", n, status)
+			result.decisions += fmt.Sprintf(", %d × %d", n, status)
 		}
 	}
 	bound := f.most

@@ -199,7 +199,7 @@ ADDR {
 		took = append(took, s.To.Sub(s.From))
 	}
 	note(row{
-		name: "100 reloads under load", answers: fmt.Sprintf("%d × 200", len(rec.spans)),
+		name: "100 reloads under load", decisions: fmt.Sprintf("%d × 200", len(rec.spans)),
 		added:       max(0, percentile(took, 0.99)-percentile(took, 0.5)),
 		connections: fmt.Sprintf("%d open afterwards", open), recovery: "none needed",
 	})
@@ -256,7 +256,7 @@ func TestFaultRestartTogether(t *testing.T) {
 		t.Errorf("at most %d granted in a window, limit %d: the limit was never reached", most, limit)
 	}
 	note(row{
-		name: "five instances restart together", answers: fmt.Sprintf("%d × 200, %d × 429", len(rec.spans), rec.refused),
+		name: "five instances restart together", decisions: fmt.Sprintf("%d × 200, %d × 429", len(rec.spans), rec.refused),
 		share: float64(most) / limit, connections: fmt.Sprint(redis.Connections(t) - before),
 		recovery: fmt.Sprintf("%.1f s until all are up", recovery.Seconds()),
 	})
@@ -333,7 +333,7 @@ func TestFaultManyClients(t *testing.T) {
 	}
 	note(row{
 		name:        "many new clients",
-		answers:     fmt.Sprintf("%d × 200 in %.0f s", *newClients, took.Seconds()),
+		decisions:   fmt.Sprintf("%d × 200 in %.0f s", *newClients, took.Seconds()),
 		connections: fmt.Sprint(r.connections() - connections), recovery: "none needed",
 	})
 }
@@ -373,7 +373,7 @@ func TestFaultAbortingClients(t *testing.T) {
 		t.Errorf("%v requests were not granted by the store", other)
 	}
 	note(row{
-		name: "clients that abort at once", answers: fmt.Sprintf("nothing; %.0f of %d counted", granted, sent.Load()),
+		name: "clients that abort at once", decisions: fmt.Sprintf("nothing; %.0f of %d counted", granted, sent.Load()),
 		connections: fmt.Sprint(redis.Clients(t)) + " open afterwards", recovery: "none needed",
 	})
 }
@@ -413,9 +413,9 @@ func TestFaultHotClient(t *testing.T) {
 	}
 	all := append(took[0], took[1]...)
 	note(row{
-		name:    "one client far over its limit, at full speed",
-		answers: fmt.Sprintf("%d × 200, %d × 429 in %v", len(rec.spans), rec.refused, load),
-		share:   float64(most) / faultLimit, added: max(1, percentile(all, 0.99)-percentile(all, 0.5)),
+		name:      "one client far over its limit, at full speed",
+		decisions: fmt.Sprintf("%d × 200, %d × 429 in %v", len(rec.spans), rec.refused, load),
+		share:     float64(most) / faultLimit, added: max(1, percentile(all, 0.99)-percentile(all, 0.5)),
 		connections: fmt.Sprint(r.connections() - connections), recovery: "none needed",
 	})
 }
@@ -476,7 +476,7 @@ ADDR {
 		t.Errorf("%d series of requests for %d zones that applied, or some of those that did not", n, apply)
 	}
 	note(row{
-		name: "a thousand zones on each request", answers: fmt.Sprintf("%d × 200, %d × 429, the median in %s", len(rec.spans), rec.refused, milliseconds(percentile(took, 0.5))),
+		name: "a thousand zones on each request", decisions: fmt.Sprintf("%d × 200, %d × 429, the median in %s", len(rec.spans), rec.refused, milliseconds(percentile(took, 0.5))),
 		connections: fmt.Sprint(redis.Clients(t)) + " open", recovery: "none needed",
 	})
 }
@@ -540,7 +540,7 @@ func TestFaultOddKeys(t *testing.T) {
 		t.Errorf("%d bytes of heap for each key", perKey)
 	}
 	note(row{
-		name: "keys of 60 kB, of any bytes", answers: fmt.Sprintf("%d × 200, %d × 429", len(rec.spans), rec.refused),
+		name: "keys of 60 kB, of any bytes", decisions: fmt.Sprintf("%d × 200, %d × 429", len(rec.spans), rec.refused),
 		connections: fmt.Sprintf("%d; %d bytes of heap for each key, names in Redis of %d", redis.Clients(t), perKey, longest), recovery: "none needed",
 	})
 }

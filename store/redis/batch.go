@@ -82,13 +82,13 @@ func (c *call) finish(reply string, err *store.Error) {
 }
 
 // read reads the reply to a call that takes, once it is there.
-func (c *call) read(reply string, answers []store.Answer) error {
-	if err := readAnswers(reply, answers); err != nil {
+func (c *call) read(reply string, decisions []store.Decision) error {
+	if err := readDecisions(reply, decisions); err != nil {
 		return err
 	}
-	for i := range answers {
-		if answers[i].Charged() {
-			answers[i].Origin = c.origin
+	for i := range decisions {
+		if decisions[i].Charged() {
+			decisions[i].Origin = c.origin
 		}
 	}
 	return nil

@@ -18,7 +18,7 @@ import (
 )
 
 // callers runs take in n goroutines, b.N times altogether.
-func callers(b *testing.B, n int, take func(ask store.Ask)) {
+func callers(b *testing.B, n int, take func(request store.Request)) {
 	var group sync.WaitGroup
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -41,9 +41,9 @@ func BenchmarkTake(b *testing.B) {
 		for _, n := range []int{1, 64} {
 			b.Run(fmt.Sprintf("connections=%d/callers=%d", connections, n), func(b *testing.B) {
 				s := warmed(b, Options{Address: server.Addr, PoolSize: connections})
-				callers(b, n, func(a store.Ask) {
-					var answers [1]store.Answer
-					if err := s.Take(patience, []store.Ask{a}, answers[:]); err != nil {
+				callers(b, n, func(a store.Request) {
+					var decisions [1]store.Decision
+					if err := s.Take(time.Now(), patience, []store.Request{a}, decisions[:]); err != nil {
 						b.Error(err)
 					}
 				})
@@ -65,13 +65,13 @@ func BenchmarkAlternatives(b *testing.B) {
 		b.Fatal(err)
 	}
 	run := func(b *testing.B, process func(context.Context, redis.Cmder) error) {
-		callers(b, 64, func(a store.Ask) {
-			cmd := redis.NewStringCmd(ctx, k.takeCommand([]store.Ask{a})...)
+		callers(b, 64, func(a store.Request) {
+			cmd := redis.NewStringCmd(ctx, k.takeCommand([]store.Request{a})...)
 			if err := process(ctx, cmd); err != nil {
 				b.Error(err)
 			}
-			var answers [1]store.Answer
-			if reply, err := cmd.Result(); err != nil || readAnswers(reply, answers[:]) != nil {
+			var decisions [1]store.Decision
+			if reply, err := cmd.Result(); err != nil || readDecisions(reply, decisions[:]) != nil {
 				b.Error(err)
 			}
 		})
@@ -95,11 +95,11 @@ func BenchmarkScript(b *testing.B) {
 	window := time.Minute
 	full := window.Microseconds()/64 + 1 // between entries that do not merge
 	for _, test := range []struct {
-		name    string
-		entries int
-		limit   int64
-		step    int64 // between the rounds that are measured
-		asks    int
+		name     string
+		entries  int
+		limit    int64
+		step     int64 // between the rounds that are measured
+		requests int
 	}{
 		{"entries=1", 1, 1_000_000, 0, 1},
 		{"entries=5", 5, 1_000_000, 0, 1},
@@ -114,13 +114,13 @@ func BenchmarkScript(b *testing.B) {
 			now := int64(1_700_000_000_000_000)
 			round := func(calls int) {
 				for key := range calls {
-					var asks []store.Ask
-					for zone := range test.asks {
+					var requests []store.Request
+					for zone := range test.requests {
 						a := one(fmt.Sprint("client", key), test.limit)
 						a.Key.Zone, a.Window = fmt.Sprint("zone", zone), window
-						asks = append(asks, a)
+						requests = append(requests, a)
 					}
-					if err := script.send(now, script.keys.takeCommand(asks)); err != nil {
+					if err := script.send(now, script.keys.takeCommand(requests)); err != nil {
 						b.Fatal(err)
 					}
 				}

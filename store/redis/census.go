@@ -35,7 +35,7 @@ const (
 // The number of instances grows at once, and falls only after it was lower for
 // as long as an instance stays alive without a beat: a server that came back
 // empty must not make every instance believe that it is alone.
-type census struct {
+type presence struct {
 	name string // of this instance, 8 bytes
 	beat atomic.Int64
 	most atomic.Int64 // instances, of the list that has the most
@@ -58,8 +58,8 @@ type listed struct {
 	low      int64
 }
 
-func newCensus(instances int) *census {
-	c := &census{lists: make(map[string]*listed)}
+func newPresence(instances int) *presence {
+	c := &presence{lists: make(map[string]*listed)}
 	var name [8]byte
 	_, _ = rand.Read(name[:]) // never fails
 	c.name = string(name[:])
@@ -68,11 +68,11 @@ func newCensus(instances int) *census {
 }
 
 // instances is how many there are, at least 1.
-func (c *census) instances() int { return int(c.most.Load()) }
+func (c *presence) instances() int { return int(c.most.Load()) }
 
 // command is the next beat for a list, and its number. The last one of a
 // store's life is number 0.
-func (c *census) command(key string, leaves bool) (*beatCommand, int64) {
+func (c *presence) command(key string, leaves bool) (*beatCommand, int64) {
 	beat := int64(0)
 	if !leaves {
 		beat = c.beat.Add(1)
@@ -98,7 +98,7 @@ func (*beatCommand) NoRetry() bool { return true }
 
 // heard takes in the reply to a beat. lost tells how it shows that the server
 // has lost data, "" if it does not.
-func (c *census) heard(key, reply string, beat int64, now time.Time) (lost string, err error) {
+func (c *presence) heard(key, reply string, beat int64, now time.Time) (lost string, err error) {
 	if len(reply) != beatReply {
 		return "", fmt.Errorf("%w: %d bytes for a heartbeat", errReply, len(reply))
 	}
@@ -154,7 +154,7 @@ func numberIn(reply string, from, size int) int64 {
 
 // silent notes that a server does not answer: what it says next about who is
 // alive is not to be believed at once.
-func (c *census) silent(key string) {
+func (c *presence) silent(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.lists[key]; l != nil {
@@ -163,14 +163,14 @@ func (c *census) silent(key string) {
 }
 
 // keep forgets all lists but some: no server is asked for the others any more.
-func (c *census) keep(some map[string]bool) {
+func (c *presence) keep(some map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	maps.DeleteFunc(c.lists, func(key string, _ *listed) bool { return !some[key] })
 	c.countLocked()
 }
 
-func (c *census) countLocked() {
+func (c *presence) countLocked() {
 	most := int64(0)
 	for _, l := range c.lists {
 		most = max(most, l.instances)

@@ -41,7 +41,7 @@ func (p *parish) send(cmd *beatCommand) string {
 
 // beat is a heartbeat of an instance. It wants a loss to be noticed or, if it
 // is empty, none.
-func (p *parish) beat(c *census, lost string) {
+func (p *parish) beat(c *presence, lost string) {
 	p.t.Helper()
 	cmd, number := c.command(parishKey, false)
 	got, err := c.heard(parishKey, p.send(cmd), number, p.now)
@@ -50,14 +50,14 @@ func (p *parish) beat(c *census, lost string) {
 	}
 }
 
-func (p *parish) leave(c *census) {
+func (p *parish) leave(c *presence) {
 	p.t.Helper()
 	cmd, _ := c.command(parishKey, true)
 	p.send(cmd)
 }
 
 // pass lets instances beat every second for a time.
-func (p *parish) pass(d time.Duration, instances ...*census) {
+func (p *parish) pass(d time.Duration, instances ...*presence) {
 	p.t.Helper()
 	for range d / time.Second {
 		p.now = p.now.Add(time.Second)
@@ -68,7 +68,7 @@ func (p *parish) pass(d time.Duration, instances ...*census) {
 }
 
 // count wants instances to count so many.
-func (p *parish) count(want int, instances ...*census) {
+func (p *parish) count(want int, instances ...*presence) {
 	p.t.Helper()
 	for i, c := range instances {
 		if got := c.instances(); got != want {
@@ -78,9 +78,9 @@ func (p *parish) count(want int, instances ...*census) {
 }
 
 // settledParish is one with three instances that know of each other.
-func settledParish(t *testing.T) (p *parish, a, b, c *census) {
+func settledParish(t *testing.T) (p *parish, a, b, c *presence) {
 	t.Helper()
-	p, a, b, c = newParish(t), newCensus(1), newCensus(1), newCensus(1)
+	p, a, b, c = newParish(t), newPresence(1), newPresence(1), newPresence(1)
 	p.beat(a, "")
 	p.count(1, a)
 	p.beat(b, "")
@@ -144,7 +144,7 @@ func TestCensusSilence(t *testing.T) {
 	p, a, b, c := settledParish(t)
 	p.leave(c)
 	p.pass(aliveFor-time.Second, a, b)
-	for _, c := range []*census{a, b} {
+	for _, c := range []*presence{a, b} {
 		c.silent(parishKey)
 		c.silent("another list")
 	}
@@ -157,7 +157,7 @@ func TestCensusSilence(t *testing.T) {
 
 // TestCensusOption is what the operator said, until it is known better.
 func TestCensusOption(t *testing.T) {
-	p, a, b := newParish(t), newCensus(5), newCensus(0)
+	p, a, b := newParish(t), newPresence(5), newPresence(0)
 	p.count(5, a)
 	p.count(1, b)
 	p.pass(aliveFor, a)
@@ -169,7 +169,7 @@ func TestCensusOption(t *testing.T) {
 // TestCensusLists: several servers keep lists, and not every instance is on
 // each: the longest counts.
 func TestCensusLists(t *testing.T) {
-	c := newCensus(1)
+	c := newPresence(1)
 	now := time.Unix(1_700_000_000, 0)
 	hear := func(key string, alive int64) {
 		t.Helper()
@@ -211,7 +211,7 @@ func beatOf(birth, before, alive, evicted int64) string {
 }
 
 func TestCensusReply(t *testing.T) {
-	c := newCensus(1)
+	c := newPresence(1)
 	for _, reply := range []string{"", "OK", beatOf(1, 2, 3, 4) + "x"} {
 		if _, err := c.heard("list", reply, 1, time.Now()); err == nil {
 			t.Errorf("%q was taken for the reply to a beat", reply)
@@ -225,7 +225,7 @@ func TestLossOfWrites(t *testing.T) {
 	old := p.server.Do(t, "DUMP", parishKey).(string)
 	p.pass(3*time.Second, a, b, c)
 	p.server.Do(t, "RESTORE", parishKey, 0, old, "REPLACE")
-	for _, c := range []*census{a, b, c} {
+	for _, c := range []*presence{a, b, c} {
 		p.beat(c, "writes that were confirmed are gone")
 	}
 	p.pass(10*time.Second, a, b, c) // it is told once
@@ -240,10 +240,10 @@ func TestLossOfWrites(t *testing.T) {
 
 	// One who came meanwhile is missing in it.
 	old = p.server.Do(t, "DUMP", parishKey).(string)
-	d := newCensus(1)
+	d := newPresence(1)
 	p.pass(3*time.Second, a, b, c, d)
 	p.server.Do(t, "RESTORE", parishKey, 0, old, "REPLACE")
-	for _, c := range []*census{a, b, c, d} {
+	for _, c := range []*presence{a, b, c, d} {
 		p.beat(c, "writes that were confirmed are gone")
 	}
 	p.pass(10*time.Second, a, b, c, d)
@@ -264,7 +264,7 @@ func TestLossOfData(t *testing.T) {
 			p.now = p.now.Add(time.Second)
 			p.server.Do(t, "DEL", parishKey)
 			p.server.Do(t, put...)
-			for _, c := range []*census{a, b, c} {
+			for _, c := range []*presence{a, b, c} {
 				p.beat(c, "the data is gone")
 			}
 			p.pass(5*time.Second, a, b, c)
@@ -277,7 +277,7 @@ func TestLossOfData(t *testing.T) {
 }
 
 func TestLossByEviction(t *testing.T) {
-	c := newCensus(1)
+	c := newPresence(1)
 	now, beat := time.Unix(1_700_000_000, 0), int64(0)
 	hear := func(evicted int64, want string) {
 		t.Helper()
@@ -312,11 +312,11 @@ func TestNoLoss(t *testing.T) {
 	p, a, b, c := settledParish(t)
 
 	// One that starts anew, others that come and go.
-	d := newCensus(1)
+	d := newPresence(1)
 	p.pass(2*time.Second, a, b, c, d)
 	p.leave(d)
 	p.leave(c)
-	c = newCensus(1)
+	c = newPresence(1)
 	p.pass(2*time.Second, a, b, c)
 
 	// Replies that were lost.

@@ -102,7 +102,7 @@ func (c *cluster) keep() {
 func (c *cluster) refresh() error {
 	var failures []error
 	for _, address := range c.informants() {
-		spans, err := c.ask(address)
+		spans, err := c.request(address)
 		if c.life.Err() != nil {
 			return c.life.Err()
 		}
@@ -143,7 +143,7 @@ func (c *cluster) informants() []string {
 
 // ask asks one server for the slots, over a connection of its own: the others
 // may be busy, or dead.
-func (c *cluster) ask(address string) ([]span, error) {
+func (c *cluster) request(address string) ([]span, error) {
 	o := c.store.options
 	o.PoolSize = 1
 	client := newClient(o, c.store.secrets, dialTo(o, c.store.secrets, "tcp", address))
@@ -248,7 +248,7 @@ func (c *cluster) apply(spans []span) {
 		c.store.gone(m.name)
 		return true
 	})
-	c.store.census.keep(used)
+	c.store.presence.keep(used)
 	if c.table.Swap(table) == nil {
 		c.away.Store(nil)
 		c.store.gone(c.store.String())

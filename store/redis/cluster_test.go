@@ -114,10 +114,10 @@ func newLedger() *ledger {
 }
 
 // take asks once, and reports whether the call was granted.
-func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, asks ...store.Ask) bool {
+func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, requests ...store.Request) bool {
 	t.Helper()
-	answers := make([]store.Answer, len(asks))
-	err := s.Take(wait, asks, answers)
+	decisions := make([]store.Decision, len(requests))
+	err := s.Take(time.Now(), wait, requests, decisions)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var e *store.Error
@@ -127,22 +127,22 @@ func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, asks ...store.
 		l.kinds[e.Error()]++
 	case errors.As(err, &e):
 		l.kinds[e.Error()]++
-		for _, a := range asks {
-			l.unknown[a.Key] += a.Need + a.Extra
+		for _, a := range requests {
+			l.unknown[a.Key] += a.Units + a.Lease
 		}
 	case err != nil:
-		t.Errorf("Take(%+v): %v", asks, err)
-	case !store.Granted(asks, answers):
+		t.Errorf("Take(%+v): %v", requests, err)
+	case !store.Granted(requests, decisions):
 		l.refused++
-		for _, a := range answers {
-			if a.Charged() || a.Extra != 0 {
-				t.Errorf("Take(%+v): %+v: a refused call was charged", asks, answers)
+		for _, a := range decisions {
+			if a.Charged() || a.Lease != 0 {
+				t.Errorf("Take(%+v): %+v: a refused call was charged", requests, decisions)
 			}
 		}
 	default:
-		for i, a := range asks {
-			if answers[i].Charged() {
-				l.granted[a.Key] += a.Need + answers[i].Extra
+		for i, a := range requests {
+			if decisions[i].Charged() {
+				l.granted[a.Key] += a.Units + decisions[i].Lease
 			}
 		}
 		return true
@@ -152,22 +152,22 @@ func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, asks ...store.
 
 // check waits for the server's counts to be those of the ledger: what was given
 // back may be on its way.
-func (l *ledger) check(t testing.TB, s *Store, ask store.Ask) {
+func (l *ledger) check(t testing.TB, s *Store, request store.Request) {
 	t.Helper()
-	granted, unknown := l.granted[ask.Key], l.unknown[ask.Key]
+	granted, unknown := l.granted[request.Key], l.unknown[request.Key]
 	got := int64(-1)
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		ask.Need, ask.Extra, ask.Advisory = 0, 0, false
-		got = ask.Limit - take(t, s, ask)[0].Remaining
+		request.Units, request.Lease, request.Shadow = 0, 0, false
+		got = request.Limit - take(t, s, request)[0].Remaining
 		if got >= granted && got <= granted+unknown {
 			return
 		}
 	}
-	t.Errorf("%+v: %d units used, %d granted, %d of unknown fate", ask.Key, got, granted, unknown)
+	t.Errorf("%+v: %d units used, %d granted, %d of unknown fate", request.Key, got, granted, unknown)
 }
 
 // zoned is an ask in a zone of another name.
-func zoned(zone string, a store.Ask) store.Ask {
+func zoned(zone string, a store.Request) store.Request {
 	a.Key.Zone = zone
 	return a
 }
@@ -198,31 +198,31 @@ func exactOverShards(t *testing.T, r *clusterRig) {
 		stores = append(stores, warmed(t, r.options()))
 	}
 	everybody := zoned("all", one(r.client(0), perAll))
-	var asks []store.Ask
+	var requests []store.Request
 	for i := range 12 {
-		asks = append(asks, zoned("mine", one(r.client(i%masters), limit)))
+		requests = append(requests, zoned("mine", one(r.client(i%masters), limit)))
 	}
 	l := newLedger()
 	var group sync.WaitGroup
 	for i := range 24 {
 		group.Go(func() {
 			for j := range 30 {
-				a, b := asks[(i+j)%len(asks)], asks[(i+2*j+1)%len(asks)]
+				a, b := requests[(i+j)%len(requests)], requests[(i+2*j+1)%len(requests)]
 				if a.Key == b.Key {
 					continue
 				}
-				b.Extra = int64(j % 3)
-				b.Ahead = time.Millisecond
+				b.Lease = int64(j % 3)
+				b.LeaseSpan = time.Millisecond
 				l.take(t, stores[i%len(stores)], patience, a, b, everybody)
 			}
 		})
 	}
 	group.Wait()
-	for _, a := range append(asks, everybody) {
+	for _, a := range append(requests, everybody) {
 		l.check(t, stores[0], a)
 	}
 	// What was reserved for a while is all there to be used up.
-	for _, a := range append(asks, everybody) {
+	for _, a := range append(requests, everybody) {
 		for l.take(t, stores[1], patience, a) {
 		}
 		if got := l.granted[a.Key]; got != a.Limit {
@@ -241,28 +241,28 @@ func refusedParts(t *testing.T, r *clusterRig) {
 	s := warmed(t, r.options())
 	const limit = 10
 	a, b, full := one(r.client(0), limit), one(r.client(1), limit), one(r.client(2), 0)
-	a.Need, b.Need, b.Extra = limit, 1, limit
+	a.Units, b.Units, b.Lease = limit, 1, limit
 	l := newLedger()
 	for range 20 {
 		// With all of a's limit: it is granted again only if it was given back.
 		eventually(t, "a refused call is undone", func() bool {
-			answers := take(t, s, a, b, full)
-			return answers[0].Granted && answers[1].Granted && answers[1].Extra == 0 && !answers[2].Granted
+			decisions := take(t, s, a, b, full)
+			return decisions[0].Granted && decisions[1].Granted && decisions[1].Lease == 0 && !decisions[2].Granted
 		})
 		l.take(t, s, patience, b, full)
 	}
 	l.check(t, s, a)
 	l.check(t, s, b)
-	answers := take(t, s, a, full)
-	if want := (store.Answer{Granted: true, Remaining: limit, Reset: answers[0].Reset}); answers[0] != want {
-		t.Errorf("the answer of a zone that would have granted: %+v, want %+v", answers[0], want)
+	decisions := take(t, s, a, full)
+	if want := (store.Decision{Granted: true, Remaining: limit, Reset: decisions[0].Reset}); decisions[0] != want {
+		t.Errorf("the answer of a zone that would have granted: %+v, want %+v", decisions[0], want)
 	}
 
 	// An advisory zone refuses nothing, and is charged with the others only.
-	advisory, room := full, one(r.client(1), limit)
-	advisory.Advisory, room.Advisory = true, true
+	shadow, room := full, one(r.client(1), limit)
+	shadow.Shadow, room.Shadow = true, true
 	l = newLedger()
-	eventually(t, "a is free again", func() bool { return l.take(t, s, patience, a, advisory, room) })
+	eventually(t, "a is free again", func() bool { return l.take(t, s, patience, a, shadow, room) })
 	l.check(t, s, a)
 	l.check(t, s, room)
 	for range 5 {
@@ -284,15 +284,15 @@ type strays struct {
 
 type stray struct {
 	from, to time.Time
-	asks     []store.Ask
+	requests []store.Request
 }
 
 // note notes a call from its beginning to when what it gave back has certainly
 // come back.
-func (s *strays) note(began time.Time, asks []store.Ask) {
+func (s *strays) note(began time.Time, requests []store.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.calls = append(s.calls, stray{from: began, to: time.Now().Add(time.Second / 4), asks: asks})
+	s.calls = append(s.calls, stray{from: began, to: time.Now().Add(time.Second / 4), requests: requests})
 }
 
 func (s *strays) moves(move func()) {
@@ -305,8 +305,8 @@ func (s *strays) moves(move func()) {
 func (s *strays) lost(l *ledger) {
 	for _, c := range s.calls {
 		if slices.ContainsFunc(s.moved, func(m stray) bool { return c.from.Before(m.to) && m.from.Before(c.to) }) {
-			for _, a := range c.asks {
-				l.unknown[a.Key] += a.Need
+			for _, a := range c.requests {
+				l.unknown[a.Key] += a.Units
 			}
 		}
 	}
@@ -319,10 +319,10 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 	first := r.client(0)
 	slot := int(r.keys.slot(first))
 	a := one(first, plenty)
-	asks := []store.Ask{a, zoned("other", a), zoned("third", a), one(r.neighbour(first), plenty)}
-	calls := [][]store.Ask{
-		asks[:1], asks[:3], {asks[0], asks[3]}, asks, {asks[2], one(r.client(1), plenty), asks[3]},
-		{asks[1], asks[2], one(r.client(1), 0)}, // refused, and undone
+	requests := []store.Request{a, zoned("other", a), zoned("third", a), one(r.neighbour(first), plenty)}
+	calls := [][]store.Request{
+		requests[:1], requests[:3], {requests[0], requests[3]}, requests, {requests[2], one(r.client(1), plenty), requests[3]},
+		{requests[1], requests[2], one(r.client(1), 0)}, // refused, and undone
 	}
 	redirected := func(nodes ...*redistest.Server) (asking, split int) {
 		for _, node := range nodes {
@@ -345,17 +345,17 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 		}
 		if granted && n.Load()%7 == 0 {
 			// And some of it is given back.
-			answers := make([]store.Answer, 2)
+			decisions := make([]store.Decision, 2)
 			began := time.Now()
-			if err := s.Take(patience, asks[1:3], answers); err != nil {
+			if err := s.Take(time.Now(), patience, requests[1:3], decisions); err != nil {
 				return
 			}
-			defer func() { gave.note(began, asks[1:3]) }()
-			var grants []store.Grant
-			for i, a := range asks[1:3] {
-				grants = append(grants, store.Grant{Key: a.Key, Window: a.Window, Stamp: answers[i].Stamp, Mark: answers[i].Mark, Origin: answers[i].Origin, Units: 1})
+			defer func() { gave.note(began, requests[1:3]) }()
+			var refunds []store.Refund
+			for i, a := range requests[1:3] {
+				refunds = append(refunds, store.Refund{Key: a.Key, Charge: decisions[i].Charge, Units: 1})
 			}
-			if err := s.Return(patience, grants); err != nil {
+			if err := s.Refund(patience, refunds); err != nil {
 				t.Errorf("Return: %v", err)
 			}
 		}
@@ -374,7 +374,7 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 	stop()
 	unknown := len(l.unknown)
 	gave.lost(l)
-	for _, a := range asks {
+	for _, a := range requests {
 		l.check(t, s, a)
 	}
 	asking, split := redirected(from, to)
@@ -535,14 +535,22 @@ func clusterRights(t *testing.T, r *clusterRig) {
 }
 
 // errorOf asks and wants an error.
-func errorOf(t testing.TB, s *Store, asks ...store.Ask) *store.Error {
+func errorOf(t testing.TB, s *Store, requests ...store.Request) *store.Error {
 	t.Helper()
-	err := s.Take(patience, asks, make([]store.Answer, len(asks)))
-	var e *store.Error
-	if !errors.As(err, &e) {
-		t.Fatalf("Take(%+v): %v; want a store.Error", asks, err)
-	}
+	e, _ := failureOf(t, s, requests...)
 	return e
+}
+
+// failureOf is the error of a call, with the decisions that there are.
+func failureOf(t testing.TB, s *Store, requests ...store.Request) (*store.Error, []store.Decision) {
+	t.Helper()
+	decisions := make([]store.Decision, len(requests))
+	err := s.Take(time.Now(), patience, requests, decisions)
+	e, ok := errors.AsType[*store.Error](err)
+	if !ok {
+		t.Fatalf("Take(%+v): %v; want a store.Error", requests, err)
+	}
+	return e, decisions
 }
 
 // clusterNames: servers that go by their hosts' names, and such as do not say
@@ -652,7 +660,7 @@ func clusterSeeds(t *testing.T, r *clusterRig) {
 func clusterAsServer(t *testing.T, r *clusterRig) {
 	for _, node := range []*redistest.Server{r.Nodes[0], r.Nodes[1], r.Nodes[2], r.Nodes[masters]} {
 		s := open(t, Options{Address: node.Addr})
-		var others []store.Ask
+		var others []store.Request
 		for i := range masters {
 			if r.Nodes[i] != node {
 				others = append(others, one(r.client(i), 10))
@@ -741,9 +749,9 @@ func clusterClosed(t *testing.T, r *clusterRig) {
 }
 
 // failedBy asks and wants an error within a while.
-func failedBy(t testing.TB, s *Store, a store.Ask, wait time.Duration) *store.Error {
+func failedBy(t testing.TB, s *Store, a store.Request, wait time.Duration) *store.Error {
 	t.Helper()
-	err := s.Take(wait, []store.Ask{a}, make([]store.Answer, 1))
+	err := s.Take(time.Now(), wait, []store.Request{a}, make([]store.Decision, 1))
 	var e *store.Error
 	if !errors.As(err, &e) {
 		t.Fatalf("Take(%+v): %v; want a store.Error", a, err)
@@ -757,17 +765,17 @@ func shardStopped(t *testing.T, r *clusterRig) {
 	const wait = 200 * time.Millisecond
 	s := warmed(t, r.options())
 	here, there, gone := one(r.client(0), plenty), one(r.client(1), plenty), one(r.client(2), plenty)
-	for _, a := range []store.Ask{here, there, gone} {
+	for _, a := range []store.Request{here, there, gone} {
 		granted(t, s, a)
 	}
 	// measure returns how long calls take, in order.
-	measure := func(n int, asks ...store.Ask) []time.Duration {
+	measure := func(n int, requests ...store.Request) []time.Duration {
 		took := make([]time.Duration, n)
-		answers := make([]store.Answer, len(asks))
+		decisions := make([]store.Decision, len(requests))
 		for i := range took {
 			start := time.Now()
-			if err := s.Take(wait, asks, answers); err != nil {
-				t.Errorf("Take(%+v): %v", asks, err)
+			if err := s.Take(time.Now(), wait, requests, decisions); err != nil {
+				t.Errorf("Take(%+v): %v", requests, err)
 			}
 			took[i] = time.Since(start)
 		}
@@ -814,32 +822,32 @@ func shardStopped(t *testing.T, r *clusterRig) {
 // partsKnown: of a call over two servers, one of which is away, the other one's
 // answer counts. Limits that it knows to be used up were granted by each
 // instance's own share once.
-func partsKnown(t *testing.T, r *clusterRig, s *Store, gone store.Ask) {
+func partsKnown(t *testing.T, r *clusterRig, s *Store, gone store.Request) {
 	used := one(r.client(0), 1)
 	granted(t, s, used)
 	for range 10 {
-		answers := make([]store.Answer, 2)
-		if err := s.Take(time.Second, []store.Ask{used, gone}, answers); err != nil || answers[0].Granted || !answers[1].Undecided {
-			t.Errorf("a limit that is used up, beside one of a server that is away: %+v, %v; want a refusal", answers, err)
+		decisions := make([]store.Decision, 2)
+		if err := s.Take(time.Now(), time.Second, []store.Request{used, gone}, decisions); err != nil || decisions[0].Granted || !decisions[1].Skipped {
+			t.Errorf("a limit that is used up, beside one of a server that is away: %+v, %v; want a refusal", decisions, err)
 		}
 	}
 	free := one(r.client(0), 1)
-	e := errorOf(t, s, free, gone)
-	if e.Kind != store.KindAway || e.Unexecuted || len(e.Known) != 2 || !e.Known[0].Granted || !e.Known[0].Charged() || !e.Known[1].Undecided {
-		t.Fatalf("a limit that is free, beside one of a server that is away: %+v", e)
+	e, known := failureOf(t, s, free, gone)
+	if e.Kind != store.KindAway || e.Unexecuted || !known[0].Granted || !known[0].Charged() || !known[1].Skipped {
+		t.Fatalf("a limit that is free, beside one of a server that is away: %+v, %+v", e, known)
 	}
-	if len(e.Counted) != 2 || !e.Counted[0] || e.Counted[1] {
-		t.Errorf("counted: %v", e.Counted)
+	if !slices.Equal(e.Fates, []store.Fate{store.FateDecided, store.FateUnexecuted}) {
+		t.Errorf("fates: %v", e.Fates)
 	}
 	// It is charged, once, until the caller returns it.
-	answers := make([]store.Answer, 1)
-	if err := s.Take(time.Second, []store.Ask{free}, answers); err != nil || answers[0].Granted {
-		t.Errorf("after a charge that stands: %+v, %v; want a refusal", answers, err)
+	decisions := make([]store.Decision, 1)
+	if err := s.Take(time.Now(), time.Second, []store.Request{free}, decisions); err != nil || decisions[0].Granted {
+		t.Errorf("after a charge that stands: %+v, %v; want a refusal", decisions, err)
 	}
-	charged := make(chan store.Answer, 1)
-	e.Late.Then(func(answers []store.Answer) { charged <- answers[0] })
+	charged := make(chan store.Decision, 1)
+	e.Pending.Then(func(decisions []store.Decision) { charged <- decisions[0] })
 	a := <-charged
-	if err := s.Return(time.Second, []store.Grant{{Key: free.Key, Window: free.Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: 1}}); err != nil {
+	if err := s.Refund(time.Second, []store.Refund{{Key: free.Key, Charge: a.Charge, Units: 1}}); err != nil {
 		t.Fatal(err)
 	}
 	granted(t, s, free)
@@ -853,33 +861,33 @@ func partLate(t *testing.T, r *clusterRig) {
 		here, there := one(r.client(0), 10), one(r.client(1), 10)
 		granted(t, s, one(r.client(1), 10))
 		r.Nodes[1].Stop()
-		asks := []store.Ask{here, there}
-		err := s.Take(50*time.Millisecond, asks, make([]store.Answer, 2))
+		requests := []store.Request{here, there}
+		err := s.Take(time.Now(), 50*time.Millisecond, requests, make([]store.Decision, 2))
 		if lost {
 			// Its connection ends first.
 			time.Sleep(DefaultTimeout + 200*time.Millisecond)
 		}
 		r.Nodes[1].Cont()
 		var e *store.Error
-		if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Late == nil {
+		if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Pending == nil {
 			t.Fatalf("Take: %+v; want a timeout that may be answered late", err)
 		}
-		late := make(chan []store.Answer, 1)
-		e.Late.Then(func(answers []store.Answer) { late <- answers })
-		answers := <-late
-		if !answers[0].Charged() || answers[1].Charged() == lost || answers[1].Undecided != lost {
-			t.Errorf("late answers, lost %v: %+v", lost, answers)
+		late := make(chan []store.Decision, 1)
+		e.Pending.Then(func(decisions []store.Decision) { late <- decisions })
+		decisions := <-late
+		if !decisions[0].Charged() || decisions[1].Charged() == lost || decisions[1].Skipped != lost {
+			t.Errorf("late answers, lost %v: %+v", lost, decisions)
 		}
 		if got := used(t, s, here.Key.Client, 10); got != 1 {
 			t.Errorf("%d units used before they are given back", got)
 		}
-		var grants []store.Grant
-		for i, a := range asks {
-			if answers[i].Charged() {
-				grants = append(grants, store.Grant{Key: a.Key, Window: a.Window, Stamp: answers[i].Stamp, Mark: answers[i].Mark, Origin: answers[i].Origin, Units: 1})
+		var refunds []store.Refund
+		for i, a := range requests {
+			if decisions[i].Charged() {
+				refunds = append(refunds, store.Refund{Key: a.Key, Charge: decisions[i].Charge, Units: 1})
 			}
 		}
-		if err := s.Return(patience, grants); err != nil {
+		if err := s.Refund(patience, refunds); err != nil {
 			t.Errorf("Return: %v", err)
 		}
 		if got := used(t, s, here.Key.Client, 10); got != 0 {
@@ -895,10 +903,11 @@ func partLate(t *testing.T, r *clusterRig) {
 	granted(t, s, there)
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory-policy", "noeviction")
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "1")
-	e := errorOf(t, s, here, there)
+	e, known := failureOf(t, s, here, there)
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "0")
-	if e.Kind != store.KindReply || e.Unexecuted || e.Late == nil || len(e.Known) != 2 || !e.Known[0].Charged() || !e.Known[1].Undecided || e.Counted[1] {
-		t.Errorf("%+v, want an error reply, and what the other part granted", e)
+	if e.Kind != store.KindReply || e.Unexecuted || e.Pending == nil || !known[0].Charged() || !known[1].Skipped ||
+		!slices.Equal(e.Fates, []store.Fate{store.FateDecided, store.FateUnexecuted}) {
+		t.Errorf("%+v, %+v, want an error reply, and what the other part granted", e, known)
 	}
 	if got := used(t, s, here.Key.Client, 10); got != 1 {
 		t.Errorf("%d units of the other part are used, want 1", got)
@@ -913,12 +922,12 @@ func lateUndone(t *testing.T, r *clusterRig) {
 	granted(t, s, full)
 	granted(t, s, one(r.client(1), 10))
 	r.Nodes[1].Stop()
-	asks, answers := []store.Ask{full, free}, make([]store.Answer, 2)
-	err := s.Take(50*time.Millisecond, asks, answers)
-	clear(asks)
+	requests, decisions := []store.Request{full, free}, make([]store.Decision, 2)
+	err := s.Take(time.Now(), 50*time.Millisecond, requests, decisions)
+	clear(requests)
 	r.Nodes[1].Cont()
-	if err != nil || answers[0].Granted || !answers[1].Undecided {
-		t.Fatalf("one shard refuses, the other is late: %+v, %v; want a refusal", answers, err)
+	if err != nil || decisions[0].Granted || !decisions[1].Skipped {
+		t.Fatalf("one shard refuses, the other is late: %+v, %v; want a refusal", decisions, err)
 	}
 	// It was under way when it was given up: it is executed, and then undone.
 	eventually(t, "the unit of the shard that was late is back", func() bool {

@@ -24,30 +24,30 @@ type tally struct {
 }
 
 func (c *tally) take(t testing.TB, s *Store, client string, wait time.Duration) error {
-	var answers [1]store.Answer
-	err := s.Take(wait, []store.Ask{one(client, plenty)}, answers[:])
+	var decisions [1]store.Decision
+	err := s.Take(time.Now(), wait, []store.Request{one(client, plenty)}, decisions[:])
 	var e *store.Error
 	switch {
-	case err == nil && answers[0].Granted:
+	case err == nil && decisions[0].Granted:
 		c.granted.Add(1)
 	case errors.As(err, &e) && e.Unexecuted:
 		c.unexecuted.Add(1)
-		if e.Late != nil {
+		if e.Pending != nil {
 			t.Errorf("Take: %v: not executed, but may be answered", err)
 		}
 	case errors.As(err, &e):
 		c.unknown.Add(1)
-		if e.Late != nil {
-			e.Late.Then(func(answers []store.Answer) {
-				if len(answers) == 1 && answers[0].Granted {
+		if e.Pending != nil {
+			e.Pending.Then(func(decisions []store.Decision) {
+				if len(decisions) == 1 && decisions[0].Granted {
 					c.late.Add(1)
 				} else {
-					t.Errorf("a late answer is %+v", answers)
+					t.Errorf("a late answer is %+v", decisions)
 				}
 			})
 		}
 	default:
-		t.Errorf("Take: %v, %+v", err, answers[0])
+		t.Errorf("Take: %v, %+v", err, decisions[0])
 	}
 	if e != nil {
 		c.kinds.Store(e.Kind, true)
@@ -176,7 +176,7 @@ func TestRestartedServer(t *testing.T) {
 	server.Kill()
 	eventually(t, "a call fails for certain", func() bool {
 		var e *store.Error
-		err := s.Take(patience, []store.Ask{one("client", 10)}, make([]store.Answer, 1))
+		err := s.Take(time.Now(), patience, []store.Request{one("client", 10)}, make([]store.Decision, 1))
 		return errors.As(err, &e) && e.Kind == store.KindUnavailable && e.Unexecuted
 	})
 	server.Restart(t)
@@ -312,14 +312,14 @@ func TestLateReply(t *testing.T) {
 	proxy := redistest.NewProxy(t, server.Addr)
 	s := warmed(t, Options{Address: proxy.Addr, Timeout: 10 * time.Second})
 	proxy.Delay(100 * time.Millisecond)
-	answers := make([]store.Answer, 1)
-	if err := s.Take(10*time.Millisecond, []store.Ask{one("client", plenty)}, answers); store.ErrorKind(err) != store.KindTimeout {
+	decisions := make([]store.Decision, 1)
+	if err := s.Take(time.Now(), 10*time.Millisecond, []store.Request{one("client", plenty)}, decisions); store.ErrorKind(err) != store.KindTimeout {
 		t.Fatalf("Take: %v, want a timeout", err)
 	}
-	answers[0].Remaining = -7
+	decisions[0].Remaining = -7
 	take(t, s, one("other", plenty)) // comes after it
-	if want := (store.Answer{Remaining: -7}); answers[0] != want {
-		t.Errorf("the answers became %+v after Take had returned", answers)
+	if want := (store.Decision{Remaining: -7}); decisions[0] != want {
+		t.Errorf("the answers became %+v after Take had returned", decisions)
 	}
 }
 

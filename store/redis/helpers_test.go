@@ -31,27 +31,27 @@ func open(t testing.TB, o Options) *Store {
 
 // one asks for a unit of a limit of any client, in a window that does not
 // pass during a test.
-func one(client string, limit int64) store.Ask {
-	return store.Ask{Key: store.Key{Zone: "zone", Client: client}, Window: time.Hour, Limit: limit, Need: 1}
+func one(client string, limit int64) store.Request {
+	return store.Request{Key: store.Key{Zone: "zone", Client: client, Window: time.Hour}, Limit: limit, Units: 1}
 }
 
 // take asks and wants an answer, as soon as the server is known to be there.
-func take(t testing.TB, s *Store, asks ...store.Ask) []store.Answer {
+func take(t testing.TB, s *Store, requests ...store.Request) []store.Decision {
 	t.Helper()
-	answers := make([]store.Answer, len(asks))
+	decisions := make([]store.Decision, len(requests))
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		err := s.Take(patience, asks, answers)
+		err := s.Take(time.Now(), patience, requests, decisions)
 		if err == nil {
-			return answers
+			return decisions
 		}
 		if store.ErrorKind(err) != store.KindAway || time.Now().After(deadline) {
-			t.Fatalf("Take(%+v): %v", asks, err)
+			t.Fatalf("Take(%+v): %v", requests, err)
 		}
 	}
 }
 
 // granted wants one unit to be granted.
-func granted(t testing.TB, s *Store, a store.Ask) {
+func granted(t testing.TB, s *Store, a store.Request) {
 	t.Helper()
 	if got := take(t, s, a)[0]; !got.Granted {
 		t.Fatalf("%+v: refused: %+v", a, got)
@@ -62,7 +62,7 @@ func granted(t testing.TB, s *Store, a store.Ask) {
 // be away.
 func failed(t testing.TB, s *Store, wait time.Duration, kinds ...store.Kind) *store.Error {
 	t.Helper()
-	err := s.Take(wait, []store.Ask{one("failed", 1000)}, make([]store.Answer, 1))
+	err := s.Take(time.Now(), wait, []store.Request{one("failed", 1000)}, make([]store.Decision, 1))
 	var e *store.Error
 	if !errors.As(err, &e) {
 		t.Fatalf("Take: %v; want a store.Error of %v", err, kinds)
@@ -80,7 +80,7 @@ func failed(t testing.TB, s *Store, wait time.Duration, kinds ...store.Kind) *st
 func used(t testing.TB, s *Store, client string, limit int64) int64 {
 	t.Helper()
 	a := one(client, limit)
-	a.Need = 0
+	a.Units = 0
 	return limit - take(t, s, a)[0].Remaining
 }
 
@@ -164,7 +164,7 @@ func (c *clocked) send(now int64, command []any) error {
 }
 
 // keyOf is the server's name of a log.
-func (c *clocked) keyOf(key store.Key, window time.Duration) string {
+func (c *clocked) keyOf(key store.Key) string {
 	h := c.keys.hash(key.Client)
-	return c.keys.key(key.Zone, window, &h)
+	return c.keys.key(&key, &h)
 }

@@ -19,9 +19,9 @@ const historyLimit = 30
 
 // Inputs and outputs of a history's operations.
 type (
-	takes  struct{ units int64 } // none: a look
-	gives  struct{ units int64 }
-	answer struct {
+	takes    struct{ units int64 } // none: a look
+	gives    struct{ units int64 }
+	decision struct {
 		known     bool // else nobody knows whether it was executed
 		granted   bool
 		remaining int64
@@ -32,7 +32,7 @@ type (
 var limited = porcupine.NondeterministicModel{
 	Init: func() []any { return []any{int64(0)} },
 	Step: func(state, input, output any) []any {
-		used, out := state.(int64), output.(answer)
+		used, out := state.(int64), output.(decision)
 		after := used
 		granted := true
 		switch in := input.(type) {
@@ -66,7 +66,7 @@ type witness struct {
 func (w *witness) now() int64 { return int64(time.Since(w.start)) }
 
 // add adds an operation, which is not over if its outcome is not known.
-func (w *witness) add(caller int, call int64, input any, out answer) (index int) {
+func (w *witness) add(caller int, call int64, input any, out decision) (index int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	end := w.now()
@@ -79,7 +79,7 @@ func (w *witness) add(caller int, call int64, input any, out answer) (index int)
 }
 
 // learn notes an answer that came late.
-func (w *witness) learn(index int, out answer) {
+func (w *witness) learn(index int, out decision) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list[index].Output, w.list[index].Return = out, w.now()
@@ -87,43 +87,43 @@ func (w *witness) learn(index int, out answer) {
 }
 
 // take takes units and returns what to give back, if they were granted.
-func (w *witness) take(t *testing.T, s *Store, caller int, client string, units int64) (grant store.Grant, ok bool) {
-	ask := one(client, historyLimit)
-	ask.Need = units
-	var answers [1]store.Answer
+func (w *witness) take(t *testing.T, s *Store, caller int, client string, units int64) (refund store.Refund, ok bool) {
+	request := one(client, historyLimit)
+	request.Units = units
+	var decisions [1]store.Decision
 	call := w.now()
-	err := s.Take(brief, []store.Ask{ask}, answers[:])
+	err := s.Take(time.Now(), brief, []store.Request{request}, decisions[:])
 	var e *store.Error
 	switch {
 	case errors.As(err, &e) && e.Unexecuted:
-		return grant, false // it never was
+		return refund, false // it never was
 	case errors.As(err, &e):
-		index := w.add(caller, call, takes{units}, answer{})
-		if e.Late != nil {
-			e.Late.Then(func(a []store.Answer) { w.learn(index, answer{true, a[0].Granted, a[0].Remaining}) })
+		index := w.add(caller, call, takes{units}, decision{})
+		if e.Pending != nil {
+			e.Pending.Then(func(a []store.Decision) { w.learn(index, decision{true, a[0].Granted, a[0].Remaining}) })
 		}
-		return grant, false
+		return refund, false
 	case err != nil:
 		t.Error(err)
-		return grant, false
+		return refund, false
 	}
-	a := answers[0]
-	w.add(caller, call, takes{units}, answer{true, a.Granted, a.Remaining})
-	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: units}, a.Charged()
+	a := decisions[0]
+	w.add(caller, call, takes{units}, decision{true, a.Granted, a.Remaining})
+	return store.Refund{Key: request.Key, Charge: a.Charge, Units: units}, a.Charged()
 }
 
-func (w *witness) give(t *testing.T, s *Store, caller int, grant store.Grant) {
+func (w *witness) give(t *testing.T, s *Store, caller int, refund store.Refund) {
 	call := w.now()
-	err := s.Return(brief, []store.Grant{grant})
+	err := s.Refund(brief, []store.Refund{refund})
 	var e *store.Error
 	switch {
 	case errors.As(err, &e) && e.Unexecuted:
 	case errors.As(err, &e):
-		w.add(caller, call, gives{grant.Units}, answer{})
+		w.add(caller, call, gives{refund.Units}, decision{})
 	case err != nil:
 		t.Error(err)
 	default:
-		w.add(caller, call, gives{grant.Units}, answer{known: true})
+		w.add(caller, call, gives{refund.Units}, decision{known: true})
 	}
 }
 
@@ -147,9 +147,9 @@ func TestHistory(t *testing.T) {
 			group.Go(func() {
 				s := stores[caller%len(stores)]
 				for range 15 {
-					grant, ok := w.take(t, s, caller, client, rand.Int64N(4))
+					refund, ok := w.take(t, s, caller, client, rand.Int64N(4))
 					if ok && rand.IntN(3) == 0 {
-						w.give(t, s, caller, grant)
+						w.give(t, s, caller, refund)
 					}
 					time.Sleep(rand.N(5 * time.Millisecond))
 				}

@@ -173,7 +173,9 @@ func TestHangUp(t *testing.T) {
 	got := make(heard, 1)
 	late.Then(got.then)
 	queued := make(chan error)
-	go func() { queued <- s.Take(patience, []store.Ask{one("queued", 10)}, make([]store.Answer, 1)) }()
+	go func() {
+		queued <- s.Take(time.Now(), patience, []store.Request{one("queued", 10)}, make([]store.Decision, 1))
+	}()
 	waiting := func() bool {
 		s.one.mu.Lock()
 		defer s.one.mu.Unlock()
@@ -199,9 +201,9 @@ func TestHangUp(t *testing.T) {
 		t.Errorf("the call that was in the queue: %v", err)
 	}
 	select {
-	case answers := <-got:
-		if !answers[0].Granted {
-			t.Errorf("answers %+v", answers)
+	case decisions := <-got:
+		if !decisions[0].Granted {
+			t.Errorf("answers %+v", decisions)
 		}
 	case <-time.After(patience):
 		t.Error("the call that was under way is not answered")
@@ -237,8 +239,8 @@ func TestEmptyServer(t *testing.T) {
 					return
 				default:
 				}
-				var answers [1]store.Answer
-				if err := s.Take(brief, []store.Ask{one("client", plenty)}, answers[:]); err == nil {
+				var decisions [1]store.Decision
+				if err := s.Take(time.Now(), brief, []store.Request{one("client", plenty)}, decisions[:]); err == nil {
 					granted.Add(1)
 				} else {
 					time.Sleep(time.Millisecond)
@@ -336,7 +338,7 @@ func TestNoLosses(t *testing.T) {
 	}
 	server.Stop()
 	eventually(t, "the server is away", func() bool {
-		return store.ErrorKind(s.Take(brief, []store.Ask{one("client", plenty)}, make([]store.Answer, 1))) == store.KindAway
+		return store.ErrorKind(s.Take(time.Now(), brief, []store.Request{one("client", plenty)}, make([]store.Decision, 1))) == store.KindAway
 	})
 	server.Cont()
 	w.last(t, up)
@@ -556,7 +558,7 @@ func TestWatch(t *testing.T) {
 	stop()
 	server.Kill()
 	for range failuresToOpen {
-		_ = s.Take(brief, []store.Ask{one("client", plenty)}, make([]store.Answer, 1))
+		_ = s.Take(time.Now(), brief, []store.Request{one("client", plenty)}, make([]store.Decision, 1))
 	}
 	first.last(t, away)
 	second.last(t, away)
@@ -580,7 +582,7 @@ func TestAwayFromTheStart(t *testing.T) {
 		t.Errorf("report %+v; want the reason", r)
 	}
 	for range 100 {
-		err := s.Take(brief, []store.Ask{one("client", plenty)}, make([]store.Answer, 1))
+		err := s.Take(time.Now(), brief, []store.Request{one("client", plenty)}, make([]store.Decision, 1))
 		var e *store.Error
 		if !errors.As(err, &e) || e.Kind != store.KindAway || !e.Unexecuted || strings.Count(err.Error(), "away") != 2 {
 			t.Fatalf("Take: %v; want that it is away, said once besides the kind", err)
@@ -607,9 +609,11 @@ func TestHeartbeatsAlone(t *testing.T) {
 	s := open(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
 	w := watch(t, s)
 	w.last(t, up)
-	ask := func() error { return s.Take(brief, []store.Ask{one("client", 10)}, make([]store.Answer, 1)) }
+	request := func() error {
+		return s.Take(time.Now(), brief, []store.Request{one("client", 10)}, make([]store.Decision, 1))
+	}
 	for end := time.Now().Add(2 * beatEvery); time.Now().Before(end); time.Sleep(brief / 5) {
-		if ask() == nil {
+		if request() == nil {
 			t.Fatal("granted without the right to")
 		}
 	}
@@ -622,6 +626,6 @@ func TestHeartbeatsAlone(t *testing.T) {
 		t.Errorf("reports %v", got)
 	}
 	server.Do(t, "ACL", "SETUSER", "limiter", "+evalsha")
-	eventually(t, "granted", func() bool { return ask() == nil })
+	eventually(t, "granted", func() bool { return request() == nil })
 	w.last(t, up)
 }

@@ -63,9 +63,9 @@ func (k *keys) hash(client string) (h clientHash) {
 }
 
 // of is the key of a log.
-func (k *keys) of(key *store.Key, window time.Duration) string {
+func (k *keys) of(key *store.Key) string {
 	h := k.hash(key.Client)
-	return k.key(key.Zone, window, &h)
+	return k.key(key, &h)
 }
 
 // slot is the slot of a client's keys.
@@ -74,13 +74,13 @@ func (k *keys) slot(client string) uint16 {
 	return slotOf(string(h[:]))
 }
 
-func (k *keys) key(zone string, window time.Duration, h *clientHash) string {
+func (k *keys) key(key *store.Key, h *clientHash) string {
 	var buf [128]byte
 	b := append(buf[:0], k.prefix...)
 	b = append(b, ':', version, ':')
-	b = appendZone(b, zone)
+	b = appendZone(b, key.Zone)
 	b = append(b, ':')
-	b = appendWindow(b, window)
+	b = appendWindow(b, key.Window)
 	b = append(b, ":{"...)
 	b = append(b, h[:]...)
 	b = append(b, '}')

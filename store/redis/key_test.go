@@ -26,10 +26,9 @@ func TestKey(t *testing.T) {
 		{"{x}%", time.Second, "drl:1:%7Bx%7D%25:1s:"},
 		{"é", time.Second, "drl:1:%C3%A9:1s:"},
 	} {
-		h := k.hash("10.0.0.1")
-		got := k.key(test.zone, test.window, &h)
+		got := k.of(&store.Key{Zone: test.zone, Client: "10.0.0.1", Window: test.window})
 		if got != test.want+hash {
-			t.Errorf("key(%q, %v) = %q, want %q", test.zone, test.window, got, test.want+hash)
+			t.Errorf("key of zone %q, window %v: got %q, want %q", test.zone, test.window, got, test.want+hash)
 		}
 	}
 }

@@ -12,27 +12,27 @@ import (
 )
 
 // lateTake asks while replies are held, and returns what waits for the answers.
-func lateTake(t *testing.T, s *Store, asks ...store.Ask) *store.Late {
+func lateTake(t *testing.T, s *Store, requests ...store.Request) *store.Pending {
 	t.Helper()
-	err := s.Take(50*time.Millisecond, asks, make([]store.Answer, len(asks)))
+	err := s.Take(time.Now(), 50*time.Millisecond, requests, make([]store.Decision, len(requests)))
 	var e *store.Error
-	if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Late == nil {
+	if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Pending == nil {
 		t.Fatalf("Take: %+v; want a timeout whose answers may come", err)
 	}
-	return e.Late
+	return e.Pending
 }
 
 // heard collects the answers of late calls.
-type heard chan []store.Answer
+type heard chan []store.Decision
 
-func (h heard) then(answers []store.Answer) { h <- answers }
+func (h heard) then(decisions []store.Decision) { h <- decisions }
 
 // none wants no answers to have come.
 func (h heard) none(t *testing.T) {
 	t.Helper()
 	select {
-	case answers := <-h:
-		t.Errorf("answers %+v", answers)
+	case decisions := <-h:
+		t.Errorf("answers %+v", decisions)
 	default:
 	}
 }
@@ -45,7 +45,7 @@ func TestLateAnswers(t *testing.T) {
 	proxy := redistest.NewProxy(t, server.Addr)
 	s := warmed(t, Options{Address: proxy.Addr, Timeout: 10 * time.Second})
 	a, b := one("client", 10), one("client", 2)
-	a.Need, b.Key.Zone = 3, "other"
+	a.Units, b.Key.Zone = 3, "other"
 
 	// A connection that is made while replies are held never comes about, so
 	// there are some before, with one for a heartbeat.
@@ -60,21 +60,21 @@ func TestLateAnswers(t *testing.T) {
 	proxy.HoldReplies()
 	late := lateTake(t, s, a, b)
 	refused := a
-	refused.Need = 8
+	refused.Units = 8
 	never := lateTake(t, s, refused)
 	before, after := make(heard, 2), make(heard, 2)
 	late.Then(before.then)
 	before.none(t)
 	proxy.ReleaseReplies()
 
-	var answers []store.Answer
+	var decisions []store.Decision
 	select {
-	case answers = <-before:
+	case decisions = <-before:
 	case <-time.After(patience):
 		t.Fatal("no answers came")
 	}
-	if len(answers) != 2 || !answers[0].Granted || answers[0].Remaining != 7 || !answers[1].Granted || answers[1].Remaining != 1 {
-		t.Fatalf("answers %+v; want 7 and 1 remaining", answers)
+	if len(decisions) != 2 || !decisions[0].Granted || decisions[0].Remaining != 7 || !decisions[1].Granted || decisions[1].Remaining != 1 {
+		t.Fatalf("answers %+v; want 7 and 1 remaining", decisions)
 	}
 	idle(t, s)
 	never.Then(after.then)
@@ -86,7 +86,7 @@ func TestLateAnswers(t *testing.T) {
 	}
 
 	// The grant can be given back like any other.
-	err := s.Return(patience, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Origin: answers[0].Origin, Units: 3}})
+	err := s.Refund(patience, []store.Refund{{Key: a.Key, Charge: decisions[0].Charge, Units: 3}})
 	if err != nil {
 		t.Error(err)
 	}
@@ -117,7 +117,7 @@ func TestLateFailure(t *testing.T) {
 	// A reply that is none of the script's.
 	c := newCall(brief, nil)
 	err := laterOn(c, &store.Error{Kind: store.KindTimeout}, 1)
-	err.Late.Then(before.then)
+	err.Pending.Then(before.then)
 	c.finish("nonsense", nil)
 	before.none(t)
 	if err.Unexecuted || err.Kind != store.KindTimeout {
@@ -131,7 +131,7 @@ func TestLateAtOnce(t *testing.T) {
 	c.finish("\x01"+strings.Repeat("\x00", takeReply-1), nil)
 	err := laterOn(c, &store.Error{Kind: store.KindTimeout}, 1)
 	got := make(heard, 1)
-	err.Late.Then(got.then)
+	err.Pending.Then(got.then)
 	if len(got) != 1 || !(<-got)[0].Granted {
 		t.Error("no answer, or not that of the call")
 	}

@@ -12,53 +12,53 @@ import (
 // back only when the script would write.
 type model struct {
 	logs map[string]*store.Window
-	name func(store.Key, time.Duration) string
+	name func(store.Key) string
 	// origin is the identity of the server's data: what was charged in other
 	// data is not given back.
 	origin int64
 }
 
 // take settles and decides asks, and returns which logs it wrote.
-func (m *model) take(now int64, asks []store.Ask) (answers []store.Answer, written map[string]time.Duration) {
-	answers = make([]store.Answer, len(asks))
+func (m *model) take(now int64, requests []store.Request) (decisions []store.Decision, written map[string]time.Duration) {
+	decisions = make([]store.Decision, len(requests))
 	written = make(map[string]time.Duration)
-	logs := make([]*store.Window, len(asks))
+	logs := make([]*store.Window, len(requests))
 	all := true
-	for i := range asks {
-		a := &asks[i]
-		name := m.name(a.Key, a.Window)
+	for i := range requests {
+		a := &requests[i]
+		name := m.name(a.Key)
 		logs[i] = m.advanced(now, name, a.Window, written)
 		total := inside(logs[i]).total
 		if logs[i].Settle(now, a); inside(logs[i]).total != total {
 			m.logs[name], written[name] = logs[i], a.Window
 		}
-		answers[i] = logs[i].Ask(now, a)
-		all = all && (answers[i].Granted || a.Advisory)
+		decisions[i] = logs[i].Check(now, a)
+		all = all && (decisions[i].Granted || a.Shadow)
 	}
-	for i := range asks {
-		a := &asks[i]
-		if all && answers[i].Granted {
-			logs[i].Charge(now, a, &answers[i])
-			if answers[i].Charged() {
-				name := m.name(a.Key, a.Window)
+	for i := range requests {
+		a := &requests[i]
+		if all && decisions[i].Granted {
+			logs[i].Charge(now, a, &decisions[i])
+			if decisions[i].Charged() {
+				name := m.name(a.Key)
 				m.logs[name], written[name] = logs[i], a.Window
 			}
 		}
 	}
-	return answers, written
+	return decisions, written
 }
 
 // give gives grants back.
-func (m *model) give(now int64, grants []store.Grant) (units []int64, written map[string]time.Duration) {
+func (m *model) give(now int64, refunds []store.Refund) (units []int64, written map[string]time.Duration) {
 	written = make(map[string]time.Duration)
-	units = make([]int64, len(grants))
-	for i := range grants {
-		g := &grants[i]
-		name := m.name(g.Key, g.Window)
+	units = make([]int64, len(refunds))
+	for i := range refunds {
+		g := &refunds[i]
+		name := m.name(g.Key)
 		log := m.advanced(now, name, g.Window, written)
 		before := inside(log).total
 		if g.Origin == 0 || g.Origin == m.origin {
-			log.Return(now, g)
+			log.Refund(now, g)
 		}
 		units[i] = before - inside(log).total
 		if units[i] > 0 {

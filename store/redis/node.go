@@ -196,7 +196,7 @@ func (n *node) keep(ctx context.Context) {
 			err = nil
 		}
 		if err != nil {
-			n.store.census.silent(*n.key.Load())
+			n.store.presence.silent(*n.key.Load())
 			n.breaker.failed(now, err, 0)
 			next = store.Report{Condition: store.Away, Err: err}
 			if !n.breaker.isAway() {
@@ -295,14 +295,14 @@ func (n *node) heartbeat(client *client, load bool) (took time.Duration, lost st
 	}
 	life := max(n.store.options.Timeout, min(3*wait, beatTime))
 	key := *n.key.Load()
-	cmd, beat := n.store.census.command(key, false)
+	cmd, beat := n.store.presence.command(key, false)
 	reply, failure := n.exchange(client, life, load, cmd)
 	if failure != nil {
 		return 0, "", failure.Kind == store.KindReply, failure.Err
 	}
 	n.breaker.seen.Store(true)
 	now := time.Now()
-	if lost, err = n.store.census.heard(key, reply, beat, now); err == nil {
+	if lost, err = n.store.presence.heard(key, reply, beat, now); err == nil {
 		n.found(client, originIn(reply))
 	}
 	return now.Sub(cmd.written), lost, true, err
@@ -312,7 +312,7 @@ func (n *node) heartbeat(client *client, load bool) (took time.Duration, lost st
 func (n *node) leave() {
 	client := n.use()
 	defer n.release(client)
-	cmd, _ := n.store.census.command(*n.key.Load(), true)
+	cmd, _ := n.store.presence.command(*n.key.Load(), true)
 	_, _ = n.exchange(client, n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
 }
 

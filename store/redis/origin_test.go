@@ -46,19 +46,19 @@ func tagged(t *testing.T, s *Store, server *redistest.Server) {
 }
 
 // charge takes a unit, and returns what gives it back.
-func charge(t *testing.T, s *Store, a store.Ask) store.Grant {
+func charge(t *testing.T, s *Store, a store.Request) store.Refund {
 	t.Helper()
-	answer := take(t, s, a)[0]
-	if !answer.Charged() {
-		t.Fatalf("%+v: %+v; want it charged", a, answer)
+	decision := take(t, s, a)[0]
+	if !decision.Charged() {
+		t.Fatalf("%+v: %+v; want it charged", a, decision)
 	}
-	return store.Grant{Key: a.Key, Window: a.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: a.Need}
+	return store.Refund{Key: a.Key, Charge: decision.Charge, Units: a.Units}
 }
 
 // givesBack gives a grant back, and wants so many units to be used then.
-func givesBack(t *testing.T, s *Store, g store.Grant, limit, want int64) {
+func givesBack(t *testing.T, s *Store, g store.Refund, limit, want int64) {
 	t.Helper()
-	eventually(t, "the server is asked", func() bool { return s.Return(patience, []store.Grant{g}) == nil })
+	eventually(t, "the server is asked", func() bool { return s.Refund(patience, []store.Refund{g}) == nil })
 	if got := used(t, s, g.Key.Client, limit); got != want {
 		t.Errorf("%d units used after %+v was given back, want %d", got, g, want)
 	}
@@ -73,21 +73,21 @@ func TestGiveBackAfterFailover(t *testing.T) {
 	proxy := redistest.NewProxy(t, master.Addr)
 	s := warmed(t, Options{Address: proxy.Addr})
 	tagged(t, s, master)
-	ask := one("client", 3)
-	kept := charge(t, s, ask)
+	request := one("client", 3)
+	kept := charge(t, s, request)
 	master.WaitReplicated(t, replica)
 	cutOff(t, master, replica)
-	lost := charge(t, s, ask)
+	lost := charge(t, s, request)
 
 	replica.Do(t, "REPLICAOF", "NO", "ONE")
 	proxy.Redirect(replica.Addr)
 	proxy.Cut()
 	other := warmed(t, Options{Address: replica.Addr})
-	granted(t, other, ask)
-	granted(t, other, ask)
+	granted(t, other, request)
+	granted(t, other, request)
 	givesBack(t, s, lost, 3, 3)
 	givesBack(t, other, lost, 3, 3)
-	if got := take(t, s, ask)[0]; got.Granted {
+	if got := take(t, s, request)[0]; got.Granted {
 		t.Errorf("a fourth unit of 3 is granted: %+v", got)
 	}
 	// It cannot be told from one that was lost.
@@ -106,16 +106,16 @@ func TestGiveBackToFormerMaster(t *testing.T) {
 	first, second := pair(t)
 	s := warmed(t, Options{Address: first.Addr})
 	tagged(t, s, first)
-	ask := one("client", 3)
-	granted(t, s, ask)
+	request := one("client", 3)
+	granted(t, s, request)
 	first.WaitReplicated(t, second)
 	cutOff(t, first, second)
-	lost := charge(t, s, ask)
+	lost := charge(t, s, request)
 	run := first.Info(t, "server", "run_id")
 
 	second.Do(t, "REPLICAOF", "NO", "ONE")
 	other := warmed(t, Options{Address: second.Addr})
-	granted(t, other, ask)
+	granted(t, other, request)
 	follow(t, first, second)
 	first.Do(t, "REPLICAOF", "NO", "ONE")
 	if first.Info(t, "server", "run_id") != run {
@@ -123,7 +123,7 @@ func TestGiveBackToFormerMaster(t *testing.T) {
 	}
 	givesBack(t, s, lost, 3, 2)
 	tagged(t, s, first)
-	givesBack(t, s, charge(t, s, ask), 3, 2)
+	givesBack(t, s, charge(t, s, request), 3, 2)
 }
 
 // TestGiveBackWithoutOrigin: nothing is known of where a charge is, before the
@@ -244,9 +244,9 @@ func TestOriginOfCall(t *testing.T) {
 	over.origin.Store(2)
 	charged := strings.Repeat("\x01", takeReply)
 	refused := "\x00" + strings.Repeat("\x00", takeReply-1)
-	answers := make([]store.Answer, 2)
-	if err := c.read(charged+refused, answers); err != nil || answers[0].Origin != 1 || answers[1].Origin != 0 {
-		t.Errorf("%+v, %v; want the origins 1 and 0", answers, err)
+	decisions := make([]store.Decision, 2)
+	if err := c.read(charged+refused, decisions); err != nil || decisions[0].Origin != 1 || decisions[1].Origin != 0 {
+		t.Errorf("%+v, %v; want the origins 1 and 0", decisions, err)
 	}
 }
 
@@ -264,8 +264,8 @@ func TestOriginsOfUndone(t *testing.T) {
 	if _, err := monitor.Do("MONITOR"); err != nil {
 		t.Fatal(err)
 	}
-	if answers := take(t, s, free, full); answers[0].Charged() || answers[0].Origin != 0 {
-		t.Errorf("%+v, want nothing charged", answers)
+	if decisions := take(t, s, free, full); decisions[0].Charged() || decisions[0].Origin != 0 {
+		t.Errorf("%+v, want nothing charged", decisions)
 	}
 	for {
 		reply, err := monitor.Receive()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
 // TestOwedOnceOverShards: what one shard has counted is not owed again because
@@ -18,16 +19,16 @@ func TestOwedOnceOverShards(t *testing.T) {
 	granted(t, s, a)
 	granted(t, s, b)
 
-	standby := store.NewStandby()
-	asks := []store.Ask{a, b}
-	if err := standby.Take(asks, make([]store.Answer, 2), 1, true); err != nil {
+	standby := fallback.NewLocal()
+	requests := []store.Request{a, b}
+	if err := standby.Take(requests, make([]store.Decision, 2), 1, []store.Fate{store.FateUnexecuted, store.FateUnexecuted}); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(150 * time.Millisecond) // not quiet
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
 	settle := func() (err error) {
-		standby.Settle(func(asks []store.Ask, answers []store.Answer) error {
-			err = s.Take(time.Second, asks, answers)
+		standby.Flush(func(requests []store.Request, decisions []store.Decision) error {
+			err = s.Take(time.Now(), time.Second, requests, decisions)
 			return err
 		})
 		return err
@@ -38,7 +39,7 @@ func TestOwedOnceOverShards(t *testing.T) {
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "0")
 	eventually(t, "everything is reported", func() bool {
 		_ = settle()
-		return standby.Owing() == 0
+		return standby.Unreported() == 0
 	})
 	if got := used(t, s, a.Key.Client, 100); got != 2 {
 		t.Errorf("a: %d units in use, want 2", got)
@@ -58,14 +59,14 @@ func TestBackgroundCallsAreNoRequests(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	proxy.Delay(20 * time.Millisecond)
 	refill := one("x", 100)
-	refill.Need, refill.Extra = 0, 2
+	refill.Units, refill.Lease = 0, 2
 	for range 3 {
-		_ = s.Take(8*time.Millisecond, []store.Ask{refill}, make([]store.Answer, 1))
+		_ = s.Take(time.Now(), 8*time.Millisecond, []store.Request{refill}, make([]store.Decision, 1))
 		time.Sleep(60 * time.Millisecond)
 	}
 	time.Sleep(3 * time.Second)
 	for range 20 {
-		if err := s.Take(100*time.Millisecond, []store.Ask{one("x", 100)}, make([]store.Answer, 1)); err != nil {
+		if err := s.Take(time.Now(), 100*time.Millisecond, []store.Request{one("x", 100)}, make([]store.Decision, 1)); err != nil {
 			t.Errorf("request: %v", err)
 		}
 	}

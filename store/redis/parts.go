@@ -35,13 +35,13 @@ func (s *Store) parts(index []int, each bool, client func(i int) string) (parts 
 }
 
 // takeParts are the calls that decide some asks.
-func (s *Store) takeParts(table *slotTable, wait time.Duration, asks []store.Ask, index []int, each bool) []*part {
-	parts, of := s.parts(index, each, func(i int) string { return asks[i].Key.Client })
+func (s *Store) takeParts(table *slotTable, wait time.Duration, requests []store.Request, index []int, each bool) []*part {
+	parts, of := s.parts(index, each, func(i int) string { return requests[i].Key.Client })
 	for i, p := range parts {
 		if p.node, p.err = s.cluster.owner(table, of[i]); p.err == nil {
 			p.node.patientFor(wait)
-			p.call = newCall(wait, s.keys.takeCommand(pick(asks, p.index)))
-			p.call.request = isRequest(asks)
+			p.call = newCall(wait, s.keys.takeCommand(pick(requests, p.index)))
+			p.call.request = isRequest(requests)
 		}
 	}
 	return parts
@@ -49,23 +49,23 @@ func (s *Store) takeParts(table *slotTable, wait time.Duration, asks []store.Ask
 
 // isRequest reports whether a request waits for a call, and not a refill or a
 // report of what is owed.
-func isRequest(asks []store.Ask) bool {
-	return slices.ContainsFunc(asks, func(a store.Ask) bool { return a.Need > 0 })
+func isRequest(requests []store.Request) bool {
+	return slices.ContainsFunc(requests, func(a store.Request) bool { return a.Units > 0 })
 }
 
 // giveParts are the calls that give some grants back.
-func (s *Store) giveParts(wait time.Duration, grants []store.Grant, index []int, each bool) []*part {
+func (s *Store) refundParts(wait time.Duration, refunds []store.Refund, index []int, each bool) []*part {
 	if s.cluster == nil {
-		return []*part{{node: s.one, call: newCall(wait, s.keys.giveCommand(grants)), index: index}}
+		return []*part{{node: s.one, call: newCall(wait, s.keys.refundCommand(refunds)), index: index}}
 	}
-	parts, of := s.parts(index, each, func(i int) string { return grants[i].Key.Client })
+	parts, of := s.parts(index, each, func(i int) string { return refunds[i].Key.Client })
 	table, err := s.cluster.layout(0)
 	for i, p := range parts {
 		if p.err = err; err == nil {
 			p.node, p.err = s.cluster.owner(table, of[i])
 		}
 		if p.err == nil {
-			p.call = newCall(wait, s.keys.giveCommand(pick(grants, p.index)))
+			p.call = newCall(wait, s.keys.refundCommand(pick(refunds, p.index)))
 		}
 	}
 	return parts
@@ -113,76 +113,75 @@ var elapsed = func() <-chan time.Time {
 // given back. A refusal is one whatever has become of the other parts; else, if
 // some failed, the error tells what the others have decided. rest is what is left
 // of wait.
-func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, asks []store.Ask, answers []store.Answer, each bool) *store.Error {
+func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, requests []store.Request, decisions []store.Decision, each bool) *store.Error {
 	timer := time.NewTimer(rest)
 	defer timer.Stop()
-	parts := s.takeParts(table, wait, asks, upTo(len(asks)), each)
+	parts := s.takeParts(table, wait, requests, upTo(len(requests)), each)
 	for _, p := range parts {
 		if p.err == nil && !p.node.breaker.admits(wait) {
 			p.err = p.node.notAsked()
 		}
 	}
 	parts = together(parts, timer.C, func(index []int) []*part {
-		return s.takeParts(table, wait, asks, index, true)
+		return s.takeParts(table, wait, requests, index, true)
 	})
 
-	var failed *store.Error
-	known := make([]store.Answer, len(asks))
-	counted := make([]bool, len(asks))
+	failed, known, fates := gather(parts, len(requests))
 	refused := false
-	for _, p := range parts {
-		if p.err == nil {
-			p.err = p.read(p.reply, known)
-		}
-		if p.err != nil && (failed == nil || failed.Unexecuted) {
-			failed = p.err
-		}
-		for _, i := range p.index {
-			counted[i] = p.err == nil || !p.err.Unexecuted
-			known[i].Undecided = p.err != nil
-			refused = refused || p.err == nil && !known[i].Granted && !asks[i].Advisory
-		}
+	for i := range requests {
+		refused = refused || fates[i] == store.FateDecided && !known[i].Granted && !requests[i].Shadow
 	}
-	if failed == nil {
-		copy(answers, known)
-		if refused {
-			s.undo(asks, answers)
-		}
+	if refused {
+		// Nobody is charged, whatever the others would have said or may yet say.
+		s.refundAll(requests, known)
+		mine := slices.Clone(requests) // callers use theirs again
+		pendingParts(parts, known).Then(func(late []store.Decision) { s.refundAll(mine, late) })
+	}
+	copy(decisions, known)
+	if failed == nil || refused && (failed.Unexecuted || !anyUnreported(requests)) {
 		return nil
 	}
-	if refused && (failed.Unexecuted || !owesAny(asks)) {
-		// Nobody is charged, whatever the others would have said or may yet
-		// say. (Of what is owed an answer cannot tell that it may have been
-		// counted; the error can.)
-		s.undo(asks, known)
-		copy(answers, known)
-		mine := slices.Clone(asks) // callers use theirs again
-		lateParts(parts, known).Then(func(late []store.Answer) { s.undo(mine, late) })
-		return nil
-	}
-	e := &store.Error{Kind: failed.Kind, Unexecuted: failed.Unexecuted, Err: failed.Err, Counted: counted}
-	switch {
-	case refused:
-		s.undo(asks, known)
-		e.Late = lateParts(parts, known)
-	case slices.ContainsFunc(known, func(a store.Answer) bool { return !a.Undecided }):
-		e.Unexecuted, e.Known = false, slices.Clone(known)
-		e.Late = lateParts(parts, known)
-	case !failed.Unexecuted:
-		e.Late = lateParts(parts, known)
+	// What has been reported, decisions cannot tell; fates can.
+	e := &store.Error{Kind: failed.Kind, Err: failed.Err, Fates: fates}
+	e.Unexecuted = !slices.ContainsFunc(fates, func(f store.Fate) bool { return f != store.FateUnexecuted })
+	if !refused && !e.Unexecuted {
+		e.Pending = pendingParts(parts, known)
 	}
 	return e
 }
 
+// gather puts together what the parts of a call say. failed is nil if all
+// have been decided; a failure after which a part may have been executed goes
+// first.
+func gather(parts []*part, count int) (failed *store.Error, known []store.Decision, fates []store.Fate) {
+	known, fates = make([]store.Decision, count), make([]store.Fate, count)
+	for _, p := range parts {
+		if p.err == nil {
+			p.err = p.read(p.reply, known)
+		}
+		fate := store.FateDecided
+		if p.err != nil {
+			fate = p.err.Fate(0)
+			if failed == nil || failed.Unexecuted {
+				failed = p.err
+			}
+		}
+		for _, i := range p.index {
+			fates[i], known[i].Skipped = fate, p.err != nil
+		}
+	}
+	return failed, known, fates
+}
+
 // owesAny reports whether anything is to be counted whatever is decided.
-func owesAny(asks []store.Ask) bool {
-	return slices.ContainsFunc(asks, func(a store.Ask) bool { return len(a.Owed) > 0 })
+func anyUnreported(requests []store.Request) bool {
+	return slices.ContainsFunc(requests, func(a store.Request) bool { return len(a.Unreported) > 0 })
 }
 
 // lateParts lets the answers to a call be heard of which some are known, when
 // it is known whether others will come.
-func lateParts(parts []*part, known []store.Answer) *store.Late {
-	late := new(store.Late)
+func pendingParts(parts []*part, known []store.Decision) *store.Pending {
+	late := new(store.Pending)
 	var mu sync.Mutex // guards known and outstanding
 	outstanding := 1
 	done := func() {
@@ -192,7 +191,7 @@ func lateParts(parts []*part, known []store.Answer) *store.Late {
 		mu.Unlock()
 		switch {
 		case !over:
-		case slices.ContainsFunc(known, func(a store.Answer) bool { return !a.Undecided }):
+		case slices.ContainsFunc(known, func(a store.Decision) bool { return !a.Skipped }):
 			late.Deliver(known)
 		default:
 			late.Deliver(nil)
@@ -237,46 +236,46 @@ func pick[T any](list []T, index []int) []T {
 }
 
 // read reads the reply to its asks, which are some of those of a call.
-func (p *part) read(reply string, answers []store.Answer) *store.Error {
-	some := make([]store.Answer, len(p.index))
+func (p *part) read(reply string, decisions []store.Decision) *store.Error {
+	some := make([]store.Decision, len(p.index))
 	if err := p.call.read(reply, some); err != nil {
 		return &store.Error{Kind: store.KindReply, Err: err}
 	}
 	for i, at := range p.index {
-		answers[at] = some[i]
+		decisions[at] = some[i]
 	}
 	return nil
 }
 
 // undo gives back what some of the asks of a call were charged, without
 // waiting for it, and makes the answers those of a call that was refused.
-func (s *Store) undo(asks []store.Ask, answers []store.Answer) {
-	var grants []store.Grant
-	for i := range asks {
-		a := &answers[i]
+func (s *Store) refundAll(requests []store.Request, decisions []store.Decision) {
+	var refunds []store.Refund
+	for i := range requests {
+		a := &decisions[i]
 		if !a.Charged() {
 			continue
 		}
-		units := asks[i].Need + a.Extra
-		grants = append(grants, store.Grant{
-			Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: units,
+		units := requests[i].Units + a.Lease
+		refunds = append(refunds, store.Refund{
+			Key: requests[i].Key, Charge: a.Charge, Units: units,
 		})
 		a.Remaining += units
-		a.Extra, a.Stamp, a.Mark, a.Origin = 0, 0, 0, 0
+		a.Lease, a.Charge = 0, store.Charge{}
 	}
-	s.giveSoon(grants, false)
+	s.refundSoon(refunds, false)
 }
 
 // giveSoon gives grants back without waiting for it. What fails stays spent
 // until its window has passed.
-func (s *Store) giveSoon(grants []store.Grant, each bool) {
-	for _, p := range s.giveParts(s.options.Timeout, grants, upTo(len(grants)), each) {
+func (s *Store) refundSoon(refunds []store.Refund, each bool) {
+	for _, p := range s.refundParts(s.options.Timeout, refunds, upTo(len(refunds)), each) {
 		if p.err != nil || p.node.submit(p.call) != nil {
 			continue
 		}
 		p.call.afterwards(func(_ string, err *store.Error) {
 			if isSplitError(err) && !each {
-				s.giveSoon(pick(grants, p.index), true)
+				s.refundSoon(pick(refunds, p.index), true)
 			}
 		})
 	}

@@ -99,11 +99,11 @@ func nonsense(conn net.Conn, reply string) {
 		if err != nil {
 			return
 		}
-		answer := strings.Repeat(reply, bytes.Count(buf[:n], []byte("evalsha")))
+		decision := strings.Repeat(reply, bytes.Count(buf[:n], []byte("evalsha")))
 		if first {
-			answer = "-ERR unknown command\r\n"
+			decision = "-ERR unknown command\r\n"
 		}
-		if _, err := conn.Write([]byte(answer)); err != nil {
+		if _, err := conn.Write([]byte(decision)); err != nil {
 			return
 		}
 	}

@@ -25,50 +25,50 @@ var scriptSHA = func() string {
 
 // What the script takes and returns for each key.
 const (
-	takeArgs  = 1 // see packAsk
-	takeReply = 41
-	giveArgs  = 5
-	giveReply = 6 // bytes
+	takeArgs    = 1 // see packAsk
+	takeReply   = 41
+	refundArgs  = 5
+	refundReply = 6 // bytes
 )
 
 // takeCommand is the command that decides asks.
-func (k *keys) takeCommand(asks []store.Ask) []any {
-	args := make([]any, 0, 4+len(asks)*(1+takeArgs))
-	args = append(args, "evalsha", scriptSHA, len(asks))
+func (k *keys) takeCommand(requests []store.Request) []any {
+	args := make([]any, 0, 4+len(requests)*(1+takeArgs))
+	args = append(args, "evalsha", scriptSHA, len(requests))
 	var h clientHash
-	for i := range asks {
-		a := &asks[i]
-		if i == 0 || a.Key.Client != asks[i-1].Key.Client {
+	for i := range requests {
+		a := &requests[i]
+		if i == 0 || a.Key.Client != requests[i-1].Key.Client {
 			h = k.hash(a.Key.Client)
 		}
-		args = append(args, k.key(a.Key.Zone, a.Window, &h))
+		args = append(args, k.key(&a.Key, &h))
 	}
 	args = append(args, "take")
-	for i := range asks {
-		args = append(args, packAsk(&asks[i]))
+	for i := range requests {
+		args = append(args, packRequest(&requests[i]))
 	}
 	return args
 }
 
 // packAsk is an ask as the script reads it. One string costs the server, and
 // this process, less than six numbers.
-func packAsk(a *store.Ask) string {
+func packRequest(a *store.Request) string {
 	const size, owedSize = 33, 13
 	var packed [size]byte
 	put(packed[0:7], a.Window.Microseconds())
 	put(packed[7:13], a.Limit)
-	put(packed[13:19], a.Need)
-	put(packed[19:25], a.Extra)
-	put(packed[25:32], a.Ahead.Microseconds())
-	if a.Advisory {
+	put(packed[13:19], a.Units)
+	put(packed[19:25], a.Lease)
+	put(packed[25:32], a.LeaseSpan.Microseconds())
+	if a.Shadow {
 		packed[32] = 1
 	}
-	if len(a.Owed) == 0 {
+	if len(a.Unreported) == 0 {
 		return string(packed[:])
 	}
 	var owed [owedSize]byte
-	b := append(make([]byte, 0, size+owedSize*len(a.Owed)), packed[:]...)
-	for _, spent := range a.Owed {
+	b := append(make([]byte, 0, size+owedSize*len(a.Unreported)), packed[:]...)
+	for _, spent := range a.Unreported {
 		put(owed[0:7], spent.Age.Microseconds())
 		put(owed[7:13], spent.Units)
 		b = append(b, owed[:]...)
@@ -85,20 +85,20 @@ func put(b []byte, n int64) {
 }
 
 // giveCommand is the command that gives grants back.
-func (k *keys) giveCommand(grants []store.Grant) []any {
-	args := make([]any, 0, 4+len(grants)*(1+giveArgs))
-	args = append(args, "evalsha", scriptSHA, len(grants))
+func (k *keys) refundCommand(refunds []store.Refund) []any {
+	args := make([]any, 0, 4+len(refunds)*(1+refundArgs))
+	args = append(args, "evalsha", scriptSHA, len(refunds))
 	var h clientHash
-	for i := range grants {
-		g := &grants[i]
-		if i == 0 || g.Key.Client != grants[i-1].Key.Client {
+	for i := range refunds {
+		g := &refunds[i]
+		if i == 0 || g.Key.Client != refunds[i-1].Key.Client {
 			h = k.hash(g.Key.Client)
 		}
-		args = append(args, k.key(g.Key.Zone, g.Window, &h))
+		args = append(args, k.key(&g.Key, &h))
 	}
 	args = append(args, "give")
-	for i := range grants {
-		g := &grants[i]
+	for i := range refunds {
+		g := &refunds[i]
 		args = append(args, g.Window.Microseconds(), g.Stamp, g.Mark, g.Units, g.Origin)
 	}
 	return args
@@ -114,9 +114,9 @@ var errReply = errors.New("the server's reply is not the script's")
 
 // readAnswers reads the reply to takeCommand. It does not tell the charges'
 // Origin, see [call.read].
-func readAnswers(reply string, answers []store.Answer) error {
-	if len(reply) != takeReply*len(answers) {
-		return fmt.Errorf("%w: %d bytes for %d asks", errReply, len(reply), len(answers))
+func readDecisions(reply string, decisions []store.Decision) error {
+	if len(reply) != takeReply*len(decisions) {
+		return fmt.Errorf("%w: %d bytes for %d asks", errReply, len(reply), len(decisions))
 	}
 	number := func(size int) (n int64) {
 		for i := range size {
@@ -125,15 +125,14 @@ func readAnswers(reply string, answers []store.Answer) error {
 		reply = reply[size:]
 		return n
 	}
-	for i := range answers {
-		answers[i] = store.Answer{
+	for i := range decisions {
+		decisions[i] = store.Decision{
 			Granted:    number(1) == 1,
-			Extra:      number(6),
+			Lease:      number(6),
 			Remaining:  number(6),
 			Reset:      time.Duration(number(7)) * time.Microsecond,
 			RetryAfter: time.Duration(number(7)) * time.Microsecond,
-			Stamp:      number(7),
-			Mark:       number(7),
+			Charge:     store.Charge{Stamp: number(7), Mark: number(7)},
 		}
 	}
 	return nil

@@ -16,12 +16,12 @@ import (
 
 // step is one call of a history, with what the model says about it.
 type step struct {
-	now     int64
-	asks    []store.Ask
-	answers []store.Answer
-	grants  []store.Grant
-	units   []int64
-	logs    []state
+	now       int64
+	requests  []store.Request
+	decisions []store.Decision
+	refunds   []store.Refund
+	units     []int64
+	logs      []state
 }
 
 // state is what is stored of a log after a step.
@@ -33,10 +33,10 @@ type state struct {
 }
 
 func (s *step) String() string {
-	if s.asks != nil {
-		return fmt.Sprintf("at %d: take %+v", s.now, s.asks)
+	if s.requests != nil {
+		return fmt.Sprintf("at %d: take %+v", s.now, s.requests)
 	}
-	return fmt.Sprintf("at %d: give %+v", s.now, s.grants)
+	return fmt.Sprintf("at %d: give %+v", s.now, s.refunds)
 }
 
 // TestScriptAgainstModel drives the script and store.Window with the same
@@ -69,8 +69,8 @@ func TestScriptAgainstModelRaised(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		h := newHistory(script, fmt.Sprintf("raised%d", seed))
 		h.now = 1_700_000_000_000_000
-		key := store.Key{Zone: h.zone, Client: "c"}
-		name := h.model.name(key, window)
+		key := store.Key{Zone: h.zone, Client: "c", Window: window}
+		name := h.model.name(key)
 		entries := func() int {
 			if log := h.model.logs[name]; log != nil {
 				return len(inside(log).entries)
@@ -84,12 +84,12 @@ func TestScriptAgainstModelRaised(t *testing.T) {
 				span /= 10
 			}
 			h.now += 1 + rng.Int64N(span)
-			a := store.Ask{Key: key, Window: window, Limit: limit, Need: 1}
+			a := store.Request{Key: key, Limit: limit, Units: 1}
 			if rng.IntN(40) == 0 || before == 68 && rng.IntN(2) == 0 {
-				a.Owed = []store.Spent{{Age: time.Duration(rng.Int64N(5)) * time.Millisecond, Units: 3}}
+				a.Unreported = []store.Spent{{Age: time.Duration(rng.Int64N(5)) * time.Millisecond, Units: 3}}
 			}
 			if limit > 64 && rng.IntN(8) == 0 {
-				a.Extra, a.Ahead = rng.Int64N(5), window/128
+				a.Lease, a.LeaseSpan = rng.Int64N(5), window/128
 			}
 			if limit > 64 && rng.IntN(60) == 0 {
 				limit = 60
@@ -99,12 +99,12 @@ func TestScriptAgainstModelRaised(t *testing.T) {
 			}
 			h.addTake(a)
 			if after := entries(); before >= 67 && after < before-5 {
-				if compacted++; len(a.Owed) > 0 {
+				if compacted++; len(a.Unreported) > 0 {
 					settled++
 				}
 			}
-			if len(h.grants) > 0 && rng.IntN(10) == 0 {
-				h.addGive(h.grants[rng.IntN(len(h.grants))])
+			if len(h.refunds) > 0 && rng.IntN(10) == 0 {
+				h.addGive(h.refunds[rng.IntN(len(h.refunds))])
 			}
 		}
 		replay(t, script, h.steps)
@@ -121,7 +121,7 @@ func TestTailsOfLogsAreKept(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, Options{Address: server.Addr})
 	a := one("somebody", 3)
-	name := s.keys.of(&a.Key, a.Window)
+	name := s.keys.of(&a.Key)
 	granted(t, s, a)
 	now := time.Now().UnixMicro()
 	until := now + (2 * a.Window).Microseconds()
@@ -137,39 +137,39 @@ func TestTailsOfLogsAreKept(t *testing.T) {
 			t.Errorf("%s: the key has %d ms to live, want as long as its tail", what, ttl)
 		}
 	}
-	answers := take(t, s, a)
-	if answers[0].Remaining != 1 {
-		t.Errorf("a log with a tail: %+v, want one remaining of 3", answers[0])
+	decisions := take(t, s, a)
+	if decisions[0].Remaining != 1 {
+		t.Errorf("a log with a tail: %+v, want one remaining of 3", decisions[0])
 	}
 	kept("after a grant")
-	give := func(a store.Ask, answer store.Answer) {
+	give := func(a store.Request, decision store.Decision) {
 		t.Helper()
-		if err := s.Return(time.Second, []store.Grant{{Key: a.Key, Window: a.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: a.Need}}); err != nil {
+		if err := s.Refund(time.Second, []store.Refund{{Key: a.Key, Charge: decision.Charge, Units: a.Units}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	give(a, answers[0])
+	give(a, decisions[0])
 	kept("after a return")
 	all := a
-	all.Need = 2
-	answers = take(t, s, all)
-	give(all, answers[0])
-	give(a, store.Answer{Stamp: 1, Mark: answers[0].Mark}) // the first one
+	all.Units = 2
+	decisions = take(t, s, all)
+	give(all, decisions[0])
+	give(a, store.Decision{Charge: store.Charge{Stamp: 1, Mark: decisions[0].Mark}}) // the first one
 	kept("after the log was emptied")
-	if answers := take(t, s, a, zoned("other", a)); !answers[0].Granted {
-		t.Errorf("in a call of two: %+v", answers)
+	if decisions := take(t, s, a, zoned("other", a)); !decisions[0].Granted {
+		t.Errorf("in a call of two: %+v", decisions)
 	}
 	kept("after a call of two")
 }
 
 type history struct {
-	model  model
-	zone   string
-	dense  bool // as many entries as there can be
-	owes   int  // one ask in so many and one owes units, none if it is 0
-	now    int64
-	steps  []step
-	grants []store.Grant // that were made, to be given back
+	model   model
+	zone    string
+	dense   bool // as many entries as there can be
+	owes    int  // one ask in so many and one owes units, none if it is 0
+	now     int64
+	steps   []step
+	refunds []store.Refund // that were made, to be given back
 }
 
 func newHistory(script *clocked, zone string) *history {
@@ -196,7 +196,7 @@ func (h *history) draw(t *rapid.T) {
 		if h.dense {
 			gives = []bool{false, false, false, false, false, true}
 		}
-		if rapid.SampledFrom(gives).Draw(t, "give") && len(h.grants) > 0 {
+		if rapid.SampledFrom(gives).Draw(t, "give") && len(h.refunds) > 0 {
 			h.give(t)
 		} else {
 			h.take(t, window, limits)
@@ -235,32 +235,31 @@ func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
 	if h.dense {
 		n = 1
 	}
-	var asks []store.Ask
+	var requests []store.Request
 	for i := range n {
 		limit := rapid.SampledFrom(limits).Draw(t, "limit")
-		a := store.Ask{
-			Key:      store.Key{Zone: h.zone, Client: fmt.Sprint("client", i)},
-			Window:   window,
-			Limit:    limit,
-			Need:     rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, min(limit/8+1, store.MaxEvents))).Draw(t, "need"),
-			Advisory: rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
+		a := store.Request{
+			Key:    store.Key{Zone: h.zone, Client: fmt.Sprint("client", i), Window: window},
+			Limit:  limit,
+			Units:  rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, min(limit/8+1, store.MaxEvents))).Draw(t, "need"),
+			Shadow: rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
 		}
 		if i == 2 {
 			a.Key.Client, a.Key.Zone = "client0", h.zone+"b"
 		}
 		if rapid.IntRange(0, 2).Draw(t, "more") == 0 {
-			a.Extra = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "extra")
-			a.Ahead = time.Duration(rapid.Int64Range(0, 1_000_000).Draw(t, "ahead")) * time.Microsecond
+			a.Lease = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "extra")
+			a.LeaseSpan = time.Duration(rapid.Int64Range(0, 1_000_000).Draw(t, "ahead")) * time.Microsecond
 		}
 		if h.owes > 0 && rapid.IntRange(0, h.owes).Draw(t, "owes") == 0 {
-			a.Owed = h.owed(t, window, limit)
+			a.Unreported = h.owed(t, window, limit)
 			if rapid.IntRange(0, 3).Draw(t, "look") == 0 {
-				a.Need, a.Extra = 0, 0
+				a.Units, a.Lease = 0, 0
 			}
 		}
-		asks = append(asks, a)
+		requests = append(requests, a)
 	}
-	h.addTake(asks...)
+	h.addTake(requests...)
 }
 
 // owed draws what is owed: of any age up to a window and beyond, in any order.
@@ -271,7 +270,7 @@ func (h *history) owed(t *rapid.T, window time.Duration, limit int64) (owed []st
 	if rapid.IntRange(0, 3).Draw(t, "a lot") == 0 {
 		units = rapid.Just(int64(store.MaxEvents))
 	}
-	for range rapid.OneOf(rapid.Just(1), rapid.Just(store.MaxOwed), rapid.IntRange(1, store.MaxOwed)).Draw(t, "entries") {
+	for range rapid.OneOf(rapid.Just(1), rapid.Just(store.MaxUnreported), rapid.IntRange(1, store.MaxUnreported)).Draw(t, "entries") {
 		owed = append(owed, store.Spent{
 			Age:   time.Duration(age.Draw(t, "age")) * time.Microsecond,
 			Units: min(units.Draw(t, "units"), store.MaxEvents),
@@ -281,41 +280,41 @@ func (h *history) owed(t *rapid.T, window time.Duration, limit int64) (owed []st
 }
 
 // addTake adds a call, and notes what it is granted.
-func (h *history) addTake(asks ...store.Ask) []store.Answer {
-	s := step{now: h.now, asks: asks}
+func (h *history) addTake(requests ...store.Request) []store.Decision {
+	s := step{now: h.now, requests: requests}
 	var written map[string]time.Duration
-	s.answers, written = h.model.take(h.now, asks)
-	for i, a := range s.answers {
+	s.decisions, written = h.model.take(h.now, requests)
+	for i, a := range s.decisions {
 		if a.Charged() {
-			h.grants = append(h.grants, store.Grant{
-				Key: asks[i].Key, Window: asks[i].Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: asks[i].Need + a.Extra,
+			h.refunds = append(h.refunds, store.Refund{
+				Key: requests[i].Key, Charge: a.Charge, Units: requests[i].Units + a.Lease,
 			})
 		}
 	}
 	h.add(s, written)
-	return s.answers
+	return s.decisions
 }
 
 // addGive adds a give-back.
-func (h *history) addGive(grants ...store.Grant) {
-	s := step{now: h.now, grants: grants}
+func (h *history) addGive(refunds ...store.Refund) {
+	s := step{now: h.now, refunds: refunds}
 	var written map[string]time.Duration
-	s.units, written = h.model.give(h.now, grants)
+	s.units, written = h.model.give(h.now, refunds)
 	h.add(s, written)
 }
 
 func (h *history) give(t *rapid.T) {
-	var grants []store.Grant
+	var refunds []store.Refund
 	for range rapid.SampledFrom([]int{1, 1, 2, 4}).Draw(t, "grants") {
 		if h.dense {
 			// The last entry goes, and another one begins sooner.
-			grants = append(grants, h.grants[len(h.grants)-1])
-			h.grants = h.grants[:len(h.grants)-1]
+			refunds = append(refunds, h.refunds[len(h.refunds)-1])
+			h.refunds = h.refunds[:len(h.refunds)-1]
 			break
 		}
 		// Most of the time a recent one.
-		i := len(h.grants) - 1 - min(rapid.IntRange(0, 30).Draw(t, "grant"), len(h.grants)-1)
-		g := h.grants[i]
+		i := len(h.refunds) - 1 - min(rapid.IntRange(0, 30).Draw(t, "grant"), len(h.refunds)-1)
+		g := h.refunds[i]
 		switch rapid.IntRange(0, 9).Draw(t, "kind") {
 		case 0:
 			g.Mark++
@@ -330,26 +329,26 @@ func (h *history) give(t *rapid.T) {
 		}
 		here := h.model.origin
 		g.Origin = rapid.SampledFrom([]int64{0, here, here, here - 1, here + 1}).Draw(t, "origin")
-		grants = append(grants, g)
+		refunds = append(refunds, g)
 	}
-	h.addGive(grants...)
+	h.addGive(refunds...)
 }
 
 // add notes what is stored after a step.
 func (h *history) add(s step, written map[string]time.Duration) {
-	note := func(key store.Key, window time.Duration) {
-		st := state{name: h.model.name(key, window)}
+	note := func(key store.Key) {
+		st := state{name: h.model.name(key)}
 		if log := h.model.logs[st.name]; log != nil && !log.Empty() {
-			st.value, st.expires = packed(log), log.Expires(window)
+			st.value, st.expires = packed(log), log.Expires(key.Window)
 		}
 		_, st.written = written[st.name]
 		s.logs = append(s.logs, st)
 	}
-	for i := range s.asks {
-		note(s.asks[i].Key, s.asks[i].Window)
+	for i := range s.requests {
+		note(s.requests[i].Key)
 	}
-	for i := range s.grants {
-		note(s.grants[i].Key, s.grants[i].Window)
+	for i := range s.refunds {
+		note(s.refunds[i].Key)
 	}
 	h.steps = append(h.steps, s)
 }
@@ -367,9 +366,9 @@ func replay(t rapid.TB, script *clocked, steps []step) {
 	start := time.Now()
 	for i := range steps {
 		s := &steps[i]
-		command := script.keys.giveCommand(s.grants)
-		if s.asks != nil {
-			command = script.keys.takeCommand(s.asks)
+		command := script.keys.refundCommand(s.refunds)
+		if s.requests != nil {
+			command = script.keys.takeCommand(s.requests)
 		}
 		if err := script.send(s.now, command); err != nil {
 			t.Fatal(err)
@@ -409,18 +408,18 @@ func compare(t rapid.TB, s *step, r *result, took time.Duration) {
 	if r.err != nil {
 		t.Fatalf("%v\ngot %v", s, r.err)
 	}
-	if s.asks != nil {
-		answers := make([]store.Answer, len(s.asks))
-		if err := readAnswers(r.reply.(string), answers); err != nil {
+	if s.requests != nil {
+		decisions := make([]store.Decision, len(s.requests))
+		if err := readDecisions(r.reply.(string), decisions); err != nil {
 			t.Fatalf("%v\ngot %v", s, err)
 		}
-		if !slices.Equal(answers, s.answers) {
-			t.Errorf("%v\ngot  %+v\nwant %+v", s, answers, s.answers)
+		if !slices.Equal(decisions, s.decisions) {
+			t.Errorf("%v\ngot  %+v\nwant %+v", s, decisions, s.decisions)
 		}
 	} else {
 		var want []byte
 		for _, units := range s.units {
-			want = appendNumber(want, units, giveReply)
+			want = appendNumber(want, units, refundReply)
 		}
 		if r.reply != string(want) {
 			t.Errorf("%v\ngave back %x, want %x", s, r.reply, want)

@@ -100,7 +100,7 @@ func discreet(t *testing.T, s *Store, w *watcher, works bool, passwords ...strin
 		}
 	}
 	eventually(t, "what is wanted", func() bool {
-		err := s.Take(brief, []store.Ask{one("client", plenty)}, make([]store.Answer, 1))
+		err := s.Take(time.Now(), brief, []store.Request{one("client", plenty)}, make([]store.Decision, 1))
 		check(err)
 		return (err == nil) == works
 	})

@@ -46,13 +46,13 @@ func (s *sentinels) watch(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		_, _ = s.ask(ctx) // whoever connects is told what is wrong
+		_, _ = s.request(ctx) // whoever connects is told what is wrong
 	}
 }
 
 // dial connects to whichever server is the master.
 func (s *sentinels) dial(ctx context.Context) (net.Conn, error) {
-	address, err := s.ask(ctx)
+	address, err := s.request(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -79,16 +79,16 @@ func (s *sentinels) dial(ctx context.Context) (net.Conn, error) {
 
 // ask asks the Sentinels for the address of the master: the one that answered
 // last time, and another one whenever it takes long or fails.
-func (s *sentinels) ask(ctx context.Context) (string, error) {
+func (s *sentinels) request(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.options.DialTimeout)
 	defer cancel()
-	type answer struct {
+	type decision struct {
 		sentinel int
 		address  string
 		err      error
 	}
 	all := s.options.Sentinels
-	answers := make(chan answer, len(all))
+	decisions := make(chan decision, len(all))
 	first, asked := int(s.first.Load()), 0
 	next := func() {
 		if asked == len(all) {
@@ -98,7 +98,7 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 		asked++
 		go func() {
 			address, err := s.askOne(ctx, all[sentinel])
-			answers <- answer{sentinel, address, err}
+			decisions <- decision{sentinel, address, err}
 		}()
 	}
 	next()
@@ -109,7 +109,7 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 		select {
 		case <-ticker.C:
 			next()
-		case a := <-answers:
+		case a := <-decisions:
 			if a.err == nil {
 				s.first.Store(int64(a.sentinel))
 				s.learn(a.address)

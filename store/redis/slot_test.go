@@ -48,7 +48,7 @@ func TestSlotOfClient(t *testing.T) {
 		for range 100 {
 			client := string([]byte{byte(rand.N(256)), byte(rand.N(256)), '{', '}'})
 			for _, zone := range []string{"zone", "a{b}c", "}{", "z:y"} {
-				key := k.of(&store.Key{Zone: zone, Client: client}, store.MinWindow)
+				key := k.of(&store.Key{Zone: zone, Client: client, Window: store.MinWindow})
 				if got, want := k.slot(client), slotOf(key); got != want {
 					t.Errorf("client %q has slot %d, and its key %q %d", client, got, key, want)
 				}

@@ -29,15 +29,15 @@ func TestEvictionPolicies(t *testing.T) {
 	} {
 		server := redistest.Start(t, "--maxmemory", "16mb", "--maxmemory-policy", policy)
 		s := warmed(t, Options{Address: server.Addr})
-		ask := func(client string) store.Ask {
+		request := func(client string) store.Request {
 			a := one(client, limit)
 			a.Window = 10 * time.Minute
 			return a
 		}
 		again := func(kind string) (granted int) {
 			for i := range clients {
-				var answers [1]store.Answer
-				if s.Take(patience, []store.Ask{ask(fmt.Sprint(kind, i))}, answers[:]) == nil && answers[0].Granted {
+				var decisions [1]store.Decision
+				if s.Take(time.Now(), patience, []store.Request{request(fmt.Sprint(kind, i))}, decisions[:]) == nil && decisions[0].Granted {
 					granted++
 				}
 			}
@@ -45,8 +45,8 @@ func TestEvictionPolicies(t *testing.T) {
 		}
 		for i := range clients {
 			for _, kind := range []string{"asking", "quiet"} {
-				a := ask(fmt.Sprint(kind, i))
-				a.Need = limit
+				a := request(fmt.Sprint(kind, i))
+				a.Units = limit
 				granted(t, s, a)
 			}
 		}
@@ -68,8 +68,8 @@ func TestEvictionPolicies(t *testing.T) {
 		for range 32 {
 			flooding.Go(func() {
 				for n := next.Add(1); n <= flood; n = next.Add(1) {
-					var answers [1]store.Answer
-					err := s.Take(patience, []store.Ask{ask(strconv.FormatInt(n, 10))}, answers[:])
+					var decisions [1]store.Decision
+					err := s.Take(time.Now(), patience, []store.Request{request(strconv.FormatInt(n, 10))}, decisions[:])
 					var e *store.Error
 					if errors.As(err, &e) {
 						failed.Add(1)
@@ -122,8 +122,8 @@ func TestMemoryOfKeys(t *testing.T) {
 					if c.units > 1 {
 						a.Limit, a.Window = 64, time.Hour // entries are kept apart
 					}
-					var answers [1]store.Answer
-					if err := s.Take(patience, []store.Ask{a}, answers[:]); err != nil {
+					var decisions [1]store.Decision
+					if err := s.Take(time.Now(), patience, []store.Request{a}, decisions[:]); err != nil {
 						t.Error(err)
 						return
 					}

@@ -37,11 +37,11 @@ import (
 // Store is a [store.Shared] on Redis. It has a goroutine for each server, and
 // others while calls are under way; connections stay open in between.
 type Store struct {
-	options Options
-	keys    *keys
-	secrets *secrets
-	census  *census
-	cancel  context.CancelFunc // of what runs in the background
+	options  Options
+	keys     *keys
+	secrets  *secrets
+	presence *presence
+	cancel   context.CancelFunc // of what runs in the background
 
 	trip atomic.Int64 // usual time of a round trip, ns; 0 if there was none
 
@@ -63,7 +63,7 @@ func Open(o Options) (*Store, error) {
 	ctx, cancel := context.WithCancel(background)
 	s := &Store{
 		options: o, keys: newKeys(o.KeyPrefix, o.KeySecret), secrets: newSecrets(o),
-		census: newCensus(o.Instances), cancel: cancel,
+		presence: newPresence(o.Instances), cancel: cancel,
 		reports: make(map[string]store.Report), watchers: make(map[*func(store.Report)]struct{}),
 	}
 	switch {
@@ -91,17 +91,17 @@ func (s *Store) listKey(tag string) string {
 }
 
 // Take decides asks, see [store.Store].
-func (s *Store) Take(wait time.Duration, asks []store.Ask, answers []store.Answer) error {
-	if err := store.Validate(asks, answers); err != nil || len(asks) == 0 {
+func (s *Store) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	if err := store.Validate(requests, decisions); err != nil || len(requests) == 0 {
 		return err
 	}
-	if err := s.take(wait, asks, answers); err != nil {
+	if err := s.take(wait, requests, decisions); err != nil {
 		return err
 	}
 	return nil
 }
 
-func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answer) *store.Error {
+func (s *Store) take(wait time.Duration, requests []store.Request, decisions []store.Decision) *store.Error {
 	if wait <= 0 {
 		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("not asked, since there is no time to wait for an answer")}
 	}
@@ -112,28 +112,28 @@ func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answe
 		if table, err = s.cluster.layout(wait); err != nil {
 			return err
 		}
-		for i := 1; i < len(asks); i++ {
-			if asks[i].Key.Client != asks[0].Key.Client {
-				return s.takeApart(table, wait, wait-time.Since(began), asks, answers, false)
+		for i := 1; i < len(requests); i++ {
+			if requests[i].Key.Client != requests[0].Key.Client {
+				return s.takeApart(table, wait, wait-time.Since(began), requests, decisions, false)
 			}
 		}
-		if n, err = s.cluster.owner(table, s.keys.slot(asks[0].Key.Client)); err != nil {
+		if n, err = s.cluster.owner(table, s.keys.slot(requests[0].Key.Client)); err != nil {
 			return err
 		}
 	}
 	n.patientFor(wait)
-	c := newCall(wait, s.keys.takeCommand(asks))
-	c.request = isRequest(asks)
+	c := newCall(wait, s.keys.takeCommand(requests))
+	c.request = isRequest(requests)
 	reply, err := n.run(c, wait-time.Since(began))
 	switch {
-	case isSplitError(err) && len(asks) > 1:
-		return s.takeApart(table, wait, wait-time.Since(began), asks, answers, true)
+	case isSplitError(err) && len(requests) > 1:
+		return s.takeApart(table, wait, wait-time.Since(began), requests, decisions, true)
 	case err != nil && err.Kind == store.KindTimeout && !err.Unexecuted:
-		return laterOn(c, err, len(asks))
+		return laterOn(c, err, len(requests))
 	case err != nil:
 		return err
 	}
-	if err := c.read(reply, answers); err != nil {
+	if err := c.read(reply, decisions); err != nil {
 		return &store.Error{Kind: store.KindReply, Err: err}
 	}
 	return nil
@@ -141,39 +141,39 @@ func (s *Store) take(wait time.Duration, asks []store.Ask, answers []store.Answe
 
 // laterOn lets the answers to a call that was given up be heard.
 func laterOn(c *call, err *store.Error, count int) *store.Error {
-	late := new(store.Late)
+	late := new(store.Pending)
 	c.afterwards(func(reply string, failure *store.Error) {
-		answers := make([]store.Answer, count)
-		if failure != nil || c.read(reply, answers) != nil {
-			answers = nil
+		decisions := make([]store.Decision, count)
+		if failure != nil || c.read(reply, decisions) != nil {
+			decisions = nil
 		}
-		late.Deliver(answers)
+		late.Deliver(decisions)
 	})
-	return &store.Error{Kind: err.Kind, Err: err.Err, Late: late}
+	return &store.Error{Kind: err.Kind, Err: err.Err, Pending: late}
 }
 
 // Return gives grants back, see [store.Store].
-func (s *Store) Return(wait time.Duration, grants []store.Grant) error {
-	for i := range grants {
-		g := &grants[i]
+func (s *Store) Refund(wait time.Duration, refunds []store.Refund) error {
+	for i := range refunds {
+		g := &refunds[i]
 		if g.Window < store.MinWindow || g.Window > store.MaxWindow || g.Stamp < 0 || g.Mark < 0 || g.Origin < 0 || g.Units < 0 || g.Units > store.MaxEvents {
 			return fmt.Errorf("redis: %d units stamped %d of zone %q are no grant", g.Units, g.Stamp, g.Key.Zone)
 		}
 	}
-	if len(grants) == 0 {
+	if len(refunds) == 0 {
 		return nil
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	parts := together(s.giveParts(wait, grants, upTo(len(grants)), false), timer.C, func(index []int) []*part {
-		return s.giveParts(wait, grants, index, true)
+	parts := together(s.refundParts(wait, refunds, upTo(len(refunds)), false), timer.C, func(index []int) []*part {
+		return s.refundParts(wait, refunds, index, true)
 	})
 	var failed *store.Error
 	for _, p := range parts {
 		switch {
 		case p.err != nil:
 			failed = p.err
-		case len(p.reply) != giveReply*len(p.index):
+		case len(p.reply) != refundReply*len(p.index):
 			failed = &store.Error{Kind: store.KindReply, Err: fmt.Errorf("%w: %d bytes for %d grants", errReply, len(p.reply), len(p.index))}
 		}
 	}
@@ -185,7 +185,7 @@ func (s *Store) Return(wait time.Duration, grants []store.Grant) error {
 
 // Instances is how many processes use the store, see [store.Shared]. A process
 // that has several stores of the same data counts as several.
-func (s *Store) Instances() int { return s.census.instances() }
+func (s *Store) Instances() int { return s.presence.instances() }
 
 // RoundTrip is how long a round trip to a server usually takes, without the time
 // that calls wait to be sent: 0 if there was none yet.
@@ -248,7 +248,7 @@ func (s *Store) gone(name string) {
 	}
 	delete(s.reports, name)
 	for do := range s.watchers {
-		(*do)(store.Report{Server: name, Condition: store.Gone, Instances: s.Instances()})
+		(*do)(store.Report{Server: name, Condition: store.Removed, Instances: s.Instances()})
 	}
 }
 

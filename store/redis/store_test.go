@@ -119,14 +119,14 @@ func TestClose(t *testing.T) {
 func TestReturn(t *testing.T) {
 	server := redistest.Start(t)
 	s := warmed(t, Options{Address: server.Addr})
-	ask := one("client", 10)
-	ask.Need = 4
-	answer := take(t, s, ask)[0]
-	grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: 1}
+	request := one("client", 10)
+	request.Units = 4
+	decision := take(t, s, request)[0]
+	refund := store.Refund{Key: request.Key, Charge: decision.Charge, Units: 1}
 	other := one("other", 10)
-	answer = take(t, s, other)[0]
+	decision = take(t, s, other)[0]
 	// Two of one key in one call, and one of another that empties its log.
-	err := s.Return(patience, []store.Grant{grant, {Key: other.Key, Window: other.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: 1}, grant})
+	err := s.Refund(patience, []store.Refund{refund, {Key: other.Key, Charge: decision.Charge, Units: 1}, refund})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,16 +136,16 @@ func TestReturn(t *testing.T) {
 	if got := logs(t, server); len(got) != 2 { // and the one of warming up
 		t.Errorf("keys %q; the empty log should be gone", got)
 	}
-	if err := s.Return(patience, nil); err != nil {
+	if err := s.Refund(patience, nil); err != nil {
 		t.Errorf("nothing to return: %v", err)
 	}
-	grant.Units = -1
-	if err := s.Return(patience, []store.Grant{grant}); err == nil {
+	refund.Units = -1
+	if err := s.Refund(patience, []store.Refund{refund}); err == nil {
 		t.Error("a negative grant was returned")
 	}
 	server.Kill()
-	grant.Units = 1
-	if err := s.Return(patience, []store.Grant{grant}); err == nil {
+	refund.Units = 1
+	if err := s.Refund(patience, []store.Refund{refund}); err == nil {
 		t.Error("a grant was returned to a server that is down")
 	}
 }
@@ -157,9 +157,9 @@ func TestLeastRights(t *testing.T) {
 	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "resetchannels", "-@all",
 		"+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info")
 	s := warmed(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
-	ask := one("client", 10)
-	answer := take(t, s, ask)[0]
-	if err := s.Return(patience, []store.Grant{{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: 1}}); err != nil {
+	request := one("client", 10)
+	decision := take(t, s, request)[0]
+	if err := s.Refund(patience, []store.Refund{{Key: request.Key, Charge: decision.Charge, Units: 1}}); err != nil {
 		t.Errorf("Return: %v", err)
 	}
 	if got := used(t, s, "client", 10); got != 0 {
@@ -226,8 +226,8 @@ func TestTLS(t *testing.T) {
 	for range 16 {
 		group.Go(func() {
 			for range 20 {
-				var answers [1]store.Answer
-				if err := s.Take(patience, []store.Ask{one("client", plenty)}, answers[:]); err != nil {
+				var decisions [1]store.Decision
+				if err := s.Take(time.Now(), patience, []store.Request{one("client", plenty)}, decisions[:]); err != nil {
 					t.Error(err)
 				}
 			}
@@ -300,13 +300,13 @@ func TestClusterSlots(t *testing.T) {
 	s := warmed(t, Options{Address: server.Addr})
 	a, b := one("client", 2), one("client", 1)
 	b.Key.Zone, b.Window = "other", time.Minute
-	answers := take(t, s, a, b)
-	if !answers[0].Charged() || !answers[1].Charged() {
-		t.Errorf("%+v; want both charged", answers)
+	decisions := take(t, s, a, b)
+	if !decisions[0].Charged() || !decisions[1].Charged() {
+		t.Errorf("%+v; want both charged", decisions)
 	}
-	err := s.Return(patience, []store.Grant{
-		{Key: a.Key, Window: a.Window, Stamp: answers[0].Stamp, Mark: answers[0].Mark, Origin: answers[0].Origin, Units: 1},
-		{Key: b.Key, Window: b.Window, Stamp: answers[1].Stamp, Mark: answers[1].Mark, Origin: answers[1].Origin, Units: 1},
+	err := s.Refund(patience, []store.Refund{
+		{Key: a.Key, Charge: decisions[0].Charge, Units: 1},
+		{Key: b.Key, Charge: decisions[1].Charge, Units: 1},
 	})
 	if err != nil {
 		t.Errorf("Return: %v", err)

@@ -23,41 +23,41 @@ func TestStoredSize(t *testing.T) {
 	tests := []struct {
 		name  string
 		least int // entries there must have been for the test to be one
-		load  func(h *history, ask store.Ask)
+		load  func(h *history, request store.Request)
 	}{
-		{"steady", 60, func(h *history, ask store.Ask) {
+		{"steady", 60, func(h *history, request store.Request) {
 			for range 1000 {
 				h.now += width / 500
-				h.addTake(ask)
+				h.addTake(request)
 			}
 		}},
-		{"just not merging", 63, func(h *history, ask store.Ask) {
+		{"just not merging", 63, func(h *history, request store.Request) {
 			for range 200 {
 				h.now += width/64 + 1
-				h.addTake(ask)
+				h.addTake(request)
 			}
 		}},
 		// Each grant ahead begins an entry that a give-back removes, after
 		// which the next stamp begins another one however near it is.
-		{"given back", 68, func(h *history, ask store.Ask) {
+		{"given back", 68, func(h *history, request store.Request) {
 			for range 200 {
 				h.now += 1000
-				ahead := ask
-				ahead.Extra, ahead.Ahead = 5, store.MaxAhead
+				ahead := request
+				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan
 				h.addTake(ahead)
-				h.addGive(h.grants[len(h.grants)-1])
-				h.addTake(ask)
+				h.addGive(h.refunds[len(h.refunds)-1])
+				h.addTake(request)
 			}
 		}},
-		{"given back, owed", 68, func(h *history, ask store.Ask) {
-			look := ask
-			look.Need, look.Owed = 0, []store.Spent{{Units: 1}}
+		{"given back, owed", 68, func(h *history, request store.Request) {
+			look := request
+			look.Units, look.Unreported = 0, []store.Spent{{Units: 1}}
 			for range 68 {
 				h.now += 1000
-				ahead := ask
-				ahead.Extra, ahead.Ahead = 5, store.MaxAhead
+				ahead := request
+				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan
 				h.addTake(ahead)
-				h.addGive(h.grants[len(h.grants)-1])
+				h.addGive(h.refunds[len(h.refunds)-1])
 				h.addTake(look)
 			}
 			for range 3 {
@@ -66,13 +66,13 @@ func TestStoredSize(t *testing.T) {
 			}
 		}},
 		// More units than fit their bytes.
-		{"owed without end", store.MaxOwed, func(h *history, ask store.Ask) {
-			for i := range store.MaxOwed {
-				age := window / 32 * time.Duration(store.MaxOwed-i)
-				ask.Owed = append(ask.Owed, store.Spent{Age: age, Units: store.MaxEvents})
+		{"owed without end", store.MaxUnreported, func(h *history, request store.Request) {
+			for i := range store.MaxUnreported {
+				age := window / 32 * time.Duration(store.MaxUnreported-i)
+				request.Unreported = append(request.Unreported, store.Spent{Age: age, Units: store.MaxEvents})
 			}
 			for range 50 {
-				h.addTake(ask)
+				h.addTake(request)
 			}
 		}},
 	}
@@ -81,9 +81,9 @@ func TestStoredSize(t *testing.T) {
 			script := newClocked(t, server)
 			h := newHistory(script, strings.ReplaceAll(test.name, " ", "-"))
 			h.now = 1_700_000_000_000_000
-			ask := one("client", limit)
-			ask.Key.Zone, ask.Window, ask.Need = h.zone, window, 10
-			test.load(h, ask)
+			request := one("client", limit)
+			request.Key.Zone, request.Window, request.Units = h.zone, window, 10
+			test.load(h, request)
 
 			most := 0
 			for i := range h.steps {
@@ -94,7 +94,7 @@ func TestStoredSize(t *testing.T) {
 			}
 			replay(t, script, h.steps)
 
-			name := script.keyOf(ask.Key, window)
+			name := script.keyOf(request.Key)
 			size := server.Do(t, "STRLEN", name).(int64)
 			memory := server.Do(t, "MEMORY", "USAGE", name).(int64)
 			t.Logf("%d entries at most; in the end %d bytes, %d in memory", most, size, memory)
@@ -115,9 +115,8 @@ const (
 func TestGarbage(t *testing.T) {
 	server := redistest.Start(t)
 	s := warmed(t, Options{Address: server.Addr})
-	ask := one("client", 10)
-	h := s.keys.hash("client")
-	name := s.keys.key(ask.Key.Zone, ask.Window, &h)
+	request := one("client", 10)
+	name := s.keys.of(&request.Key)
 
 	for what, put := range map[string][]any{
 		"text":        {"SET", name, "hello"},
@@ -131,9 +130,9 @@ func TestGarbage(t *testing.T) {
 	} {
 		server.Do(t, "DEL", name)
 		server.Do(t, put...)
-		answer := take(t, s, ask)[0]
-		if !answer.Granted || answer.Remaining != 9 {
-			t.Errorf("%s: %+v; want as if there was nothing", what, answer)
+		decision := take(t, s, request)[0]
+		if !decision.Granted || decision.Remaining != 9 {
+			t.Errorf("%s: %+v; want as if there was nothing", what, decision)
 		}
 		if got := server.Do(t, "TYPE", name); got != "string" {
 			t.Errorf("%s: a %v afterwards", what, got)
@@ -145,9 +144,9 @@ func TestGarbage(t *testing.T) {
 
 	// Of the right length, it counts for a window at most.
 	server.Do(t, "SET", name, strings.Repeat("\x77", headerSize+entrySize))
-	answer := take(t, s, ask)[0]
-	if answer.Granted || answer.RetryAfter > ask.Window+3*time.Second {
-		t.Errorf("stamps of a far future: %+v", answer)
+	decision := take(t, s, request)[0]
+	if decision.Granted || decision.RetryAfter > request.Window+3*time.Second {
+		t.Errorf("stamps of a far future: %+v", decision)
 	}
 	if ttl := server.Do(t, "PTTL", name).(int64); ttl < 0 {
 		t.Errorf("stamps of a far future live for ever")
@@ -166,13 +165,13 @@ func TestRefusalWritesNothing(t *testing.T) {
 	atRest(t, s)
 	before := server.Calls(t, "set") + server.Calls(t, "del")
 	for range 10 {
-		answers := take(t, s, shared, own)
-		if !answers[0].Granted || answers[0].Charged() || answers[1].Granted {
-			t.Fatalf("over the limit: %+v", answers)
+		decisions := take(t, s, shared, own)
+		if !decisions[0].Granted || decisions[0].Charged() || decisions[1].Granted {
+			t.Fatalf("over the limit: %+v", decisions)
 		}
 	}
 	look := one("own", 2)
-	look.Need = 0
+	look.Units = 0
 	take(t, s, look)
 	if after := server.Calls(t, "set") + server.Calls(t, "del"); after != before {
 		t.Errorf("%d writes by refusals and a look", after-before)
@@ -187,15 +186,15 @@ func TestEveryKeyExpires(t *testing.T) {
 	server := redistest.Start(t)
 	s := warmed(t, Options{Address: server.Addr})
 	for i := range 50 {
-		ask := one(string(rune('a'+i)), 1000)
-		ask.Need, ask.Extra, ask.Ahead = 2, int64(i%3), time.Second
-		ask.Window = time.Duration(i+1) * time.Minute
+		request := one(string(rune('a'+i)), 1000)
+		request.Units, request.Lease, request.LeaseSpan = 2, int64(i%3), time.Second
+		request.Window = time.Duration(i+1) * time.Minute
 		if i == 0 {
-			ask.Window = store.MaxWindow
+			request.Window = store.MaxWindow
 		}
-		answer := take(t, s, ask)[0]
-		grant := store.Grant{Key: ask.Key, Window: ask.Window, Stamp: answer.Stamp, Mark: answer.Mark, Origin: answer.Origin, Units: int64(i % 5)}
-		if err := s.Return(patience, []store.Grant{grant, grant}); err != nil {
+		decision := take(t, s, request)[0]
+		refund := store.Refund{Key: request.Key, Charge: decision.Charge, Units: int64(i % 5)}
+		if err := s.Refund(patience, []store.Refund{refund, refund}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -20,10 +20,10 @@ func extraUnits(f *fixture) {
 		{1, 10, false, 0, 0},
 		{0, 10, true, 0, 0}, // none fit, which refuses nothing
 	}
-	ask := f.limit(20, long)
+	request := f.limit(20, long)
 	for i, test := range tests {
-		a := f.take(extra(ask, test.need, test.extra))[0]
-		if a.Granted != test.granted || a.Extra != test.extraWant || a.Remaining != test.remaining {
+		a := f.take(extra(request, test.need, test.extra))[0]
+		if a.Granted != test.granted || a.Lease != test.extraWant || a.Remaining != test.remaining {
 			f.Fatalf("call %d: %+v, want %+v", i, a, test)
 		}
 		if want := test.granted && test.need+test.extraWant > 0; a.Charged() != want {
@@ -32,47 +32,47 @@ func extraUnits(f *fixture) {
 	}
 
 	// The last unit is the request's, not extra.
-	ask = f.limit(1, long)
-	if a := f.granted(extra(ask, 1, 5)); a.Extra != 0 {
+	request = f.limit(1, long)
+	if a := f.granted(extra(request, 1, 5)); a.Lease != 0 {
 		f.Errorf("%+v, want no extra of a limit of 1", a)
 	}
 }
 
 func refill(f *fixture) {
-	ask := f.limit(10, long)
+	request := f.limit(10, long)
 	for _, want := range []struct{ extra, remaining int64 }{{4, 6}, {4, 2}, {2, 0}, {0, 0}} {
-		a := f.granted(extra(ask, 0, 4))
-		if a.Extra != want.extra || a.Remaining != want.remaining || a.Charged() != (want.extra > 0) {
+		a := f.granted(extra(request, 0, 4))
+		if a.Lease != want.extra || a.Remaining != want.remaining || a.Charged() != (want.extra > 0) {
 			f.Fatalf("%+v, want %+v", a, want)
 		}
 	}
-	f.refused(ask)
+	f.refused(request)
 
 	// Nor does a refill refuse the call when the limit was lowered below
 	// what is spent.
-	lowered, other := ask, f.limit(1, long)
+	lowered, other := request, f.limit(1, long)
 	lowered.Limit = 4
-	answers := f.take(extra(lowered, 0, 4), other)
-	if !answers[0].Granted || answers[0].Charged() || !answers[1].Charged() {
-		f.Errorf("a refill above a lowered limit: %+v, want it granted with nothing, and the other ask charged", answers)
+	decisions := f.take(extra(lowered, 0, 4), other)
+	if !decisions[0].Granted || decisions[0].Charged() || !decisions[1].Charged() {
+		f.Errorf("a refill above a lowered limit: %+v, want it granted with nothing, and the other ask charged", decisions)
 	}
 }
 
 func look(f *fixture) {
-	ask := f.limit(3, long)
+	request := f.limit(3, long)
 	for want := int64(3); want >= 0; want-- {
 		for range 5 {
-			a := f.granted(lookAt(ask))
+			a := f.granted(lookAt(request))
 			if a.Remaining != want || a.Charged() {
 				f.Fatalf("%+v, want %d remaining and nothing charged", a, want)
 			}
 		}
 		if want > 0 {
-			f.granted(ask)
+			f.granted(request)
 		}
 	}
 	// It finds out nothing that is not so.
-	if a := f.granted(lookAt(ask)); a.Reset <= 0 || a.Reset > long {
+	if a := f.granted(lookAt(request)); a.Reset <= 0 || a.Reset > long {
 		f.Errorf("%+v, want a reset within %v", a, long)
 	}
 }
@@ -100,12 +100,12 @@ func aheadHoldsLonger(f *fixture) {
 		{"with extra that does not fit", 10, 5, time.Second, long},
 	}
 	for _, test := range tests {
-		ask := f.limit(10, long)
-		first := extra(ask, test.need, test.extra)
-		first.Ahead = test.ahead
+		request := f.limit(10, long)
+		first := extra(request, test.need, test.extra)
+		first.LeaseSpan = test.ahead
 		before := time.Now()
 		f.granted(first)
-		a := f.refused(ask)
+		a := f.refused(request)
 		least := test.held - time.Since(before) - slack
 		if a.RetryAfter > test.held || a.RetryAfter < least {
 			f.Errorf("%s: retry after %v, want at least %v and at most %v", test.name, a.RetryAfter, least, test.held)
@@ -116,10 +116,10 @@ func aheadHoldsLonger(f *fixture) {
 	}
 
 	// What is charged later is not stamped earlier.
-	ask := f.limit(2, long)
-	first := extra(ask, 0, 1)
-	first.Ahead = store.MaxAhead
-	a, b := f.granted(first), f.granted(ask)
+	request := f.limit(2, long)
+	first := extra(request, 0, 1)
+	first.LeaseSpan = store.MaxLeaseSpan
+	a, b := f.granted(first), f.granted(request)
 	if b.Stamp < a.Stamp {
 		f.Errorf("stamp %d after %d", b.Stamp, a.Stamp)
 	}

@@ -9,129 +9,129 @@ import (
 // pause makes sure that what comes next has another stamp and another mark.
 func pause() { time.Sleep(2 * time.Millisecond) }
 
-func giveBack(f *fixture) {
-	ask := f.limit(2, long)
-	a := f.granted(ask)
+func refund(f *fixture) {
+	request := f.limit(2, long)
+	a := f.granted(request)
 	pause()
-	b := f.granted(ask)
-	f.refused(ask)
-	f.giveBack(grant(ask, a, 1))
-	f.remaining(ask, 1)
-	f.granted(ask)
-	f.refused(ask)
-	f.giveBack(grant(ask, b, 1))
-	f.remaining(ask, 1)
+	b := f.granted(request)
+	f.refused(request)
+	f.refund(refundOf(request, a, 1))
+	f.remaining(request, 1)
+	f.granted(request)
+	f.refused(request)
+	f.refund(refundOf(request, b, 1))
+	f.remaining(request, 1)
 
 	// The whole log; then it is as if the key was never used.
-	ask = f.limit(1, long)
-	f.giveBack(grant(ask, f.granted(ask), 1))
-	if a := f.take(lookAt(ask))[0]; a.Remaining != 1 || a.Reset != 0 {
+	request = f.limit(1, long)
+	f.refund(refundOf(request, f.granted(request), 1))
+	if a := f.take(lookAt(request))[0]; a.Remaining != 1 || a.Reset != 0 {
 		f.Errorf("%+v, want 1 remaining and no reset", a)
 	}
 }
 
-func giveBackPart(f *fixture) {
+func refundPart(f *fixture) {
 	for _, limit := range []int64{60, 1000} {
-		ask := f.limit(limit, long)
-		a := f.granted(need(ask, 10))
+		request := f.limit(limit, long)
+		a := f.granted(need(request, 10))
 		pause()
-		f.granted(need(ask, 10))
-		f.giveBack(grant(ask, a, 3))
-		f.remaining(ask, limit-17)
-		f.giveBack(grant(ask, a, 7))
-		f.remaining(ask, limit-10)
+		f.granted(need(request, 10))
+		f.refund(refundOf(request, a, 3))
+		f.remaining(request, limit-17)
+		f.refund(refundOf(request, a, 7))
+		f.remaining(request, limit-10)
 	}
 }
 
-func giveBackMany(f *fixture) {
-	var asks []store.Ask
+func refundMany(f *fixture) {
+	var requests []store.Request
 	for i, zone := range []string{"a", "b", "c", "d", "e", "f"} {
-		asks = append(asks, need(of(f.zoned(zone, f.limit(1, long)), 10), int64(i)+1))
+		requests = append(requests, need(of(f.zoned(zone, f.limit(1, long)), 10), int64(i)+1))
 	}
-	var grants []store.Grant
-	for i, ask := range asks {
-		a := f.granted(ask)
+	var refunds []store.Refund
+	for i, request := range requests {
+		a := f.granted(request)
 		if i != 2 {
-			grants = append(grants, grant(ask, a, ask.Need))
+			refunds = append(refunds, refundOf(request, a, request.Units))
 		}
 	}
 	// Keys that hold nothing are no hindrance.
-	grants = append(grants, grant(f.limit(1, long), store.Answer{Stamp: 1, Mark: 1}, 1))
-	f.giveBack(grants...)
-	for i, ask := range asks {
+	refunds = append(refunds, refundOf(f.limit(1, long), store.Decision{Charge: store.Charge{Stamp: 1, Mark: 1}}, 1))
+	f.refund(refunds...)
+	for i, request := range requests {
 		want := int64(10)
 		if i == 2 {
 			want = 7
 		}
-		f.remaining(ask, want)
+		f.remaining(request, want)
 	}
 }
 
-func giveBackTwice(f *fixture) {
-	ask := f.limit(3, long)
-	a := f.granted(need(ask, 2))
-	g := grant(ask, a, 2)
-	f.giveBack(g)
-	f.giveBack(g)
-	f.giveBack(g, g)
-	f.remaining(ask, 3)
-	f.granted(need(ask, 3))
-	f.refused(ask)
+func refundTwice(f *fixture) {
+	request := f.limit(3, long)
+	a := f.granted(need(request, 2))
+	g := refundOf(request, a, 2)
+	f.refund(g)
+	f.refund(g)
+	f.refund(g, g)
+	f.remaining(request, 3)
+	f.granted(need(request, 3))
+	f.refused(request)
 
 	// More than was charged: no more than that comes back.
-	ask = f.limit(3, long)
-	f.granted(ask)
+	request = f.limit(3, long)
+	f.granted(request)
 	pause()
-	f.giveBack(grant(ask, f.granted(ask), 100))
-	f.remaining(ask, 2)
+	f.refund(refundOf(request, f.granted(request), 100))
+	f.remaining(request, 2)
 }
 
-func giveBackWrongMark(f *fixture) {
-	ask := f.limit(3, long)
-	a := f.granted(ask)
+func refundWrongMark(f *fixture) {
+	request := f.limit(3, long)
+	a := f.granted(request)
 	for _, mark := range []int64{a.Mark - 1, a.Mark + 1, 0, 1} {
-		g := grant(ask, a, 1)
+		g := refundOf(request, a, 1)
 		g.Mark = mark
-		f.giveBack(g)
+		f.refund(g)
 	}
-	f.remaining(ask, 2)
+	f.remaining(request, 2)
 }
 
-func giveBackLaterStamp(f *fixture) {
-	ask := f.limit(3, long)
-	a := f.granted(ask)
+func refundLaterStamp(f *fixture) {
+	request := f.limit(3, long)
+	a := f.granted(request)
 	pause()
-	b := f.granted(ask)
-	g := grant(ask, a, 1)
+	b := f.granted(request)
+	g := refundOf(request, a, 1)
 	g.Stamp = b.Stamp + 1
-	f.giveBack(g)
-	f.remaining(ask, 1)
+	f.refund(g)
+	f.remaining(request, 1)
 }
 
 // A log that has become empty meanwhile has begun another life, in which the
 // units of the old one mean nothing.
-func giveBackAnotherLife(f *fixture) {
-	ask := f.limit(3, long)
-	a := f.granted(ask)
-	f.giveBack(grant(ask, a, 1))
+func refundAnotherLife(f *fixture) {
+	request := f.limit(3, long)
+	a := f.granted(request)
+	f.refund(refundOf(request, a, 1))
 	pause()
-	f.granted(ask)
-	f.giveBack(grant(ask, a, 1))
-	f.remaining(ask, 2)
+	f.granted(request)
+	f.refund(refundOf(request, a, 1))
+	f.remaining(request, 2)
 }
 
-func giveBackExpired(f *fixture) {
+func refundExpired(f *fixture) {
 	const window = store.MinWindow
 	for range 20 {
-		ask := f.limit(3, window)
-		first := f.granted(ask)
+		request := f.limit(3, window)
+		first := f.granted(request)
 		granted := time.Now()
 		time.Sleep(window / 2)
 		second := time.Now()
-		f.granted(ask)
+		f.granted(request)
 		time.Sleep(time.Until(granted.Add(window + slack)))
-		f.giveBack(grant(ask, first, 1))
-		a := f.take(lookAt(ask))[0]
+		f.refund(refundOf(request, first, 1))
+		a := f.take(lookAt(request))[0]
 		if time.Since(second) > window-slack {
 			continue // too slow: the second unit may have expired too
 		}
@@ -143,14 +143,14 @@ func giveBackExpired(f *fixture) {
 	f.Fatalf("no attempt took less than %v", window)
 }
 
-func giveBackExtra(f *fixture) {
-	ask := f.limit(100, long)
-	first := extra(ask, 1, 9)
-	first.Ahead = store.MaxAhead
+func refundLease(f *fixture) {
+	request := f.limit(100, long)
+	first := extra(request, 1, 9)
+	first.LeaseSpan = store.MaxLeaseSpan
 	a := f.granted(first)
-	f.granted(ask) // joins what lies ahead
-	f.giveBack(grant(ask, a, 6))
-	f.remaining(ask, 95)
-	f.giveBack(grant(ask, a, 4))
-	f.remaining(ask, 99)
+	f.granted(request) // joins what lies ahead
+	f.refund(refundOf(request, a, 6))
+	f.remaining(request, 95)
+	f.refund(refundOf(request, a, 4))
+	f.remaining(request, 99)
 }

@@ -53,10 +53,10 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"all or nothing", allOrNothing},
 		{"all or nothing over clients", allOrNothingOverClients},
 		{"all or nothing under concurrency", allOrNothingUnderConcurrency},
-		{"advisory", advisory},
-		{"no asks", noAsks},
+		{"advisory", shadow},
+		{"no asks", noRequests},
 		{"no time to wait", noTime},
-		{"senseless asks", senselessAsks},
+		{"senseless asks", senselessRequests},
 		{"windows are different logs", windowsDiffer},
 		{"zones are different logs", zonesDiffer},
 		{"any bytes name a client", anyClient},
@@ -67,15 +67,15 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"extra units of a refused call", extraRefused},
 		{"ahead holds longer", aheadHoldsLonger},
 
-		{"give back", giveBack},
-		{"give back a part", giveBackPart},
-		{"give back to many keys", giveBackMany},
-		{"give back twice", giveBackTwice},
-		{"give back with a wrong mark", giveBackWrongMark},
-		{"give back with a later stamp", giveBackLaterStamp},
-		{"give back to another life", giveBackAnotherLife},
-		{"give back what has expired", giveBackExpired},
-		{"give back extra units", giveBackExtra},
+		{"give back", refund},
+		{"give back a part", refundPart},
+		{"give back to many keys", refundMany},
+		{"give back twice", refundTwice},
+		{"give back with a wrong mark", refundWrongMark},
+		{"give back with a later stamp", refundLaterStamp},
+		{"give back to another life", refundAnotherLife},
+		{"give back what has expired", refundExpired},
+		{"give back extra units", refundLease},
 
 		{"owed since it was spent", owedSinceSpent},
 		{"owed by a look", owedByLook},
@@ -112,9 +112,9 @@ func RunShared(t *testing.T, open func(t *testing.T) store.Store) {
 		all = append(all, other)
 	}
 
-	ask := f.limit(limit, long)
+	request := f.limit(limit, long)
 	granted := f.together(64, 10, func(i int) int64 {
-		if all[i%stores].one(ask).Granted {
+		if all[i%stores].one(request).Granted {
 			return 1
 		}
 		return 0
@@ -123,11 +123,11 @@ func RunShared(t *testing.T, open func(t *testing.T) store.Store) {
 		t.Errorf("%d stores granted %d together, want %d", stores, granted, limit)
 	}
 
-	ask = f.limit(1, long)
-	a := all[0].granted(ask)
-	all[1].refused(ask)
-	all[2].giveBack(grant(ask, a, 1))
-	all[3].granted(ask)
+	request = f.limit(1, long)
+	a := all[0].granted(request)
+	all[1].refused(request)
+	all[2].refund(refundOf(request, a, 1))
+	all[3].granted(request)
 }
 
 // fixture is a store under test, and what a test asks of it.
@@ -143,99 +143,99 @@ func newFixture(t *testing.T, s store.Store) *fixture {
 }
 
 // limit returns an ask for one unit of a key that was never used.
-func (f *fixture) limit(limit int64, window time.Duration) store.Ask {
+func (f *fixture) limit(limit int64, window time.Duration) store.Request {
 	f.keys++
-	key := store.Key{Zone: "storetest", Client: fmt.Sprintf("%s.%d", f.id, f.keys)}
-	return store.Ask{Key: key, Window: window, Limit: limit, Need: 1}
+	key := store.Key{Zone: "storetest", Client: fmt.Sprintf("%s.%d", f.id, f.keys), Window: window}
+	return store.Request{Key: key, Limit: limit, Units: 1}
 }
 
 // zoned returns the ask under another zone.
-func (f *fixture) zoned(zone string, ask store.Ask) store.Ask {
-	ask.Key.Zone = zone + "-" + f.id
-	return ask
+func (f *fixture) zoned(zone string, request store.Request) store.Request {
+	request.Key.Zone = zone + "-" + f.id
+	return request
 }
 
 // need, extra and lookAt return the ask with other units.
-func need(ask store.Ask, units int64) store.Ask {
-	ask.Need = units
-	return ask
+func need(request store.Request, units int64) store.Request {
+	request.Units = units
+	return request
 }
 
-func extra(ask store.Ask, units, extra int64) store.Ask {
-	ask.Need, ask.Extra = units, extra
-	return ask
+func extra(request store.Request, units, extra int64) store.Request {
+	request.Units, request.Lease = units, extra
+	return request
 }
 
-func lookAt(ask store.Ask) store.Ask { return extra(ask, 0, 0) }
+func lookAt(request store.Request) store.Request { return extra(request, 0, 0) }
 
 // of returns the ask under another limit.
-func of(ask store.Ask, limit int64) store.Ask {
-	ask.Limit = limit
-	return ask
+func of(request store.Request, limit int64) store.Request {
+	request.Limit = limit
+	return request
 }
 
-func grant(ask store.Ask, a store.Answer, units int64) store.Grant {
-	return store.Grant{Key: ask.Key, Window: ask.Window, Stamp: a.Stamp, Mark: a.Mark, Origin: a.Origin, Units: units}
+func refundOf(request store.Request, a store.Decision, units int64) store.Refund {
+	return store.Refund{Key: request.Key, Charge: a.Charge, Units: units}
 }
 
 // take asks, and fails the test if the store does.
-func (f *fixture) take(asks ...store.Ask) []store.Answer {
+func (f *fixture) take(requests ...store.Request) []store.Decision {
 	f.Helper()
-	answers := make([]store.Answer, len(asks))
-	if err := f.store.Take(patience, asks, answers); err != nil {
-		f.Fatalf("Take(%+v): %v", asks, err)
+	decisions := make([]store.Decision, len(requests))
+	if err := f.store.Take(time.Now(), patience, requests, decisions); err != nil {
+		f.Fatalf("Take(%+v): %v", requests, err)
 	}
-	for i, a := range answers {
-		if a.Remaining < 0 || a.Remaining > asks[i].Limit || a.Reset < 0 || a.RetryAfter < 0 ||
+	for i, a := range decisions {
+		if a.Remaining < 0 || a.Remaining > requests[i].Limit || a.Reset < 0 || a.RetryAfter < 0 ||
 			a.Granted && a.RetryAfter != 0 || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
-			a.Extra < 0 || a.Extra > asks[i].Extra || a.Extra > 0 && !a.Charged() ||
+			a.Lease < 0 || a.Lease > requests[i].Lease || a.Lease > 0 && !a.Charged() ||
 			a.Charged() != (a.Stamp != 0) || !a.Charged() && a.Origin != 0 {
-			f.Fatalf("Take(%+v): senseless answer %+v", asks[i], a)
+			f.Fatalf("Take(%+v): senseless answer %+v", requests[i], a)
 		}
 	}
-	return answers
+	return decisions
 }
 
 // one asks one thing. It may be called by several goroutines, unlike the
 // others, which end the test.
-func (f *fixture) one(ask store.Ask) store.Answer {
-	var answers [1]store.Answer
-	if err := f.store.Take(patience, []store.Ask{ask}, answers[:]); err != nil {
-		f.Errorf("Take(%+v): %v", ask, err)
+func (f *fixture) one(request store.Request) store.Decision {
+	var decisions [1]store.Decision
+	if err := f.store.Take(time.Now(), patience, []store.Request{request}, decisions[:]); err != nil {
+		f.Errorf("Take(%+v): %v", request, err)
 	}
-	return answers[0]
+	return decisions[0]
 }
 
-func (f *fixture) granted(ask store.Ask) store.Answer {
+func (f *fixture) granted(request store.Request) store.Decision {
 	f.Helper()
-	a := f.take(ask)[0]
-	if !a.Granted || ask.Need > 0 && !a.Charged() {
-		f.Fatalf("Take(%+v) = %+v, want it granted", ask, a)
+	a := f.take(request)[0]
+	if !a.Granted || request.Units > 0 && !a.Charged() {
+		f.Fatalf("Take(%+v) = %+v, want it granted", request, a)
 	}
 	return a
 }
 
-func (f *fixture) refused(ask store.Ask) store.Answer {
+func (f *fixture) refused(request store.Request) store.Decision {
 	f.Helper()
-	a := f.take(ask)[0]
+	a := f.take(request)[0]
 	if a.Granted {
-		f.Fatalf("Take(%+v) = %+v, want it refused", ask, a)
+		f.Fatalf("Take(%+v) = %+v, want it refused", request, a)
 	}
 	return a
 }
 
 // remaining fails the test unless that many units are left.
-func (f *fixture) remaining(ask store.Ask, want int64) {
+func (f *fixture) remaining(request store.Request, want int64) {
 	f.Helper()
-	if a := f.take(lookAt(ask))[0]; a.Remaining != want {
-		f.Fatalf("%d units remain of %+v, want %d", a.Remaining, ask, want)
+	if a := f.take(lookAt(request))[0]; a.Remaining != want {
+		f.Fatalf("%d units remain of %+v, want %d", a.Remaining, request, want)
 	}
 }
 
-func (f *fixture) giveBack(grants ...store.Grant) {
+func (f *fixture) refund(refunds ...store.Refund) {
 	f.Helper()
-	if err := f.store.Return(patience, grants); err != nil {
-		f.Fatalf("Return(%+v): %v", grants, err)
+	if err := f.store.Refund(patience, refunds); err != nil {
+		f.Fatalf("Return(%+v): %v", refunds, err)
 	}
 }
 

@@ -9,10 +9,10 @@ import (
 
 func retryAfterIsTrue(f *fixture) {
 	for _, limit := range []int64{1, 100} {
-		ask, before, after, retry := f.usedUp(limit)
+		request, before, after, retry := f.usedUp(limit)
 		for {
 			sent := time.Now()
-			a := f.take(ask)[0]
+			a := f.take(request)[0]
 			answered := time.Now()
 			if a.Granted {
 				if answered.Before(before.Add(retry - slack)) {
@@ -30,20 +30,20 @@ func retryAfterIsTrue(f *fixture) {
 
 // usedUp returns a key with nothing left, and the refusal that it got between
 // two moments.
-func (f *fixture) usedUp(limit int64) (ask store.Ask, before, after time.Time, retry time.Duration) {
+func (f *fixture) usedUp(limit int64) (request store.Request, before, after time.Time, retry time.Duration) {
 	const window = store.MinWindow
 	for range 20 {
-		ask = f.limit(limit, window)
+		request = f.limit(limit, window)
 		began := time.Now()
-		f.granted(need(ask, limit))
+		f.granted(need(request, limit))
 		before = time.Now()
-		a := f.take(ask)[0]
+		a := f.take(request)[0]
 		after = time.Now()
 		switch {
 		case !a.Granted && a.RetryAfter > window:
 			f.Fatalf("%+v, want a retry within %v", a, window)
 		case !a.Granted:
-			return ask, before, after, a.RetryAfter
+			return request, before, after, a.RetryAfter
 		case after.Sub(began) < window-slack:
 			f.Fatalf("granted %v after the limit of %d was used up", after.Sub(began), limit)
 		}
@@ -53,14 +53,14 @@ func (f *fixture) usedUp(limit int64) (ask store.Ask, before, after time.Time, r
 }
 
 func resetIsTrue(f *fixture) {
-	ask := f.limit(5, store.MinWindow)
-	f.granted(ask)
-	a := f.granted(extra(ask, 1, 1))
+	request := f.limit(5, store.MinWindow)
+	f.granted(request)
+	a := f.granted(extra(request, 1, 1))
 	if a.Reset <= 0 || a.Reset > store.MinWindow {
 		f.Fatalf("%+v, want a reset within the window", a)
 	}
 	time.Sleep(a.Reset + slack)
-	if a := f.take(lookAt(ask))[0]; a.Remaining != 5 || a.Reset != 0 {
+	if a := f.take(lookAt(request))[0]; a.Remaining != 5 || a.Reset != 0 {
 		f.Errorf("after the reset: %+v, want the whole limit", a)
 	}
 }
@@ -69,8 +69,8 @@ func resetIsTrue(f *fixture) {
 // calls use nothing up.
 func refusalsAreFree(f *fixture) {
 	const limit, window, windows = 5, store.MinWindow, 3
-	ask := f.limit(limit, window)
-	h := f.hammer(4, ask, func(granted int) bool { return granted < windows*limit })
+	request := f.limit(limit, window)
+	h := f.hammer(4, request, func(granted int) bool { return granted < windows*limit })
 	h.strict(f.T, limit, window)
 	h.fair(f.T, limit, window)
 	if len(h.granted) < windows*limit {
@@ -82,16 +82,16 @@ func refusalsAreFree(f *fixture) {
 // by up to a sixty-fourth of the window, and never for less.
 func everyWindow(f *fixture) {
 	const limit, window = 200, store.MinWindow
-	ask := f.limit(limit, window)
+	request := f.limit(limit, window)
 	begin := time.Now()
-	h := f.hammer(6, ask, func(int) bool { return time.Since(begin) < 5*window/2 })
+	h := f.hammer(6, request, func(int) bool { return time.Since(begin) < 5*window/2 })
 	h.strict(f.T, limit, window)
 	h.fair(f.T, limit, window+window/64)
 }
 
 // hammer asks again and again from some goroutines while more says so, given
 // how much each has got about, for a minute at most.
-func (f *fixture) hammer(goroutines int, ask store.Ask, more func(granted int) bool) (all history) {
+func (f *fixture) hammer(goroutines int, request store.Request, more func(granted int) bool) (all history) {
 	deadline := time.Now().Add(time.Minute)
 	var mu sync.Mutex
 	total := 0
@@ -106,8 +106,8 @@ func (f *fixture) hammer(goroutines int, ask store.Ask, more func(granted int) b
 		h := &histories[i]
 		for got := 0; more(count(got)) && time.Now().Before(deadline) && !f.Failed(); {
 			got = 0
-			s := Span{From: time.Now(), Units: ask.Need}
-			a := f.one(ask)
+			s := Span{From: time.Now(), Units: request.Units}
+			a := f.one(request)
 			s.To = time.Now()
 			if a.Granted {
 				h.granted = append(h.granted, s)

@@ -1,6 +1,10 @@
-package store
+package lease
 
-import "time"
+import (
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
 
 // leaseKey is what a process knows of a key: its leases, its demand, and what
 // the store said last.
@@ -26,20 +30,20 @@ type leaseKey struct {
 // batch is the units of one lease. They leave it to be spent, or to be given
 // back; each once. An empty batch is the zero batch.
 type batch struct {
-	units               int64
-	stamp, mark, origin int64 // of the answer
-	end                 moment
+	units int64
+	store.Charge
+	end moment
 }
 
 func (b *batch) empty() bool { return b.units == 0 }
 
 // is reports whether two batches are of one lease.
 func (b *batch) is(of *batch) bool {
-	return b.stamp == of.stamp && b.mark == of.mark && b.origin == of.origin && b.end == of.end
+	return b.Charge == of.Charge && b.end == of.end
 }
 
-func (b *batch) grant(key Key, window time.Duration) Grant {
-	return Grant{Key: key, Window: window, Stamp: b.stamp, Mark: b.mark, Origin: b.origin, Units: b.units}
+func (b *batch) refund(key store.Key) store.Refund {
+	return store.Refund{Key: key, Charge: b.Charge, Units: b.units}
 }
 
 // holding is units that were taken out of leases, for a request or to be
@@ -58,27 +62,27 @@ func (h *holding) add(b *batch, units int64) {
 }
 
 // decide answers an ask from a lease or from a remembered refusal, if it can.
-func (k *leaseKey) decide(a *Ask, answer *Answer, now moment) bool {
+func (k *leaseKey) decide(a *store.Request, decision *store.Decision, now moment) bool {
 	if k.limit != a.Limit {
 		return false
 	}
 	b := &k.first
-	if b.units < a.Need || !now.before(b.end) {
-		return k.refuses(a, answer, now)
+	if b.units < a.Units || !now.before(b.end) {
+		return k.refuses(a, decision, now)
 	}
-	stamp, mark, origin := b.stamp, b.mark, b.origin
-	b.units -= a.Need
+	charge := b.Charge
+	b.units -= a.Units
 	k.tidy()
-	k.demand.add(a.Window, a.Need, now)
-	*answer = k.granted(a, now)
-	answer.Source, answer.Stamp, answer.Mark, answer.Origin = FromLease, stamp, mark, origin
+	k.demand.add(a.Window, a.Units, now)
+	*decision = k.granted(a, now)
+	decision.Source, decision.Charge = store.FromLease, charge
 	return true
 }
 
 // granted is the answer to an ask that is granted, as far as the key knows.
 // What is left of its leases remains for its clients too.
-func (k *leaseKey) granted(a *Ask, now moment) Answer {
-	return Answer{
+func (k *leaseKey) granted(a *store.Request, now moment) store.Decision {
+	return store.Decision{
 		Granted:   true,
 		Remaining: min(k.remaining+k.first.units+k.second.units, a.Limit),
 		Reset:     max(k.resetAt-now.mono, 0),
@@ -123,9 +127,9 @@ func (k *leaseKey) restore(b *batch, now moment) bool {
 // ended. A lease is known by its stamp here. The store may have given two the
 // same one: then it does not matter which of them gets the units, since they
 // count until the same moment.
-func (k *leaseKey) takeBack(g *Grant, now moment) bool {
+func (k *leaseKey) rejoin(g *store.Refund, now moment) bool {
 	for _, b := range [...]*batch{&k.first, &k.second} {
-		if !b.empty() && b.stamp == g.Stamp && b.mark == g.Mark && b.origin == g.Origin && now.before(b.end) {
+		if !b.empty() && b.Charge == g.Charge && now.before(b.end) {
 			b.units += g.Units
 			return true
 		}
@@ -174,21 +178,21 @@ type refusal struct {
 
 // refuses answers from a remembered refusal. Units of a lease come first: a
 // key that has some has not been refused since.
-func (k *leaseKey) refuses(a *Ask, answer *Answer, now moment) bool {
+func (k *leaseKey) refuses(a *store.Request, decision *store.Decision, now moment) bool {
 	r := &k.refusal
-	if r.need == 0 || a.Need < r.need || a.Need > r.most || k.limit != a.Limit || !now.before(r.until) ||
+	if r.need == 0 || a.Units < r.need || a.Units > r.most || k.limit != a.Limit || !now.before(r.until) ||
 		!k.first.empty() || !k.second.empty() || now.mono >= r.renewAt {
 		return false
 	}
-	*answer = Answer{Remaining: k.remaining, Reset: max(k.resetAt-now.mono, 0), Source: FromCache}
+	*decision = store.Decision{Remaining: k.remaining, Reset: max(k.resetAt-now.mono, 0), Source: store.FromCache}
 	switch {
-	case a.Need > a.Limit:
-		answer.RetryAfter = a.Window
-	case a.Need > r.need:
+	case a.Units > a.Limit:
+		decision.RetryAfter = a.Window
+	case a.Units > r.need:
 		// Long enough, if perhaps longer than it need be.
-		answer.RetryAfter = r.mostAt - now.mono
+		decision.RetryAfter = r.mostAt - now.mono
 	default:
-		answer.RetryAfter = r.retryAt - now.mono
+		decision.RetryAfter = r.retryAt - now.mono
 	}
 	return true
 }
@@ -196,21 +200,21 @@ func (k *leaseKey) refuses(a *Ask, answer *Answer, now moment) bool {
 // remember takes in a refusal by the store, which decided at some moment
 // between sent and now: what is remembered ends early rather than late, and
 // the wait that clients are told is long enough rather than too short.
-func (k *leaseKey) remember(a *Ask, reply *Answer, sent, now moment) {
+func (k *leaseKey) remember(a *store.Request, reply *store.Decision, sent, now moment) {
 	r := &k.refusal
 	retryAt, until := now.mono+reply.RetryAfter, sent.add(min(reply.RetryAfter, refusalTime))
 	if !now.before(until) {
 		return // too late to be of use, and perhaps older than what is remembered
 	}
-	if r.need > 0 && a.Need > r.need && now.before(r.until) {
-		if a.Need > r.most {
-			r.most, r.mostAt = a.Need, retryAt
+	if r.need > 0 && a.Units > r.need && now.before(r.until) {
+		if a.Units > r.most {
+			r.most, r.mostAt = a.Units, retryAt
 		}
 		return
 	}
 	*r = refusal{
-		need: a.Need, until: until, retryAt: retryAt,
-		most: a.Need, mostAt: retryAt,
+		need: a.Units, until: until, retryAt: retryAt,
+		most: a.Units, mostAt: retryAt,
 	}
 	r.renewAt = r.until.mono
 	if reply.RetryAfter > refusalTime {

@@ -1,4 +1,4 @@
-package store
+package lease
 
 import (
 	"fmt"
@@ -9,12 +9,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // decision is when the store decided a request, and on what.
 type decision struct {
-	at   int64
-	asks []Ask
+	at       int64
+	requests []store.Request
 }
 
 // simulation is one run.
@@ -29,7 +31,7 @@ type simulation struct {
 	rng      *rand.Rand
 	requests time.Duration // so far, in nanoseconds
 	decided  map[time.Duration]decision
-	spent    map[logKey][]entry
+	spent    map[store.Key][]entry
 
 	granted, refused, failed, byLease, byCache, late atomic.Int64
 
@@ -39,35 +41,35 @@ type simulation struct {
 func newSimulation(seed uint64, f faults) *simulation {
 	return &simulation{
 		central: newCentral(), faults: f, rng: rand.New(rand.NewPCG(seed, 1)),
-		decided: make(map[time.Duration]decision), spent: make(map[logKey][]entry),
+		decided: make(map[time.Duration]decision), spent: make(map[store.Key][]entry),
 	}
 }
 
 // process is one Leases, and what it runs on.
 type process struct {
-	*Leases
+	*Store
 	link    *link
 	machine *machine
 }
 
-func (s *simulation) process(m *machine, o LeasesOptions) *process {
+func (s *simulation) process(m *machine, o Options) *process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := &link{sim: s, rng: rand.New(rand.NewPCG(s.rng.Uint64(), 2))}
-	return &process{newLeases(n, o, m.clock), n, m}
+	return &process{newStore(n, o, m.clock), n, m}
 }
 
 // request makes one request of a process, and returns its answers if it was
 // granted. If later is 0 or more, a handler behind refuses it after so long,
 // and its units are given back.
-func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answer {
+func (s *simulation) request(p *process, requests []store.Request, later time.Duration) []store.Decision {
 	s.mu.Lock()
 	s.requests++
 	id := s.requests
 	s.mu.Unlock()
-	answers := make([]Answer, len(asks))
+	decisions := make([]store.Decision, len(requests))
 	began := passed()
-	err := p.Take(budget+id, asks, answers)
+	err := p.Take(time.Now(), budget+id, requests, decisions)
 	if p.link.dead.Load() {
 		return nil
 	}
@@ -76,15 +78,15 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 		s.mu.Lock()
 		stands := s.rng.IntN(2) == 0
 		s.mu.Unlock()
-		if e, ok := err.(*Error); ok && e.Late != nil {
-			e.Late.Then(func(answers []Answer) { s.late.Add(1); s.decidedLate(p, id, asks, answers, stands) })
+		if e, ok := err.(*store.Error); ok && e.Pending != nil {
+			e.Pending.Then(func(decisions []store.Decision) { s.late.Add(1); s.decidedLate(p, id, requests, decisions, stands) })
 		}
 		return nil
 	}
-	if !Granted(asks, answers) {
+	if !store.Granted(requests, decisions) {
 		s.refused.Add(1)
-		for i := range answers {
-			if answers[i].Source == FromCache {
+		for i := range decisions {
+			if decisions[i].Source == store.FromCache {
 				s.byCache.Add(1)
 			}
 		}
@@ -93,14 +95,14 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 	s.granted.Add(1)
 	if later >= 0 {
 		time.Sleep(later)
-		var grants []Grant
-		for i := range asks {
-			if answers[i].Granted && answers[i].Charged() {
-				grants = append(grants, Grant{asks[i].Key, asks[i].Window, answers[i].Stamp, answers[i].Mark, answers[i].Origin, asks[i].Need, answers[i].Source})
+		var refunds []store.Refund
+		for i := range requests {
+			if decisions[i].Granted && decisions[i].Charged() {
+				refunds = append(refunds, store.Refund{Key: requests[i].Key, Charge: decisions[i].Charge, Units: requests[i].Units, Source: decisions[i].Source})
 			}
 		}
 		if !p.link.dead.Load() {
-			_ = p.Return(budget-1, grants)
+			_ = p.Refund(budget-1, refunds)
 		}
 		return nil
 	}
@@ -108,17 +110,17 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 	defer s.mu.Unlock()
 	by := s.decided[id]
 	delete(s.decided, id)
-	for i := range asks {
-		a := &asks[i]
-		if !answers[i].Granted {
+	for i := range requests {
+		a := &requests[i]
+		if !decisions[i].Granted {
 			continue
 		}
-		key := logKey{a.Key, a.Window}
-		leased := a.Need
-		for _, ask := range by.asks {
-			if ask.Key == a.Key {
-				leased -= ask.Need
-				s.spent[key] = append(s.spent[key], entry{by.at, ask.Need})
+		key := a.Key
+		leased := a.Units
+		for _, request := range by.requests {
+			if request.Key == a.Key {
+				leased -= request.Units
+				s.spent[key] = append(s.spent[key], entry{by.at, request.Units})
 			}
 		}
 		if leased > 0 {
@@ -126,38 +128,38 @@ func (s *simulation) request(p *process, asks []Ask, later time.Duration) []Answ
 			s.byLease.Add(1)
 		}
 	}
-	return answers
+	return decisions
 }
 
 // decidedLate is told what became of a request that was given up. Either it was
 // let pass, and what was granted stands, or that is given back.
-func (s *simulation) decidedLate(p *process, id time.Duration, asks []Ask, answers []Answer, stands bool) {
+func (s *simulation) decidedLate(p *process, id time.Duration, requests []store.Request, decisions []store.Decision, stands bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	by := s.decided[id]
 	delete(s.decided, id)
-	var grants []Grant
-	for i := range asks {
-		a, answer := &asks[i], &answers[i]
-		if !answer.Charged() {
+	var refunds []store.Refund
+	for i := range requests {
+		a, decision := &requests[i], &decisions[i]
+		if !decision.Charged() {
 			continue
 		}
 		whole := false
-		for _, ask := range by.asks {
-			whole = whole || ask.Key == a.Key && ask.Need == a.Need
+		for _, request := range by.requests {
+			whole = whole || request.Key == a.Key && request.Units == a.Units
 		}
 		switch {
-		case !whole || answer.Extra != 0:
-			panic(fmt.Sprintf("%+v of %+v is granted late: %+v", a, by, answer))
+		case !whole || decision.Lease != 0:
+			panic(fmt.Sprintf("%+v of %+v is granted late: %+v", a, by, decision))
 		case stands:
-			key := logKey{a.Key, a.Window}
-			s.spent[key] = append(s.spent[key], entry{by.at, a.Need})
+			key := a.Key
+			s.spent[key] = append(s.spent[key], entry{by.at, a.Units})
 		default:
-			grants = append(grants, Grant{a.Key, a.Window, answer.Stamp, answer.Mark, answer.Origin, a.Need, answer.Source})
+			refunds = append(refunds, store.Refund{Key: a.Key, Charge: decision.Charge, Units: a.Units, Source: decision.Source})
 		}
 	}
-	if len(grants) > 0 {
-		go func() { _ = p.Return(budget-1, grants) }()
+	if len(refunds) > 0 {
+		go func() { _ = p.Refund(budget-1, refunds) }()
 	}
 }
 
@@ -190,7 +192,7 @@ func newPlan(seed uint64) plan {
 	often := func(share float64) bool { return rng.Float64() < share }
 	p := plan{
 		seed: seed, processes: 1 + rng.IntN(8),
-		window:   pick(rng, time.Second, 10*time.Second, time.Minute, time.Hour, MaxWindow),
+		window:   pick(rng, time.Second, 10*time.Second, time.Minute, time.Hour, store.MaxWindow),
 		requests: 500 + rng.IntN(2500), waves: often(0.6), burst: pick(rng, 1, 1, 3, 30, 200),
 		several: often(0.4), larger: often(0.4), changes: often(0.2), stepping: often(0.3), walls: often(0.5), drift: often(0.5),
 		maxKeys: pick(rng, 0, 0, 0, 1),
@@ -219,8 +221,8 @@ func (p *plan) harmless() bool {
 	return f.slow+f.loseRequest+f.loseReply+p.crashes == 0 && !p.stepping && !p.changes && p.undone == 0
 }
 
-func (p *plan) ask(zone int) Ask {
-	return Ask{Key: Key{Zone: fmt.Sprint("zone ", zone), Client: "client"}, Window: p.window, Limit: p.limits[zone], Need: 1}
+func (p *plan) request(zone int) store.Request {
+	return store.Request{Key: store.Key{Zone: fmt.Sprint("zone ", zone), Client: "client", Window: p.window}, Limit: p.limits[zone], Units: 1}
 }
 
 // play runs a schedule and checks it.
@@ -244,7 +246,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 			m.rate += (s.rng.Float64() - 0.5) * 0.015
 		}
 		machines[i] = m
-		processes[i].Store(s.process(m, LeasesOptions{MaxKeys: p.maxKeys}))
+		processes[i].Store(s.process(m, Options{MaxKeys: p.maxKeys}))
 		weights[i] = s.rng.Float64() + 0.02
 		if s.rng.IntN(3) == 0 {
 			weights[i] *= 10
@@ -272,25 +274,25 @@ func (p plan) play(t *testing.T) (s *simulation) {
 				time.Sleep(time.Duration(rng.ExpFloat64() * float64(gap) * float64(n)))
 				for range n {
 					changing.Lock()
-					asks := []Ask{p.ask(rng.IntN(len(p.limits)))}
+					requests := []store.Request{p.request(rng.IntN(len(p.limits)))}
 					if p.several && len(p.limits) > 1 && rng.IntN(2) == 0 {
-						other := p.ask(rng.IntN(len(p.limits)))
-						other.Advisory = rng.IntN(4) == 0
-						if other.Key != asks[0].Key {
-							asks = append(asks, other)
+						other := p.request(rng.IntN(len(p.limits)))
+						other.Shadow = rng.IntN(4) == 0
+						if other.Key != requests[0].Key {
+							requests = append(requests, other)
 						}
 					}
 					changing.Unlock()
-					for j := range asks {
-						if a := &asks[j]; p.larger && rng.IntN(3) == 0 {
-							a.Need = 1 + rng.Int64N(pick(rng, 3, min(20, a.Limit), a.Limit+2))
+					for j := range requests {
+						if a := &requests[j]; p.larger && rng.IntN(3) == 0 {
+							a.Units = 1 + rng.Int64N(pick(rng, 3, min(20, a.Limit), a.Limit+2))
 						}
 					}
 					later := time.Duration(-1)
 					if rng.Float64() < p.undone {
 						later = pick(rng, 0, time.Duration(rng.Int64N(int64(2*leaseSpan(p.window)))))
 					}
-					s.wg.Go(func() { s.request(processes[i].Load(), asks, later) })
+					s.wg.Go(func() { s.request(processes[i].Load(), requests, later) })
 				}
 			}
 		})
@@ -303,9 +305,9 @@ func (p plan) play(t *testing.T) (s *simulation) {
 				switch {
 				case mishaps.Float64() < p.crashes:
 					old.link.dead.Store(true)
-					processes[i].Store(s.process(m, LeasesOptions{MaxKeys: p.maxKeys}))
+					processes[i].Store(s.process(m, Options{MaxKeys: p.maxKeys}))
 				case mishaps.Float64() < p.reloads:
-					processes[i].Store(s.process(m, LeasesOptions{MaxKeys: p.maxKeys}))
+					processes[i].Store(s.process(m, Options{MaxKeys: p.maxKeys}))
 					_ = old.Close(time.Second)
 				}
 				if p.walls && mishaps.IntN(2) == 0 {
@@ -351,8 +353,8 @@ func (p plan) play(t *testing.T) (s *simulation) {
 	synctest.Wait()
 
 	for zone := range p.limits {
-		a := p.ask(zone)
-		key := logKey{a.Key, a.Window}
+		a := p.request(zone)
+		key := a.Key
 		spent := s.spent[key]
 		if units, at := mostIn(spent, p.window); units > most[zone] {
 			fail("%d units of %d in the window from %v", units, most[zone], time.UnixMicro(at).Sub(epoch))
@@ -364,7 +366,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 					recent += e.units
 				}
 			}
-			if total := s.central.total(a.Key, a.Window); total > recent {
+			if total := s.central.total(a.Key); total > recent {
 				fail("%d units count, %d were spent in the last window: the others are lost", total, recent)
 			}
 		}
@@ -385,27 +387,27 @@ func (p plan) play(t *testing.T) (s *simulation) {
 	// Nobody else asks any more: who waits as told is granted.
 	s.calm.Store(true)
 	for zone := range p.limits {
-		a := p.ask(zone)
-		a.Need = 1 + s.rng.Int64N(a.Limit)
+		a := p.request(zone)
+		a.Units = 1 + s.rng.Int64N(a.Limit)
 		proc := processes[s.rng.IntN(p.processes)].Load()
-		answers := make([]Answer, 1)
+		decisions := make([]store.Decision, 1)
 		for i := 0; ; i++ {
-			if err := proc.Take(time.Minute, []Ask{a}, answers); err != nil {
+			if err := proc.Take(time.Now(), time.Minute, []store.Request{a}, decisions); err != nil {
 				fail("after the end: %v", err)
 				break
 			}
-			if answers[0].Granted {
+			if decisions[0].Granted {
 				break
 			}
 			if i == 4 {
-				fail("zone %d: %d units were refused again and again: %+v", zone, a.Need, answers[0])
+				fail("zone %d: %d units were refused again and again: %+v", zone, a.Units, decisions[0])
 				break
 			}
 			if i%2 == 0 {
 				continue // the next answer is remembered
 			}
 			if i == 3 {
-				time.Sleep(wholeSeconds(answers[0].RetryAfter))
+				time.Sleep(wholeSeconds(decisions[0].RetryAfter))
 			}
 		}
 	}

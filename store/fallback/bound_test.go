@@ -1,4 +1,4 @@
-package store_test
+package fallback_test
 
 import (
 	"errors"
@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
 )
 
@@ -25,20 +26,20 @@ const (
 
 // event is something that happens in a history of several processes.
 type event struct {
-	after    time.Duration
-	becomes  outage // from here on, if it is not negative
-	settle   bool   // all processes settle
-	process  int
-	client   int
-	need     int64
-	advisory bool // another zone's limit is asked for as well, with this
-	back     bool // the units are given back if this process granted them
+	after   time.Duration
+	becomes outage // from here on, if it is not negative
+	flush   bool   // all processes settle
+	process int
+	client  int
+	need    int64
+	shadow  bool // another zone's limit is asked for as well, with this
+	back    bool // the units are given back if this process granted them
 }
 
 // world is several processes with a standby each, and one shared store.
 type world struct {
 	limit     int64
-	processes []*store.Standby
+	processes []*fallback.Local
 	shared    *store.Memory
 	outage    outage
 	reliable  bool // no report was lost so far
@@ -55,14 +56,14 @@ const (
 var errAway = &store.Error{Kind: store.KindAway, Unexecuted: true, Err: errors.New("away")}
 
 // call asks the shared store, if it is there.
-func (w *world) call(asks []store.Ask, answers []store.Answer) error {
+func (w *world) call(requests []store.Request, decisions []store.Decision) error {
 	switch w.outage {
 	case none:
-		return w.shared.Take(0, asks, answers)
+		return w.shared.Take(time.Now(), 0, requests, decisions)
 	case away:
 		return errAway
 	case mute:
-		_ = w.shared.Take(0, asks, answers)
+		_ = w.shared.Take(time.Now(), 0, requests, decisions)
 	}
 	w.reliable = false
 	return &store.Error{Kind: store.KindTimeout, Err: errors.New("late")}
@@ -71,43 +72,44 @@ func (w *world) call(asks []store.Ask, answers []store.Answer) error {
 // request is one request, served as a caller of a Standby does.
 func (w *world) request(e event) error {
 	s := w.processes[e.process]
-	asks := []store.Ask{{Key: store.Key{Zone: "zone", Client: fmt.Sprint(e.client)}, Window: worldWindow, Limit: w.limit, Need: e.need}}
-	if e.advisory {
-		weak := asks[0]
-		weak.Key.Zone, weak.Limit, weak.Need, weak.Advisory = "weak", otherLimit, 1, true
-		asks = append(asks, weak)
+	requests := []store.Request{{Key: store.Key{Zone: "zone", Client: fmt.Sprint(e.client), Window: worldWindow}, Limit: w.limit, Units: e.need}}
+	if e.shadow {
+		weak := requests[0]
+		weak.Key.Zone, weak.Limit, weak.Units, weak.Shadow = "weak", otherLimit, 1, true
+		requests = append(requests, weak)
 	}
-	answers := make([]store.Answer, len(asks))
-	s.Attach(asks)
-	err := w.call(asks, answers)
-	s.Detach(asks, err == errAway)
+	decisions := make([]store.Decision, len(requests))
+	s.BeginReport(requests)
+	err := w.call(requests, decisions)
+	end(s, requests, err == errAway)
 	if err == nil {
-		s.Feed(asks, answers)
-		w.note(asks, answers)
-		return w.counted(asks, answers)
+		s.Observe(requests, decisions)
+		w.note(requests, decisions)
+		return w.counted(requests, decisions)
 	}
-	if err := s.Take(asks, answers, len(w.processes), err == errAway); err != nil {
+	if err := take(s, requests, decisions, len(w.processes), err == errAway); err != nil {
 		return err
 	}
 	if e.back {
-		var grants []store.Grant
-		for i, a := range answers {
+		var refunds []store.Refund
+		for i, a := range decisions {
 			if a.Charged() {
-				grants = append(grants, store.Grant{Key: asks[i].Key, Window: worldWindow, Stamp: a.Stamp, Mark: a.Mark, Units: asks[i].Need})
+				refunds = append(refunds, store.Refund{Key: requests[i].Key, Charge: a.Charge, Units: requests[i].Units})
 			}
 		}
-		return s.Return(0, grants)
+		s.Refund(refunds)
+		return nil
 	}
 	w.alone++
-	w.note(asks, answers)
+	w.note(requests, decisions)
 	return nil
 }
 
 // note notes what was spent.
-func (w *world) note(asks []store.Ask, answers []store.Answer) {
-	for i := range asks {
-		if answers[i].Charged() {
-			w.spent[asks[i].Key] = append(w.spent[asks[i].Key], storetest.Span{From: time.Now(), To: time.Now(), Units: asks[i].Need})
+func (w *world) note(requests []store.Request, decisions []store.Decision) {
+	for i := range requests {
+		if decisions[i].Charged() {
+			w.spent[requests[i].Key] = append(w.spent[requests[i].Key], storetest.Span{From: time.Now(), To: time.Now(), Units: requests[i].Units})
 		}
 	}
 }
@@ -115,25 +117,25 @@ func (w *world) note(asks []store.Ask, answers []store.Answer) {
 // counted holds what the store has granted against everything that was spent
 // in the window before, alone or not: once nothing is owed to it the store
 // knows all of it.
-func (w *world) counted(asks []store.Ask, answers []store.Answer) error {
+func (w *world) counted(requests []store.Request, decisions []store.Decision) error {
 	for _, s := range w.processes {
-		if !w.reliable || s.Owing() > 0 {
+		if !w.reliable || s.Unreported() > 0 {
 			return nil
 		}
 	}
-	for i := range asks {
-		if !answers[i].Charged() {
+	for i := range requests {
+		if !decisions[i].Charged() {
 			continue
 		}
 		w.exact++
 		sum := int64(0)
-		for _, span := range w.spent[asks[i].Key] {
+		for _, span := range w.spent[requests[i].Key] {
 			if time.Since(span.From) < worldWindow {
 				sum += span.Units
 			}
 		}
-		if sum > asks[i].Limit {
-			return fmt.Errorf("the store granted %v unit %d of %d in a window", asks[i].Key, sum, asks[i].Limit)
+		if sum > requests[i].Limit {
+			return fmt.Errorf("the store granted %v unit %d of %d in a window", requests[i].Key, sum, requests[i].Limit)
 		}
 	}
 	return nil
@@ -145,9 +147,9 @@ func (w *world) run(events []event) error {
 		if e.becomes >= 0 {
 			w.outage = e.becomes
 		}
-		if e.settle {
+		if e.flush {
 			for _, s := range w.processes {
-				s.Settle(w.call)
+				s.Flush(w.call)
 			}
 		}
 		if err := w.request(e); err != nil {
@@ -171,13 +173,13 @@ func drawEvents(t *rapid.T, processes int, limit int64) []event {
 	n := rapid.IntRange(1, 200).Draw(t, "number of events")
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) event {
 		e := event{
-			becomes:  -1,
-			process:  rapid.IntRange(0, processes-1).Draw(t, "process"),
-			client:   rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "client"),
-			need:     rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(1, max(1, limit/8))).Draw(t, "need"),
-			advisory: rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
-			back:     rapid.IntRange(0, 9).Draw(t, "back") == 0,
-			settle:   rapid.IntRange(0, 9).Draw(t, "settle") == 0,
+			becomes: -1,
+			process: rapid.IntRange(0, processes-1).Draw(t, "process"),
+			client:  rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "client"),
+			need:    rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(1, max(1, limit/8))).Draw(t, "need"),
+			shadow:  rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
+			back:    rapid.IntRange(0, 9).Draw(t, "back") == 0,
+			flush:   rapid.IntRange(0, 9).Draw(t, "settle") == 0,
 		}
 		width := worldWindow.Microseconds() // the clocks of the stores know no less than one
 		after := int64(0)
@@ -219,7 +221,7 @@ func TestStandbyIsBounded(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := &world{limit: limit, shared: store.NewMemory(0), reliable: true, spent: make(map[store.Key][]storetest.Span)}
 			for range processes {
-				w.processes = append(w.processes, store.NewStandby())
+				w.processes = append(w.processes, fallback.NewLocal())
 			}
 			err = w.run(events)
 			exact, alone = exact+w.exact, alone+w.alone
@@ -245,7 +247,7 @@ func TestStandbyBoundIsReached(t *testing.T) {
 	}{{12, 3}, {2, 5}, {5, 1}} {
 		w := &world{limit: test.limit, shared: store.NewMemory(0), outage: vanish, spent: make(map[store.Key][]storetest.Span)}
 		for range test.processes {
-			w.processes = append(w.processes, store.NewStandby())
+			w.processes = append(w.processes, fallback.NewLocal())
 		}
 		var events []event
 		for _, o := range []outage{vanish, none} {
@@ -259,7 +261,7 @@ func TestStandbyBoundIsReached(t *testing.T) {
 			t.Error(err)
 		}
 		want := test.limit + max(test.limit, int64(test.processes))
-		if n := len(w.spent[store.Key{Zone: "zone", Client: "0"}]); int64(n) != want {
+		if n := len(w.spent[store.Key{Zone: "zone", Client: "0", Window: worldWindow}]); int64(n) != want {
 			t.Errorf("%d processes with a limit of %d were granted %d units, want %d", test.processes, test.limit, n, want)
 		}
 	}

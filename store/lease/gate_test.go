@@ -1,9 +1,11 @@
-package store
+package lease
 
 import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // queued is a store of which calls wait in its queue before they are sent.
@@ -20,31 +22,31 @@ func (q queued) RoundTrip() time.Duration { return q.alone }
 // were no leases.
 func TestLeasesThoughTheQueueIsLong(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.ask.Window = time.Second // leases last 7.8 ms
+		r.request.Window = time.Second // leases last 7.8 ms
 		r.wire.there, r.wire.back = 2*time.Millisecond, 2*time.Millisecond
-		r.Leases = newLeases(queued{r.wire, 300 * time.Microsecond}, LeasesOptions{}, r.machine.clock)
-		leased := func(a Ask) bool {
+		r.Store = newStore(queued{r.wire, 300 * time.Microsecond}, Options{}, r.machine.clock)
+		leased := func(a store.Request) bool {
 			for range 400 {
 				r.granted(a, 1)
 				time.Sleep(leaseSpan(a.Window) / 64)
 				synctest.Wait()
 			}
-			asked, replies := r.wire.asks()
+			asked, replies := r.wire.requests()
 			for i := range asked {
-				if asked[i].Key == a.Key && replies[i].Extra > 0 {
+				if asked[i].Key == a.Key && replies[i].Lease > 0 {
 					return true
 				}
 			}
 			return false
 		}
-		if !leased(r.ask) {
+		if !leased(r.request) {
 			r.Error("a store that is near, and a long queue: no leases")
 		}
 
 		// A store that is so far away gives none.
-		far := r.ask
+		far := r.request
 		far.Key.Client = "another"
-		r.Leases = newLeases(queued{r.wire, 4 * time.Millisecond}, LeasesOptions{}, r.machine.clock)
+		r.Store = newStore(queued{r.wire, 4 * time.Millisecond}, Options{}, r.machine.clock)
 		if leased(far) {
 			r.Error("a store that is half a lease's span away: leases")
 		}
@@ -56,18 +58,18 @@ func TestLeasesThoughTheQueueIsLong(t *testing.T) {
 func TestLeasesDoNotFlap(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		may := func() bool {
-			s := r.shard(&r.ask)
+			s := r.shard(&r.request)
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			k := s.keys[logKey{r.ask.Key, r.ask.Window}]
+			k := s.keys[r.request.Key]
 			held := k.second // of no account here
 			k.second = batch{}
-			size := r.leaseLocked(k, &r.ask, r.clock())
+			size := r.leaseLocked(k, &r.request, r.clock())
 			k.second = held
 			return size > 0
 		}
-		r.heat(r.ask)
-		span := leaseSpan(r.ask.Window)
+		r.heat(r.request)
+		span := leaseSpan(r.request.Window)
 		for _, step := range []struct {
 			parts int64 // of a span, that a round trip takes
 			may   bool

@@ -1,4 +1,4 @@
-package store
+package lease
 
 import (
 	"slices"
@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // patience is how long calls wait in these tests.
@@ -22,32 +24,32 @@ func (r *rig) promptly() {
 }
 
 // drop loses the leases of a key, so that what is needed is asked for.
-func (r *rig) drop(a Ask) {
+func (r *rig) drop(a store.Request) {
 	s := r.shard(&a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.keys[logKey{a.Key, a.Window}]
+	k := s.keys[a.Key]
 	k.first, k.second = batch{}, batch{}
 }
 
 // news is what the caller of a late call was told so far.
-type news struct{ told [][]Answer }
+type news struct{ told [][]store.Decision }
 
 // late makes a call whose answers do not come in time.
-func (r *rig) late(asks ...Ask) *news {
+func (r *rig) late(requests ...store.Request) *news {
 	r.Helper()
-	err := r.Take(budget, asks, make([]Answer, len(asks)))
-	e, ok := err.(*Error)
-	if !ok || e.Kind != KindTimeout || e.Unexecuted || e.Late == nil || e.Err != errLost {
-		r.Fatalf("Take(%+v): %v, want a timeout with late answers", asks, err)
+	err := r.Take(time.Now(), budget, requests, make([]store.Decision, len(requests)))
+	e, ok := err.(*store.Error)
+	if !ok || e.Kind != store.KindTimeout || e.Unexecuted || e.Pending == nil || e.Err != errLost {
+		r.Fatalf("Take(%+v): %v, want a timeout with late answers", requests, err)
 	}
 	n := &news{}
-	e.Late.Then(func(answers []Answer) { n.told = append(n.told, answers) })
+	e.Pending.Then(func(decisions []store.Decision) { n.told = append(n.told, decisions) })
 	return n
 }
 
 // only is what was told, once.
-func (r *rig) only(n *news) []Answer {
+func (r *rig) only(n *news) []store.Decision {
 	r.Helper()
 	synctest.Wait()
 	if len(n.told) != 1 {
@@ -60,20 +62,20 @@ func (r *rig) only(n *news) []Answer {
 // limit, and those no longer ask.
 func TestLateRefusal(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.ask.Limit = 2
-		r.granted(r.ask, 2)
+		r.request.Limit = 2
+		r.granted(r.request, 2)
 		r.slowly(300 * time.Millisecond)
 		at := time.Now()
-		n := r.late(r.ask)
+		n := r.late(r.request)
 		time.Sleep(300 * time.Millisecond)
-		answer := r.only(n)[0]
-		if answer.Granted || answer.Charged() || answer.Source != FromStore || answer.RetryAfter < 59*time.Second {
-			t.Errorf("the caller is told %+v, want the refusal", answer)
+		decision := r.only(n)[0]
+		if decision.Granted || decision.Charged() || decision.Source != store.FromStore || decision.RetryAfter < 59*time.Second {
+			t.Errorf("the caller is told %+v, want the refusal", decision)
 		}
 		before := r.sent()
 		for time.Since(at) < refusalTime*7/8 {
-			a := r.refused(r.ask, 1)
-			if a.Source != FromCache || a.Remaining != 0 {
+			a := r.refused(r.request, 1)
+			if a.Source != store.FromCache || a.Remaining != 0 {
 				t.Fatalf("%v after it was sent: %+v, want it from memory", time.Since(at), a)
 			}
 			if end := time.Since(at) + a.RetryAfter; end < time.Minute-2*time.Millisecond {
@@ -85,7 +87,7 @@ func TestLateRefusal(t *testing.T) {
 		// It ends a second after the call was sent, not after the answer.
 		time.Sleep(time.Until(at.Add(refusalTime)))
 		r.promptly()
-		if a := r.refused(r.ask, 1); a.Source != FromStore {
+		if a := r.refused(r.request, 1); a.Source != store.FromStore {
 			t.Errorf("%+v after a second, want it from the store", a)
 		}
 	})
@@ -96,30 +98,30 @@ func TestLateRefusal(t *testing.T) {
 // either.
 func TestLateRefusalOutdated(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.ask.Limit = 2
-		grant := r.granted(r.ask, 2)
+		r.request.Limit = 2
+		refund := r.granted(r.request, 2)
 		r.slowly(refusalTime + 100*time.Millisecond)
-		n := r.late(r.ask)
+		n := r.late(r.request)
 		time.Sleep(time.Second)
 		r.promptly()
-		r.refused(r.ask, 1)
-		known := r.key(r.ask).refusal
+		r.refused(r.request, 1)
+		known := r.key(r.request).refusal
 		time.Sleep(10 * time.Millisecond)
 		r.only(n)
-		if now := r.key(r.ask).refusal; now != known {
+		if now := r.key(r.request).refusal; now != known {
 			t.Errorf("%+v is remembered, want %+v as before", now, known)
 		}
 
 		time.Sleep(2 * time.Second)
 		r.slowly(300 * time.Millisecond)
-		n = r.late(r.ask)
+		n = r.late(r.request)
 		r.promptly()
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, grant.Stamp, grant.Mark, grant.Origin, 1, grant.Source}}); err != nil {
+		if err := r.Refund(budget, []store.Refund{{Key: r.request.Key, Charge: refund.Charge, Units: 1, Source: refund.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(300 * time.Millisecond)
 		r.only(n)
-		r.granted(r.ask, 1)
+		r.granted(r.request, 1)
 	})
 }
 
@@ -127,60 +129,60 @@ func TestLateRefusalOutdated(t *testing.T) {
 // it was asked for. What was needed is told to the caller.
 func TestLateLease(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		r.drop(r.ask)
-		before := r.total(r.ask)
+		r.heat(r.request)
+		r.drop(r.request)
+		before := r.total(r.request)
 		r.slowly(300 * time.Millisecond)
 		at := time.Now()
-		n := r.late(r.ask)
-		r.want("in hand at first", r.inHand(r.ask), 0)
-		used := r.key(r.ask).demand
-		if r.key(r.ask).refilling {
+		n := r.late(r.request)
+		r.want("in hand at first", r.inHand(r.request), 0)
+		used := r.key(r.request).demand
+		if r.key(r.request).refilling {
 			t.Error("still waits for a lease")
 		}
 		time.Sleep(time.Until(at.Add(301*time.Millisecond - 1)))
-		r.want("in hand before", r.inHand(r.ask), 0)
+		r.want("in hand before", r.inHand(r.request), 0)
 		time.Sleep(time.Nanosecond)
-		answer := r.only(n)[0]
+		decision := r.only(n)[0]
 		asked, reply := r.wire.last()
-		if asked.Extra < 10 || reply.Extra != asked.Extra {
+		if asked.Lease < 10 || reply.Lease != asked.Lease {
 			t.Fatalf("asked %+v, answered %+v; want a lease", asked, reply)
 		}
 		want := reply
-		want.Extra = 0
-		if answer != want || !answer.Granted {
-			t.Errorf("the caller is told %+v, want %+v", answer, want)
+		want.Lease = 0
+		if decision != want || !decision.Granted {
+			t.Errorf("the caller is told %+v, want %+v", decision, want)
 		}
-		r.want("in hand", r.inHand(r.ask), reply.Extra)
-		r.want("units that count", r.total(r.ask), before+1+reply.Extra)
+		r.want("in hand", r.inHand(r.request), reply.Lease)
+		r.want("units that count", r.total(r.request), before+1+reply.Lease)
 
-		if now := r.key(r.ask).demand; now.last(leaseSpan(r.ask.Window), r.clock()) != used.last(leaseSpan(r.ask.Window), r.clock())+1 {
+		if now := r.key(r.request).demand; now.last(leaseSpan(r.request.Window), r.clock()) != used.last(leaseSpan(r.request.Window), r.clock())+1 {
 			t.Errorf("demand %+v, want one more than %+v", now, used)
 		}
 
 		// The need is the caller's, and is given back to the store.
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, answer.Stamp, answer.Mark, answer.Origin, 1, answer.Source}}); err != nil {
+		if err := r.Refund(budget, []store.Refund{{Key: r.request.Key, Charge: decision.Charge, Units: 1, Source: decision.Source}}); err != nil {
 			t.Fatal(err)
 		}
-		r.want("in hand", r.inHand(r.ask), reply.Extra)
-		r.want("units that count", r.total(r.ask), before+reply.Extra)
+		r.want("in hand", r.inHand(r.request), reply.Lease)
+		r.want("units that count", r.total(r.request), before+reply.Lease)
 
 		r.wire.set(func(w *wire) { w.away = true }) // nothing more comes
-		span, spent := leaseSpan(r.ask.Window), int64(0)
+		span, spent := leaseSpan(r.request.Window), int64(0)
 		end := at.Add(span - span/driftParts)
 		for ; time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-			if a := r.granted(r.ask, 1); a.Source != FromLease || a.Stamp != reply.Stamp || a.Mark != reply.Mark {
+			if a := r.granted(r.request, 1); a.Source != store.FromLease || a.Stamp != reply.Stamp || a.Mark != reply.Mark {
 				t.Fatalf("%+v, want it from the lease", a)
 			}
 			spent++
 		}
 		time.Sleep(time.Until(end))
-		if err := r.Take(budget, []Ask{r.ask}, make([]Answer, 1)); ErrorKind(err) != KindAway {
+		if err := r.Take(time.Now(), budget, []store.Request{r.request}, make([]store.Decision, 1)); store.ErrorKind(err) != store.KindAway {
 			t.Errorf("%v after the lease's end, want the store's error", err)
 		}
 		synctest.Wait()
-		if given := r.wire.given(); len(given) != 2 || given[1].Units != reply.Extra-spent {
-			t.Errorf("%+v given back, want the need and %d units", given, reply.Extra-spent)
+		if given := r.wire.given(); len(given) != 2 || given[1].Units != reply.Lease-spent {
+			t.Errorf("%+v given back, want the need and %d units", given, reply.Lease-spent)
 		}
 		time.Sleep(time.Second)
 	})
@@ -201,35 +203,35 @@ func TestLateLeaseOfNoUse(t *testing.T) {
 			}
 		}},
 		{"given up", 300 * time.Millisecond, func(r *rig) {
-			s := r.shard(&r.ask)
+			s := r.shard(&r.request)
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			delete(s.keys, logKey{r.ask.Key, r.ask.Window})
+			delete(s.keys, r.request.Key)
 		}},
 	}
 	for _, test := range tests {
 		inBubble(t, func(r *rig) {
-			r.heat(r.ask)
-			r.drop(r.ask)
+			r.heat(r.request)
+			r.drop(r.request)
 			r.slowly(test.back)
-			n := r.late(r.ask)
+			n := r.late(r.request)
 			test.then(r)
-			before := r.total(r.ask) // with the units of the call
+			before := r.total(r.request) // with the units of the call
 			time.Sleep(test.back - patience + 5*time.Millisecond)
-			if answer := r.only(n)[0]; !answer.Granted || !answer.Charged() || answer.Extra != 0 {
-				t.Errorf("%s: the caller is told %+v", test.name, answer)
+			if decision := r.only(n)[0]; !decision.Granted || !decision.Charged() || decision.Lease != 0 {
+				t.Errorf("%s: the caller is told %+v", test.name, decision)
 			}
 			asked, reply := r.wire.last()
-			extra := reply.Extra
+			extra := reply.Lease
 			if extra < 10 {
 				t.Fatalf("%s: asked %+v, answered %+v; want a lease", test.name, asked, reply)
 			}
-			r.want(test.name+": in hand", r.inHand(r.ask), 0)
-			want := []Grant{{r.ask.Key, r.ask.Window, reply.Stamp, reply.Mark, reply.Origin, extra, FromStore}}
+			r.want(test.name+": in hand", r.inHand(r.request), 0)
+			want := []store.Refund{{Key: r.request.Key, Charge: reply.Charge, Units: extra, Source: store.FromStore}}
 			if given := r.wire.given(); !slices.Equal(given, want) {
 				t.Errorf("%s: %+v given back, want %+v", test.name, given, want)
 			}
-			r.want(test.name+": units that count", r.total(r.ask), before-extra)
+			r.want(test.name+": units that count", r.total(r.request), before-extra)
 			time.Sleep(time.Second)
 			r.want(test.name+": given back at last", int64(len(r.wire.given())), 1)
 		})
@@ -243,30 +245,30 @@ func TestLateRefill(t *testing.T) {
 		kept bool
 	}{{300 * time.Millisecond, true}, {500 * time.Millisecond, false}} {
 		inBubble(t, func(r *rig) {
-			r.heat(r.ask)
+			r.heat(r.request)
 			r.slowly(test.back)
 			at := time.Now()
-			for !r.key(r.ask).refilling {
-				r.granted(r.ask, 1)
+			for !r.key(r.request).refilling {
+				r.granted(r.request, 1)
 			}
 			time.Sleep(patience)
 			synctest.Wait()
-			if k := r.key(r.ask); k.refilling || k.refillAt <= r.clock().mono {
+			if k := r.key(r.request); k.refilling || k.refillAt <= r.clock().mono {
 				t.Errorf("%+v, want it to wait before the next refill", k)
 			}
-			r.drop(r.ask)
+			r.drop(r.request)
 			time.Sleep(time.Until(at.Add(test.back + time.Millisecond)))
 			synctest.Wait()
 			asked, reply := r.wire.last()
-			r.want("needed", asked.Need, 0)
-			if reply.Extra < 10 {
+			r.want("needed", asked.Units, 0)
+			if reply.Lease < 10 {
 				t.Fatalf("%+v, want a lease", reply)
 			}
 			if given := r.wire.given(); test.kept {
-				r.want("in hand", r.inHand(r.ask), reply.Extra)
+				r.want("in hand", r.inHand(r.request), reply.Lease)
 				r.want("given back", int64(len(given)), 0)
-			} else if r.want("in hand", r.inHand(r.ask), 0); len(given) != 1 || given[0].Units != reply.Extra {
-				t.Errorf("%+v given back, want %d units", given, reply.Extra)
+			} else if r.want("in hand", r.inHand(r.request), 0); len(given) != 1 || given[0].Units != reply.Lease {
+				t.Errorf("%+v given back, want %d units", given, reply.Lease)
 			}
 			time.Sleep(time.Second)
 		})
@@ -277,19 +279,19 @@ func TestLateRefill(t *testing.T) {
 // way by then.
 func TestLateLeaseMeanwhile(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		r.drop(r.ask)
+		r.heat(r.request)
+		r.drop(r.request)
 		r.slowly(150 * time.Millisecond)
-		n := r.late(r.ask)
+		n := r.late(r.request)
 		r.slowly(120 * time.Millisecond)
-		go r.Take(budget, []Ask{r.ask}, make([]Answer, 1))
+		go r.Take(time.Now(), budget, []store.Request{r.request}, make([]store.Decision, 1))
 		synctest.Wait()
-		if !r.key(r.ask).refilling {
+		if !r.key(r.request).refilling {
 			t.Fatal("no lease was asked for")
 		}
 		time.Sleep(60 * time.Millisecond)
 		r.only(n)
-		if !r.key(r.ask).refilling {
+		if !r.key(r.request).refilling {
 			t.Error("a lease is under way, and another one may be asked for")
 		}
 		time.Sleep(time.Second)
@@ -301,49 +303,49 @@ func TestLateLeaseMeanwhile(t *testing.T) {
 // the store; the caller has nothing to give back.
 func TestLateDifference(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		other, spare, full := r.ask, r.ask, r.ask
-		other.Key.Zone, spare.Key.Zone, full.Key.Zone, full.Limit, full.Advisory = "other", "spare", "full", 1, true
+		other, spare, full := r.request, r.request, r.request
+		other.Key.Zone, spare.Key.Zone, full.Key.Zone, full.Limit, full.Shadow = "other", "spare", "full", 1, true
 		r.heat(spare)
-		r.heat(r.ask)
+		r.heat(r.request)
 		r.granted(full, 1)
 		r.refused(full, 1)
-		have, spares, before := r.inHand(r.ask), r.inHand(spare), r.total(r.ask)
+		have, spares, before := r.inHand(r.request), r.inHand(spare), r.total(r.request)
 		r.wire.set(func(w *wire) {
 			w.there, w.back, w.patience = time.Millisecond, 30*time.Millisecond, 20*time.Millisecond
 		})
-		a := r.ask
-		a.Need = have + 5
+		a := r.request
+		a.Units = have + 5
 		n := r.late(a, other, spare, full)
-		r.want("in hand", r.inHand(r.ask), have)
+		r.want("in hand", r.inHand(r.request), have)
 		time.Sleep(12 * time.Millisecond)
-		answers := r.only(n)
-		if answers[0] != (Answer{}) || !answers[1].Granted || !answers[1].Charged() || answers[2] != (Answer{}) || answers[3] != (Answer{}) {
-			t.Errorf("the caller is told %+v, want only the ask that the store was asked for", answers)
+		decisions := r.only(n)
+		if decisions[0] != (store.Decision{}) || !decisions[1].Granted || !decisions[1].Charged() || decisions[2] != (store.Decision{}) || decisions[3] != (store.Decision{}) {
+			t.Errorf("the caller is told %+v, want only the ask that the store was asked for", decisions)
 		}
-		asked, replies := r.wire.asks()
+		asked, replies := r.wire.requests()
 		asked, replies = asked[len(asked)-2:], replies[len(replies)-2:]
-		r.want("asked", asked[0].Need, 5)
-		r.want("in hand", r.inHand(r.ask), have+replies[0].Extra)
+		r.want("asked", asked[0].Units, 5)
+		r.want("in hand", r.inHand(r.request), have+replies[0].Lease)
 		r.want("spare in hand", r.inHand(spare), spares)
-		want := []Grant{{r.ask.Key, r.ask.Window, replies[0].Stamp, replies[0].Mark, replies[0].Origin, 5, FromStore}}
+		want := []store.Refund{{Key: r.request.Key, Charge: replies[0].Charge, Units: 5, Source: store.FromStore}}
 		if given := r.wire.given(); !slices.Equal(given, want) {
 			t.Errorf("%+v given back, want %+v", given, want)
 		}
 		time.Sleep(time.Millisecond)
-		r.want("units that count", r.total(r.ask), before+replies[0].Extra)
+		r.want("units that count", r.total(r.request), before+replies[0].Lease)
 
 		// Refused late: it was the difference that did not fit.
-		before = r.total(r.ask)
-		a.Need = r.ask.Limit
-		have = r.inHand(r.ask)
+		before = r.total(r.request)
+		a.Units = r.request.Limit
+		have = r.inHand(r.request)
 		n = r.late(a, other)
 		time.Sleep(12 * time.Millisecond)
-		if answers := r.only(n); answers[0] != (Answer{}) || !answers[1].Granted || answers[1].Charged() {
-			t.Errorf("the caller is told %+v of a refused call", answers)
+		if decisions := r.only(n); decisions[0] != (store.Decision{}) || !decisions[1].Granted || decisions[1].Charged() {
+			t.Errorf("the caller is told %+v of a refused call", decisions)
 		}
-		r.want("least that is refused", r.key(r.ask).refusal.need, 0)
-		r.want("in hand", r.inHand(r.ask), have)
-		r.want("units that count", r.total(r.ask), before)
+		r.want("least that is refused", r.key(r.request).refusal.need, 0)
+		r.want("in hand", r.inHand(r.request), have)
+		r.want("units that count", r.total(r.request), before)
 		time.Sleep(2 * time.Second)
 	})
 }
@@ -351,16 +353,16 @@ func TestLateDifference(t *testing.T) {
 // The call fails after all: everything is as if no answer had come.
 func TestLateFailure(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		r.drop(r.ask)
+		r.heat(r.request)
+		r.drop(r.request)
 		r.slowly(300 * time.Millisecond)
 		r.wire.set(func(w *wire) { w.fails = true })
-		n := r.late(r.ask)
-		known := r.key(r.ask)
+		n := r.late(r.request)
+		known := r.key(r.request)
 		time.Sleep(time.Second)
 		synctest.Wait()
 		known.watched = false // by a timer of before
-		if now := r.key(r.ask); len(n.told) > 0 || now != known {
+		if now := r.key(r.request); len(n.told) > 0 || now != known {
 			t.Errorf("told %+v; key %+v, want %+v as before", n.told, now, known)
 		}
 		r.want("given back", int64(len(r.wire.given())), 0)
@@ -370,58 +372,58 @@ func TestLateFailure(t *testing.T) {
 // Who calls may use the memory of a call again when it has returned.
 func TestLateLeavesTheCallersMemory(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.ask.Limit = 2
-		r.granted(r.ask, 2)
+		r.request.Limit = 2
+		r.granted(r.request, 2)
 		r.slowly(300 * time.Millisecond)
-		asks, answers := []Ask{r.ask}, make([]Answer, 1)
-		asks[0].Owed = []Spent{{0, 1}}
-		e := r.Take(budget, asks, answers).(*Error)
-		var told []Answer
-		e.Late.Then(func(answers []Answer) { told = answers })
+		requests, decisions := []store.Request{r.request}, make([]store.Decision, 1)
+		requests[0].Unreported = []store.Spent{{0, 1}}
+		e := r.Take(time.Now(), budget, requests, decisions).(*store.Error)
+		var told []store.Decision
+		e.Pending.Then(func(decisions []store.Decision) { told = decisions })
 		var user sync.WaitGroup
 		user.Go(func() { // the race detector sees whoever looks
-			owed := asks[0].Owed
+			owed := requests[0].Unreported
 			for i := range int64(500) {
 				owed[0].Units = i
-				asks[0], answers[0] = Ask{Owed: owed}, Answer{Extra: i}
+				requests[0], decisions[0] = store.Request{Unreported: owed}, store.Decision{Lease: i}
 				time.Sleep(time.Millisecond)
 			}
 		})
 		user.Wait()
 		synctest.Wait()
-		if len(told) != 1 || told[0].RetryAfter == 0 || answers[0] != (Answer{Extra: 499}) {
-			t.Errorf("told %+v; the caller's answer is %+v", told, answers[0])
+		if len(told) != 1 || told[0].RetryAfter == 0 || decisions[0] != (store.Decision{Lease: 499}) {
+			t.Errorf("told %+v; the caller's answer is %+v", told, decisions[0])
 		}
-		if a := r.refused(r.ask, 1); a.Source != FromCache {
+		if a := r.refused(r.request, 1); a.Source != store.FromCache {
 			t.Errorf("%+v, want it from memory", a)
 		}
 	})
 }
 
 // once is a store that answers at once, but says that it is late.
-type once struct{ Store }
+type once struct{ store.Store }
 
-func (o once) Take(wait time.Duration, asks []Ask, _ []Answer) error {
-	answers, late := make([]Answer, len(asks)), new(Late)
-	if err := o.Store.Take(wait, asks, answers); err != nil {
+func (o once) Take(now time.Time, wait time.Duration, requests []store.Request, _ []store.Decision) error {
+	decisions, late := make([]store.Decision, len(requests)), new(store.Pending)
+	if err := o.Store.Take(time.Now(), wait, requests, decisions); err != nil {
 		return err
 	}
-	late.Deliver(answers)
-	return &Error{Kind: KindTimeout, Late: late, Err: errLost}
+	late.Deliver(decisions)
+	return &store.Error{Kind: store.KindTimeout, Pending: late, Err: errLost}
 }
 
 // The answers come before the error does.
 func TestLateAtOnce(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		r.drop(r.ask)
+		r.heat(r.request)
+		r.drop(r.request)
 		r.inner = once{r.inner}
-		n := r.late(r.ask)
+		n := r.late(r.request)
 		_, reply := r.wire.last()
-		if answer := r.only(n)[0]; answer.Mark != reply.Mark || answer.Stamp != reply.Stamp {
-			t.Errorf("the caller is told %+v, want %+v", answer, reply)
+		if decision := r.only(n)[0]; decision.Mark != reply.Mark || decision.Stamp != reply.Stamp {
+			t.Errorf("the caller is told %+v, want %+v", decision, reply)
 		}
-		r.want("in hand", r.inHand(r.ask), reply.Extra)
+		r.want("in hand", r.inHand(r.request), reply.Lease)
 	})
 }
 
@@ -429,47 +431,47 @@ func TestLateAtOnce(t *testing.T) {
 // What it has stays.
 func TestLeaseOwed(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		owes := func(a Ask, units ...int64) Ask {
+		owes := func(a store.Request, units ...int64) store.Request {
 			for _, n := range units {
-				a.Owed = append(a.Owed, Spent{time.Second, n})
+				a.Unreported = append(a.Unreported, store.Spent{time.Second, n})
 			}
 			return a
 		}
-		sent := func(want ...Ask) {
+		sent := func(want ...store.Request) {
 			t.Helper()
-			asked, _ := r.wire.asks()
+			asked, _ := r.wire.requests()
 			if len(asked) < len(want) {
 				t.Fatalf("sent %+v, want %+v", asked, want)
 			}
 			for i, a := range asked[len(asked)-len(want):] {
-				if w := want[i]; a.Key != w.Key || a.Need != w.Need || a.Extra != 0 || !slices.Equal(a.Owed, w.Owed) {
+				if w := want[i]; a.Key != w.Key || a.Units != w.Units || a.Lease != 0 || !slices.Equal(a.Unreported, w.Unreported) {
 					t.Errorf("sent %+v, want %+v", a, w)
 				}
 			}
 			r.wire.set(func(w *wire) { w.asked, w.replies = nil, nil })
 		}
-		full, fresh := r.ask, r.ask
-		full.Key.Zone, full.Limit, full.Advisory, fresh.Key.Zone = "full", 1, true, "fresh"
-		r.heat(r.ask)
-		have := r.inHand(r.ask)
+		full, fresh := r.request, r.request
+		full.Key.Zone, full.Limit, full.Shadow, fresh.Key.Zone = "full", 1, true, "fresh"
+		r.heat(r.request)
+		have := r.inHand(r.request)
 		r.granted(full, 1)
 		r.refused(full, 1)
 
-		if a := r.granted(owes(r.ask, 3, 4), 1); a.Source != FromStore || a.Extra != 0 || !a.Charged() {
+		if a := r.granted(owes(r.request, 3, 4), 1); a.Source != store.FromStore || a.Lease != 0 || !a.Charged() {
 			t.Errorf("%+v, want it from the store", a)
 		}
-		sent(owes(r.ask, 3, 4))
-		if a := r.refused(owes(full, 5), 1); a.Source != FromStore {
+		sent(owes(r.request, 3, 4))
+		if a := r.refused(owes(full, 5), 1); a.Source != store.FromStore {
 			t.Errorf("%+v, want it from the store", a)
 		}
 		sent(owes(full, 5))
-		answers := r.take(full, r.ask, owes(fresh, 6))
-		if !answers[1].Charged() || answers[1].Source != FromStore || answers[0].Granted || answers[0].Source != FromStore {
-			t.Errorf("%+v, want them from the store", answers)
+		decisions := r.take(full, r.request, owes(fresh, 6))
+		if !decisions[1].Charged() || decisions[1].Source != store.FromStore || decisions[0].Granted || decisions[0].Source != store.FromStore {
+			t.Errorf("%+v, want them from the store", decisions)
 		}
-		sent(full, r.ask, owes(fresh, 6))
-		r.want("in hand", r.inHand(r.ask), have)
-		if a := r.granted(r.ask, 1); a.Source != FromLease {
+		sent(full, r.request, owes(fresh, 6))
+		r.want("in hand", r.inHand(r.request), have)
+		if a := r.granted(r.request, 1); a.Source != store.FromLease {
 			t.Errorf("%+v, want it from the lease", a)
 		}
 
@@ -480,14 +482,14 @@ func TestLeaseOwed(t *testing.T) {
 				r.slowly(150 * time.Millisecond)
 				n := r.late(owes(full, 7))
 				time.Sleep(100 * time.Millisecond)
-				if answer := r.only(n)[0]; answer.RetryAfter == 0 {
-					t.Errorf("the caller is told %+v, want the refusal", answer)
+				if decision := r.only(n)[0]; decision.RetryAfter == 0 {
+					t.Errorf("the caller is told %+v, want the refusal", decision)
 				}
 			} else {
 				r.refused(owes(full, 7), 1)
 			}
 			sent(owes(full, 7))
-			if a := r.refused(full, 1); a.Source != FromCache {
+			if a := r.refused(full, 1); a.Source != store.FromCache {
 				t.Errorf("%+v, want it from memory", a)
 			}
 		}
@@ -498,32 +500,32 @@ func TestLeaseOwed(t *testing.T) {
 // Failures that are told at once say nothing.
 func TestLeaseRoundTrip(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		fails := func(kind Kind) {
+		fails := func(kind store.Kind) {
 			t.Helper()
-			if err := r.Take(budget, []Ask{r.ask}, make([]Answer, 1)); ErrorKind(err) != kind {
+			if err := r.Take(time.Now(), budget, []store.Request{r.request}, make([]store.Decision, 1)); store.ErrorKind(err) != kind {
 				t.Fatalf("%v, want %s", err, kind)
 			}
 		}
 		r.wire.set(func(w *wire) { w.away, w.there, w.back = true, 2*time.Millisecond, 2*time.Millisecond })
-		fails(KindAway)
+		fails(store.KindAway)
 		r.want("usual", r.roundTrip.Load(), 0)
 		r.wire.set(func(w *wire) { w.away = false })
-		r.granted(r.ask, 1)
+		r.granted(r.request, 1)
 		usual := r.roundTrip.Load()
 		r.want("usual", usual, int64(4*time.Millisecond))
 		for range 100 {
 			r.wire.set(func(w *wire) { w.away = true })
-			fails(KindAway)
+			fails(store.KindAway)
 		}
 		r.want("usual", r.roundTrip.Load(), usual)
 		r.wire.set(func(w *wire) { w.away = false })
 		r.slowly(time.Second)
-		fails(KindTimeout)
+		fails(store.KindTimeout)
 		r.want("usual", r.roundTrip.Load(), usual+(int64(patience)-usual)/8)
 		// A broken connection is noticed at any time.
 		usual = r.roundTrip.Load()
 		r.wire.set(func(w *wire) { w.mute, w.patience = true, 0 })
-		fails(KindBroken)
+		fails(store.KindBroken)
 		r.want("usual", r.roundTrip.Load(), usual)
 		time.Sleep(2 * time.Second)
 	})

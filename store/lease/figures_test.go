@@ -1,16 +1,18 @@
-package store
+package lease
 
 import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
 )
 
 // wholeSeconds is the wait that a client is told.
@@ -18,12 +20,35 @@ func wholeSeconds(d time.Duration) time.Duration {
 	return max(time.Second, (d + time.Second - 1).Truncate(time.Second))
 }
 
-// mostIn is most, of entries that are not in order.
-func mostIn(spent []entry, window time.Duration) (units, at int64) {
-	if len(spent) == 0 {
-		return 0, 0
+// exactLog is an exact sliding log of single units: when each was granted.
+type exactLog []int64
+
+// takes grants a unit if it fits.
+func (x *exactLog) takes(now int64, window time.Duration, limit int64) bool {
+	expired := 0
+	for expired < len(*x) && (*x)[expired]+window.Microseconds() <= now {
+		expired++
 	}
-	return most(slices.Clone(spent), window)
+	*x = (*x)[expired:]
+	if int64(len(*x)) >= limit {
+		return false
+	}
+	*x = append(*x, now)
+	return true
+}
+
+// entry is units that were spent at one moment, in microseconds.
+type entry struct{ stamp, units int64 }
+
+// mostIn is the largest number of units spent in one interval of a window, and
+// where it begins.
+func mostIn(spent []entry, window time.Duration) (units, at int64) {
+	spans := make([]storetest.Span, len(spent))
+	for i, e := range spent {
+		spans[i] = storetest.Span{From: time.UnixMicro(e.stamp), To: time.UnixMicro(e.stamp), Units: e.units}
+	}
+	units, from := storetest.Most(spans, window)
+	return units, from.UnixMicro()
 }
 
 func setting(name string, otherwise int) int {
@@ -84,9 +109,9 @@ func (l load) String() string {
 func (l load) measure(t *testing.T) (m measured) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSimulation(7, faults{delay: l.trip})
-		a := Ask{Key: Key{Zone: "zone", Client: "client"}, Window: l.window, Limit: l.limit, Need: 1}
+		a := store.Request{Key: store.Key{Zone: "zone", Client: "client", Window: l.window}, Limit: l.limit, Units: 1}
 		var mu sync.Mutex
-		var exact model
+		var exact exactLog
 		m.shares = make([]int64, l.processes)
 		length := time.Duration(l.windows) * l.window
 		if l.length > 0 {
@@ -104,7 +129,7 @@ func (l load) measure(t *testing.T) (m measured) {
 		perSecond := l.rate * float64(l.limit) / l.window.Seconds()
 		var running sync.WaitGroup
 		for i := range l.processes {
-			p := s.process(&machine{rate: 1}, LeasesOptions{})
+			p := s.process(&machine{rate: 1}, Options{})
 			rng := rand.New(rand.NewPCG(uint64(i), 6))
 			running.Go(func() {
 				for {
@@ -117,13 +142,12 @@ func (l load) measure(t *testing.T) (m measured) {
 						return
 					}
 					mu.Lock()
-					if exact.expire(passed(), l.window); exact.total < l.limit {
-						exact.add(passed(), 1)
+					if exact.takes(passed(), l.window, l.limit) {
 						m.exact++
 					}
 					mu.Unlock()
 					s.wg.Go(func() {
-						if s.request(p, []Ask{a}, -1) != nil {
+						if s.request(p, []store.Request{a}, -1) != nil {
 							atomic.AddInt64(&m.shares[i], 1)
 						}
 					})
@@ -145,7 +169,7 @@ func (l load) measure(t *testing.T) (m measured) {
 		s.wg.Wait()
 		m.granted, m.refused, m.leased = s.granted.Load(), s.refused.Load(), s.byLease.Load()
 		m.takes, m.gives = s.takes.Load(), s.gives.Load()
-		if units, _ := mostIn(s.spent[logKey{a.Key, a.Window}], l.window); units > l.limit {
+		if units, _ := mostIn(s.spent[a.Key], l.window); units > l.limit {
 			t.Errorf("%v: %d units in a window", l, units)
 		}
 		time.Sleep(5 * time.Second)

@@ -1,4 +1,4 @@
-package store
+package lease
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // The clocks of a machine are set, its process is stopped, or it sleeps. By
@@ -26,25 +28,25 @@ func TestLeaseClocks(t *testing.T) {
 	}
 	for _, test := range tests {
 		inBubble(t, func(r *rig) {
-			r.heat(r.ask)
+			r.heat(r.request)
 			before := r.sent()
 			r.machine.mu.Lock()
 			r.machine.stopped -= test.mono
 			r.machine.wall += test.wall
 			r.machine.mu.Unlock()
-			source := FromLease
+			source := store.FromLease
 			if test.ended {
-				source = FromStore
+				source = store.FromStore
 			}
-			if a := r.granted(r.ask, 1); a.Source != source {
+			if a := r.granted(r.request, 1); a.Source != source {
 				t.Errorf("%s: %+v, want source %d", test.name, a, source)
 			}
 			if asked := r.sent() > before; asked != test.ended {
 				t.Errorf("%s: asked the store: %v", test.name, asked)
 			}
 			time.Sleep(2 * time.Second)
-			r.want("in hand at last", r.inHand(r.ask), 0)
-			r.heat(r.ask) // leases work as before
+			r.want("in hand at last", r.inHand(r.request), 0)
+			r.heat(r.request) // leases work as before
 		})
 	}
 }
@@ -54,19 +56,19 @@ func TestLeaseClocks(t *testing.T) {
 // slow: reckoned from the reply, a unit would be spent when it counts no more.
 func TestLeaseEndsInTime(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
+		r.heat(r.request)
 		time.Sleep(2 * time.Second)
-		r.heat(r.ask)
+		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.there, w.back = 0, 50*time.Millisecond })
-		r.granted(r.ask, r.inHand(r.ask)+1)
+		r.granted(r.request, r.inHand(r.request)+1)
 		executed := time.Now().Add(-50 * time.Millisecond)
 		_, reply := r.wire.last()
 		stamp := reply.Stamp
-		if r.inHand(r.ask) == 0 {
+		if r.inHand(r.request) == 0 {
 			t.Fatal("no lease")
 		}
-		for r.inHand(r.ask) > 0 && r.granted(r.ask, 1).Source == FromLease {
-			if now := r.wire.now(); now > stamp || time.Since(executed) > leaseSpan(r.ask.Window) {
+		for r.inHand(r.request) > 0 && r.granted(r.request, 1).Source == store.FromLease {
+			if now := r.wire.now(); now > stamp || time.Since(executed) > leaseSpan(r.request.Window) {
 				t.Fatalf("a unit is spent %dµs after its lease's end", now-stamp)
 			}
 			r.wire.set(func(w *wire) { w.there = time.Hour }) // no refills
@@ -76,8 +78,8 @@ func TestLeaseEndsInTime(t *testing.T) {
 			}
 		}
 		r.wire.set(func(w *wire) { w.there = 0 })
-		time.Sleep(time.Until(executed.Add(leaseSpan(r.ask.Window))))
-		if a := r.granted(r.ask, 1); a.Source == FromLease && a.Stamp == stamp {
+		time.Sleep(time.Until(executed.Add(leaseSpan(r.request.Window))))
+		if a := r.granted(r.request, 1); a.Source == store.FromLease && a.Stamp == stamp {
 			t.Errorf("spent after the end: %+v", a)
 		}
 		time.Sleep(2 * time.Hour)
@@ -88,28 +90,28 @@ func TestLeaseEndsInTime(t *testing.T) {
 // refused, everything stays as it was.
 func TestLeaseDifference(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		n, before := r.inHand(r.ask), r.total(r.ask)
-		r.refused(r.ask, 6400-before+n+1)
+		r.heat(r.request)
+		n, before := r.inHand(r.request), r.total(r.request)
+		r.refused(r.request, 6400-before+n+1)
 		asked, _ := r.wire.last()
-		r.want("asked", asked.Need, 6400-before+1)
-		r.want("in hand", r.inHand(r.ask), n)
+		r.want("asked", asked.Units, 6400-before+1)
+		r.want("in hand", r.inHand(r.request), n)
 
-		a := r.granted(r.ask, n+5)
+		a := r.granted(r.request, n+5)
 		asked, reply := r.wire.last()
-		r.want("asked", asked.Need, 5)
-		r.want("in hand", r.inHand(r.ask), reply.Extra)
+		r.want("asked", asked.Units, 5)
+		r.want("in hand", r.inHand(r.request), reply.Lease)
 
 		// All of it goes back as one grant.
-		if err := r.Return(budget, []Grant{{r.ask.Key, r.ask.Window, a.Stamp, a.Mark, a.Origin, n + 5, a.Source}}); err != nil {
+		if err := r.Refund(budget, []store.Refund{{Key: r.request.Key, Charge: a.Charge, Units: n + 5, Source: a.Source}}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		if got := r.total(r.ask); got < before-n || got > before {
+		if got := r.total(r.request); got < before-n || got > before {
 			t.Errorf("%d units count, want about %d", got, before-n)
 		}
 		// What can never be granted does not ask for a difference that might.
-		if a := r.refused(r.ask, 6401); a.RetryAfter != r.ask.Window {
+		if a := r.refused(r.request, 6401); a.RetryAfter != r.request.Window {
 			t.Errorf("more than the limit: %+v, want a retry after the window", a)
 		}
 	})
@@ -120,34 +122,34 @@ func TestLeaseDifference(t *testing.T) {
 // nobody needs goes back to the store: nothing is lost.
 func TestLeaseHeldMeanwhile(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		used := r.heat(r.ask)
-		n := r.inHand(r.ask)
+		used := r.heat(r.request)
+		n := r.inHand(r.request)
 		r.wire.set(func(w *wire) { w.there, w.back = 30*time.Millisecond, 30*time.Millisecond })
-		a := r.ask
-		a.Need = 6400
+		a := r.request
+		a.Units = 6400
 		var wg sync.WaitGroup
 		wg.Go(func() { r.take(a) })
 		synctest.Wait()
-		r.want("in hand", r.inHand(r.ask), 0)
+		r.want("in hand", r.inHand(r.request), 0)
 		r.wire.set(func(w *wire) { w.there, w.back = 0, 0 })
-		r.granted(r.ask, 1)
+		r.granted(r.request, 1)
 		used++
 		wg.Wait()
-		if got := r.inHand(r.ask); got < n {
+		if got := r.inHand(r.request); got < n {
 			t.Errorf("%d in hand, want the %d that were held", got, n)
 		}
 		time.Sleep(time.Second)
-		r.want("in hand at last", r.inHand(r.ask), 0)
-		r.want("units that count", r.total(r.ask), used)
+		r.want("in hand at last", r.inHand(r.request), 0)
+		r.want("units that count", r.total(r.request), used)
 
 		// The same, but the refusal comes when the lease has ended.
-		used += r.heat(r.ask)
+		used += r.heat(r.request)
 		r.wire.set(func(w *wire) { w.there, w.back = 300*time.Millisecond, 300*time.Millisecond })
 		wg.Go(func() { r.take(a) })
 		wg.Wait()
-		r.want("in hand", r.inHand(r.ask), 0)
+		r.want("in hand", r.inHand(r.request), 0)
 		time.Sleep(2 * time.Second)
-		r.want("units that count", r.total(r.ask), used)
+		r.want("units that count", r.total(r.request), used)
 	})
 }
 
@@ -155,12 +157,12 @@ func TestLeaseHeldMeanwhile(t *testing.T) {
 func TestLeaseSeenOnce(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		for i := range 1000 {
-			r.ask.Key.Client = fmt.Sprint(i)
-			r.granted(r.ask, 1)
+			r.request.Key.Client = fmt.Sprint(i)
+			r.granted(r.request, 1)
 		}
-		asked, _ := r.wire.asks()
+		asked, _ := r.wire.requests()
 		for _, a := range asked {
-			if a.Extra > 0 {
+			if a.Lease > 0 {
 				t.Fatalf("a lease was asked for: %+v", a)
 			}
 		}
@@ -175,14 +177,14 @@ func TestLeaseAskedForOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 50 {
 			for range 40 {
-				wg.Go(func() { r.take(r.ask) })
+				wg.Go(func() { r.take(r.request) })
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
 		wg.Wait()
 		r.wire.set(func(w *wire) { r.want("leases asked for at once", int64(w.mostAtOnce), 1) })
 		time.Sleep(time.Second)
-		r.want("units that count", r.total(r.ask), 2000)
+		r.want("units that count", r.total(r.request), 2000)
 	})
 }
 
@@ -190,26 +192,26 @@ func TestLeaseAskedForOnce(t *testing.T) {
 // another one's hand when it is needed.
 func TestLeaseNearTheLimit(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		for r.take(r.ask)[0].Granted {
+		r.heat(r.request)
+		for r.take(r.request)[0].Granted {
 			time.Sleep(100 * time.Microsecond)
 			synctest.Wait()
 		}
 		used, seen := int64(0), false
-		asked, replies := r.wire.asks()
+		asked, replies := r.wire.requests()
 		for i := range asked {
 			a, reply := asked[i], replies[i]
-			left := r.ask.Limit - used
-			if a.Extra > r.ask.Limit/leaseParts || a.Extra > 1 && a.Extra > (left+a.Need+reply.Extra)/remainingParts {
+			left := r.request.Limit - used
+			if a.Lease > r.request.Limit/leaseParts || a.Lease > 1 && a.Lease > (left+a.Units+reply.Lease)/remainingParts {
 				t.Fatalf("%+v with %d left", a, left)
 			}
-			seen = seen || a.Extra > 50
-			used = r.ask.Limit - reply.Remaining
+			seen = seen || a.Lease > 50
+			used = r.request.Limit - reply.Remaining
 		}
 		if !seen {
 			t.Error("no large lease")
 		}
-		if n := len(asked); asked[n-1].Extra+asked[n-2].Extra > 0 {
+		if n := len(asked); asked[n-1].Lease+asked[n-2].Lease > 0 {
 			t.Error("the last units were asked for with others")
 		}
 	})
@@ -224,14 +226,14 @@ func TestLeaseNotWorthIt(t *testing.T) {
 	}{{63, time.Millisecond}, {6400, 80 * time.Millisecond}}
 	for _, test := range tests {
 		inBubble(t, func(r *rig) {
-			r.ask.Limit = test.limit
+			r.request.Limit = test.limit
 			r.wire.set(func(w *wire) { w.there, w.back = test.trip, test.trip })
 			for range 50 {
-				r.granted(r.ask, 1)
+				r.granted(r.request, 1)
 			}
-			asked, _ := r.wire.asks()
+			asked, _ := r.wire.requests()
 			for _, a := range asked {
-				r.want("asked for", a.Extra, 0)
+				r.want("asked for", a.Lease, 0)
 			}
 		})
 	}
@@ -239,24 +241,24 @@ func TestLeaseNotWorthIt(t *testing.T) {
 
 // The time that a caller gives is what a lease is judged by: one that has
 // ended by then is not spent.
-func TestLeaseTakeAt(t *testing.T) {
-	l, asks := NewLeases(plenty{}, LeasesOptions{}), []Ask{{Key: Key{Zone: "zone", Client: "203.0.113.7"}, Window: time.Minute, Limit: MaxEvents, Need: 1}}
-	now, answers := time.Now(), make([]Answer, 1)
-	source := func(at time.Time) Source {
+func TestLeaseTakeAtTheCallersTime(t *testing.T) {
+	l, requests := New(plenty{}, Options{}), []store.Request{{Key: store.Key{Zone: "zone", Client: "203.0.113.7", Window: time.Minute}, Limit: store.MaxEvents, Units: 1}}
+	now, decisions := time.Now(), make([]store.Decision, 1)
+	source := func(at time.Time) store.Source {
 		t.Helper()
-		if err := l.TakeAt(at, 0, asks, answers); err != nil {
+		if err := l.Take(at, 0, requests, decisions); err != nil {
 			t.Fatal(err)
 		}
-		return answers[0].Source
+		return decisions[0].Source
 	}
 	source(now)
 	source(now) // a key has a place when it comes again
-	key := logKey{asks[0].Key, asks[0].Window}
-	l.shardOf(key).keys[key].first = batch{units: 10, stamp: 1, mark: 1, end: momentOf(l.base, now.Add(time.Second))}
-	if got := source(now.Add(time.Second - time.Nanosecond)); got != FromLease {
+	key := requests[0].Key
+	l.shardOf(key).keys[key].first = batch{units: 10, Charge: store.Charge{Stamp: 1, Mark: 1}, end: l.reading(now.Add(time.Second))}
+	if got := source(now.Add(time.Second - time.Nanosecond)); got != store.FromLease {
 		t.Errorf("right before its end: source %v, want the lease", got)
 	}
-	if got := source(now.Add(time.Second)); got != FromStore {
+	if got := source(now.Add(time.Second)); got != store.FromStore {
 		t.Errorf("at its end: source %v, want the store", got)
 	}
 }

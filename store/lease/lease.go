@@ -1,4 +1,4 @@
-package store
+package lease
 
 import (
 	"hash/maphash"
@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // Leases makes a shared store fast without making it less strict. A key that
@@ -52,12 +54,14 @@ import (
 //
 // Leases is safe for concurrent use. Its table is bounded, see
 // [LeasesOptions].
-type Leases struct {
-	inner Store
-	timed timed     // inner, if it is
-	base  time.Time // origin of the clock
-	clock func() moment
-	max   int // keys in a shard
+type Store struct {
+	inner store.Store
+	timed timed // inner, if it is
+	// reading is a caller's reading of the clock, and clock one that is made
+	// now. Simulations have clocks of their own.
+	reading func(now time.Time) moment
+	clock   func() moment
+	max     int // keys in a shard
 
 	seed   maphash.Seed
 	shards [leaseShards]leaseShard
@@ -68,7 +72,7 @@ type Leases struct {
 }
 
 // LeasesOptions bounds what [Leases] holds.
-type LeasesOptions struct {
+type Options struct {
 	// MaxKeys is how many keys are observed at most, DefaultLeaseKeys if it
 	// is 0; fewer than 64 are taken as 64. Keys with a lease or a remembered
 	// refusal are not given up for others; a key for which there is no room
@@ -78,7 +82,7 @@ type LeasesOptions struct {
 
 // DefaultLeaseKeys is the default of LeasesOptions.MaxKeys. A key takes about
 // half a kilobyte.
-const DefaultLeaseKeys = 65536
+const DefaultMaxKeys = 65536
 
 const (
 	leaseShards = 64
@@ -133,69 +137,62 @@ type timed interface {
 
 // NewLeases returns a store that decides what it can by itself, and asks
 // inner for the rest. Its String is that of inner.
-func NewLeases(inner Store, o LeasesOptions) *Leases {
+func New(inner store.Store, o Options) *Store {
 	base := time.Now()
-	l := newLeases(inner, o, func() moment { return momentOf(base, time.Now()) })
-	l.base = base
+	reading := func(now time.Time) moment {
+		return moment{mono: now.Sub(base), wall: time.Duration(now.UnixNano())}
+	}
+	l := newStore(inner, o, func() moment { return reading(time.Now()) })
+	l.reading = reading
 	return l
 }
 
-func momentOf(base, now time.Time) moment {
-	return moment{mono: now.Sub(base), wall: time.Duration(now.UnixNano())}
-}
-
-func newLeases(inner Store, o LeasesOptions, clock func() moment) *Leases {
+func newStore(inner store.Store, o Options, clock func() moment) *Store {
 	if o.MaxKeys <= 0 {
-		o.MaxKeys = DefaultLeaseKeys
+		o.MaxKeys = DefaultMaxKeys
 	}
-	l := &Leases{inner: inner, clock: clock, seed: maphash.MakeSeed(), max: max(1, o.MaxKeys/leaseShards)}
+	l := &Store{inner: inner, reading: func(time.Time) moment { return clock() }, clock: clock, seed: maphash.MakeSeed(), max: max(1, o.MaxKeys/leaseShards)}
 	l.timed, _ = inner.(timed)
 	for i := range l.shards {
-		l.shards[i].keys = make(map[logKey]*leaseKey)
+		l.shards[i].keys = make(map[store.Key]*leaseKey)
 	}
 	return l
 }
 
 // String names the data behind the store, see [Store].
-func (l *Leases) String() string { return l.inner.String() }
+func (l *Store) String() string { return l.inner.String() }
 
 // leaseSpan is how long leases of a window last.
 func leaseSpan(window time.Duration) time.Duration {
-	return min(window/spanParts, MaxAhead).Truncate(time.Microsecond)
+	return min(window/spanParts, store.MaxLeaseSpan).Truncate(time.Microsecond)
 }
 
 // Take decides as [Store] says. When it returns an error whose answers come
 // late, those are about asks that the store was asked for as a whole. An ask
 // for which it would have used units that it had gets a zero answer: nothing
 // is charged for it then.
-func (l *Leases) Take(wait time.Duration, asks []Ask, answers []Answer) error {
-	return l.take(l.clock(), wait, asks, answers)
+func (l *Store) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	return l.take(l.reading(now), wait, requests, decisions)
 }
 
-// TakeAt is Take for a caller that has just read the clock: a reading of
-// before would let a lease be spent after its end.
-func (l *Leases) TakeAt(now time.Time, wait time.Duration, asks []Ask, answers []Answer) error {
-	return l.take(momentOf(l.base, now), wait, asks, answers)
-}
-
-func (l *Leases) take(now moment, wait time.Duration, asks []Ask, answers []Answer) error {
-	if err := Validate(asks, answers); err != nil {
+func (l *Store) take(now moment, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	if err := store.Validate(requests, decisions); err != nil {
 		return err
 	}
 	owed := false
-	for i := range asks {
-		if asks[i].Need == 0 || asks[i].Extra > 0 {
+	for i := range requests {
+		if requests[i].Units == 0 || requests[i].Lease > 0 {
 			// Somebody who does without this layer.
-			return l.inner.Take(wait, asks, answers)
+			return l.inner.Take(time.Now(), wait, requests, decisions)
 		}
-		owed = owed || len(asks[i].Owed) > 0
+		owed = owed || len(requests[i].Unreported) > 0
 	}
-	if len(asks) == 1 && !owed {
-		a := &asks[0]
+	if len(requests) == 1 && !owed {
+		a := &requests[0]
 		s := l.shard(a)
 		s.mu.Lock()
-		k := s.keys[logKey{a.Key, a.Window}]
-		if k != nil && k.decide(a, &answers[0], now) {
+		k := s.keys[a.Key]
+		if k != nil && k.decide(a, &decisions[0], now) {
 			units := l.refillLocked(k, a, now)
 			s.mu.Unlock()
 			if units > 0 {
@@ -205,14 +202,14 @@ func (l *Leases) take(now moment, wait time.Duration, asks []Ask, answers []Answ
 		}
 		s.mu.Unlock()
 	}
-	return l.ask(wait, asks, answers, now, owed)
+	return l.request(wait, requests, decisions, now, owed)
 }
 
-func (l *Leases) shard(a *Ask) *leaseShard {
-	return l.shardOf(logKey{a.Key, a.Window})
+func (l *Store) shard(a *store.Request) *leaseShard {
+	return l.shardOf(a.Key)
 }
 
-func (l *Leases) shardOf(key logKey) *leaseShard {
+func (l *Store) shardOf(key store.Key) *leaseShard {
 	return &l.shards[maphash.Comparable(l.seed, key)%leaseShards]
 }
 
@@ -227,104 +224,104 @@ type part struct {
 
 // desk is where a call is worked on. Desks are reused.
 type desk struct {
-	parts   []part
-	asks    []Ask
-	answers []Answer
+	parts     []part
+	requests  []store.Request
+	decisions []store.Decision
 }
 
 var desks = sync.Pool{New: func() any { return new(desk) }}
 
 func (w *desk) clear() {
-	clear(w.asks) // they hold clients' names
-	w.parts, w.asks, w.answers = w.parts[:0], w.asks[:0], w.answers[:0]
+	clear(w.requests) // they hold clients' names
+	w.parts, w.requests, w.decisions = w.parts[:0], w.requests[:0], w.decisions[:0]
 	desks.Put(w)
 }
 
 // ask decides a call for which the store is needed, or that has several asks.
 // If something is owed the store must hear of it, so that nothing is decided
 // here; leases in hand stay what they are, since they were counted before.
-func (l *Leases) ask(wait time.Duration, asks []Ask, answers []Answer, now moment, owed bool) error {
+func (l *Store) request(wait time.Duration, requests []store.Request, decisions []store.Decision, now moment, owed bool) error {
 	w := desks.Get().(*desk)
 	defer w.clear()
-	parts := append(w.parts, make([]part, len(asks))...)
-	inner := w.asks
+	parts := append(w.parts, make([]part, len(requests))...)
+	inner := w.requests
 	refused := false
-	for i := range asks {
+	for i := range requests {
 		p := &parts[i]
 		if owed {
-			p.short = asks[i].Need
+			p.short = requests[i].Units
 		} else {
-			l.hold(&asks[i], p, &answers[i], now)
+			l.hold(&requests[i], p, &decisions[i], now)
 		}
 		if p.refused {
-			refused = refused || !asks[i].Advisory
+			refused = refused || !requests[i].Shadow
 		} else if p.short > 0 {
 			p.index = len(inner)
-			ask := asks[i]
-			ask.Need, ask.Extra, ask.Ahead = p.short, p.extra, leaseSpan(ask.Window)
-			inner = append(inner, ask)
+			request := requests[i]
+			request.Units, request.Lease, request.LeaseSpan = p.short, p.extra, leaseSpan(request.Window)
+			inner = append(inner, request)
 		}
 	}
-	w.parts, w.asks = parts, inner
+	w.parts, w.requests = parts, inner
 	if refused {
 		// The store need not be asked to know that nothing is charged; so
 		// nobody knows what it would have said to the others.
-		for i := range asks {
+		for i := range requests {
 			if !parts[i].refused {
-				l.putBack(&asks[i], &parts[i], now)
-				answers[i] = Answer{Undecided: true}
+				l.unhold(&requests[i], &parts[i], now)
+				decisions[i] = store.Decision{Skipped: true}
 			}
 		}
 		return nil
 	}
 
-	replies := append(w.answers, make([]Answer, len(inner))...)
-	w.answers = replies
+	replies := append(w.decisions, make([]store.Decision, len(inner))...)
+	w.decisions = replies
 	after := now
 	if len(inner) > 0 {
 		err := l.call(wait, inner, replies, now)
 		after = l.clock()
 		if err != nil {
-			for i := range asks {
-				l.putBack(&asks[i], &parts[i], after)
+			for i := range requests {
+				l.unhold(&requests[i], &parts[i], after)
 			}
-			return l.later(err, asks, parts, now)
+			return l.failed(err, requests, decisions, parts, replies, now)
 		}
 	}
-	charged := Granted(inner, replies)
-	for i := range asks {
-		a, p, answer := &asks[i], &parts[i], &answers[i]
-		var reply *Answer
+	charged := store.Granted(inner, replies)
+	for i := range requests {
+		a, p, decision := &requests[i], &parts[i], &decisions[i]
+		var reply *store.Decision
 		if p.short > 0 && !p.refused {
 			reply = &replies[p.index]
 		}
 		switch {
 		case p.refused:
 			// hold has answered.
-		case reply != nil && reply.Undecided:
-			l.putBack(a, p, after)
-			*answer = *reply
+		case reply != nil && reply.Skipped:
+			l.unhold(a, p, after)
+			*decision = *reply
 		case reply != nil && !reply.Granted:
-			l.refuse(a, p, answer, reply, now, after)
+			l.refuse(a, p, decision, reply, now, after)
 		case charged:
-			l.spend(a, p, answer, reply, now, after)
+			l.spend(a, p, decision, reply, now, after)
 		case reply != nil:
-			l.putBack(a, p, after)
-			*answer = *reply
+			l.unhold(a, p, after)
+			*decision = *reply
 		default:
-			l.putBack(a, p, after)
-			*answer = Answer{Undecided: true}
+			l.unhold(a, p, after)
+			*decision = store.Decision{Skipped: true}
 		}
 	}
 	return nil
 }
 
 // call asks the store below, and learns how long that usually takes.
-func (l *Leases) call(wait time.Duration, asks []Ask, answers []Answer, sent moment) error {
-	err := l.inner.Take(wait, asks, answers)
+func (l *Store) call(wait time.Duration, requests []store.Request, decisions []store.Decision, sent moment) error {
+	err := l.inner.Take(time.Now(), wait, requests, decisions)
 	took := int64(l.clock().mono - sent.mono)
 	usual := l.roundTrip.Load()
-	if err != nil && (took < usual || ErrorKind(err) != KindTimeout) {
+	if err != nil && (took < usual || store.ErrorKind(err) != store.KindTimeout) {
 		// An answer takes at least as long as was waited for it in vain.
 		// Other failures, some of them at once, tell nothing.
 		return err
@@ -343,7 +340,7 @@ func (l *Leases) call(wait time.Duration, asks []Ask, answers []Answer, sent mom
 }
 
 // leaseLocked is the size of the lease that may be asked for, 0 if none may.
-func (l *Leases) leaseLocked(k *leaseKey, a *Ask, now moment) int64 {
+func (l *Store) leaseLocked(k *leaseKey, a *store.Request, now moment) int64 {
 	if a.Limit < leaseParts || k.limit != a.Limit || k.refilling || !k.second.empty() || now.mono < k.refillAt || l.closed.Load() {
 		return 0
 	}
@@ -364,7 +361,7 @@ func (l *Leases) leaseLocked(k *leaseKey, a *Ask, now moment) int64 {
 // A lease is asked for late, when what is left is what will be spent during
 // two round trips and a little more, so that little of it is left at its end;
 // and what is left counts towards it.
-func (l *Leases) refillLocked(k *leaseKey, a *Ask, now moment) int64 {
+func (l *Store) refillLocked(k *leaseKey, a *store.Request, now moment) int64 {
 	size := l.leaseLocked(k, a, now)
 	if size == 0 {
 		return 0
@@ -379,47 +376,47 @@ func (l *Leases) refillLocked(k *leaseKey, a *Ask, now moment) int64 {
 }
 
 // refill asks for a lease ahead of need.
-func (l *Leases) refill(a Ask, units int64) {
+func (l *Store) refill(a store.Request, units int64) {
 	defer l.background.Add(-1)
-	a.Need, a.Extra, a.Ahead = 0, units, leaseSpan(a.Window)
+	a.Units, a.Lease, a.LeaseSpan = 0, units, leaseSpan(a.Window)
 	sent := l.clock()
-	replies := [1]Answer{}
+	replies := [1]store.Decision{}
 	// What comes after the lease's end is of no use.
-	err := l.call(a.Ahead, []Ask{a}, replies[:], sent)
+	err := l.call(a.LeaseSpan, []store.Request{a}, replies[:], sent)
 	now := l.clock()
 
 	s := l.shard(&a)
 	s.mu.Lock()
-	k := s.keys[logKey{a.Key, a.Window}]
+	k := s.keys[a.Key]
 	k.refilling = false
 	var useless holding
 	if err != nil {
-		k.refillAt = now.mono + a.Ahead/4
+		k.refillAt = now.mono + a.LeaseSpan/4
 	} else {
 		useless = l.learnLocked(k, &a, &replies[0], sent, now)
 	}
 	s.mu.Unlock()
-	l.giveBack(a.Key, a.Window, &useless)
+	l.refund(a.Key, &useless)
 	if err != nil {
-		l.refilledLate(err, a, sent)
+		l.refilledPending(err, a, sent)
 	}
 }
 
 // Return gives units back as [Store] says: those of a lease to the lease, if
 // it has not ended, all others to the store below.
-func (l *Leases) Return(wait time.Duration, grants []Grant) error {
+func (l *Store) Refund(wait time.Duration, refunds []store.Refund) error {
 	now := l.clock()
-	var rest []Grant
-	for i := range grants {
-		g := &grants[i]
-		key := logKey{g.Key, g.Window}
+	var rest []store.Refund
+	for i := range refunds {
+		g := &refunds[i]
+		key := g.Key
 		s := l.shardOf(key)
 		s.mu.Lock()
 		k := s.keys[key]
 		home := false
 		if k != nil {
-			k.demand.add(key.window, -g.Units, now)
-			home = g.Source == FromLease && !l.closed.Load() && k.takeBack(g, now)
+			k.demand.add(key.Window, -g.Units, now)
+			home = g.Source == store.FromLease && !l.closed.Load() && k.rejoin(g, now)
 		}
 		s.mu.Unlock()
 		if !home && g.Mark > 0 {
@@ -429,24 +426,24 @@ func (l *Leases) Return(wait time.Duration, grants []Grant) error {
 	if len(rest) == 0 {
 		return nil
 	}
-	return l.giveBackNow(wait, rest)
+	return l.refundNow(wait, rest)
 }
 
 // Close gives all leases back, and waits at most about wait in all, also for
 // what is being asked for or given back already. Calls that come later are
 // asked of the store below.
-func (l *Leases) Close(wait time.Duration) error {
+func (l *Store) Close(wait time.Duration) error {
 	l.closed.Store(true)
 	end := time.Now().Add(wait)
 	left := func() time.Duration { return time.Until(end) }
-	var grants []Grant
+	var refunds []store.Refund
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
 		for key, k := range s.keys {
 			for _, b := range [...]*batch{&k.first, &k.second} {
 				if !b.empty() {
-					grants = append(grants, b.grant(key.Key, key.window))
+					refunds = append(refunds, b.refund(key))
 					*b = batch{}
 				}
 			}
@@ -454,10 +451,10 @@ func (l *Leases) Close(wait time.Duration) error {
 		s.mu.Unlock()
 	}
 	var err error
-	for some := range slices.Chunk(grants, closeGrants) {
+	for some := range slices.Chunk(refunds, closeGrants) {
 		// A store that is away loses the rest too.
 		if err == nil && left() > 0 {
-			err = l.giveBackNow(left(), some)
+			err = l.refundNow(left(), some)
 		}
 	}
 	for l.background.Load() > 0 && left() > 0 {
@@ -470,7 +467,7 @@ func (l *Leases) Close(wait time.Duration) error {
 // is never held during a call to the store below.
 type leaseShard struct {
 	mu   sync.Mutex
-	keys map[logKey]*leaseKey
+	keys map[store.Key]*leaseKey
 	seen [seenKeys]uint32 // what is left of the hashes of keys that were granted once
 	_    [40]byte
 }

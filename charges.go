@@ -16,7 +16,7 @@ import (
 // passage is a request's way through the handlers of this module: what they
 // have charged it for, and what placeholders say about it. It belongs to the
 // goroutine of the request.
-type passage struct {
+type charges struct {
 	repl    *caddy.Replacer
 	client  ipident.Result
 	refused bool          // by a limit; no handler charges it any more
@@ -29,42 +29,41 @@ type passage struct {
 
 // chargedLog is a log that the request was charged to, or may have been.
 type chargedLog struct {
-	data   string // name of the store's data, which outlives a store's failure
-	key    store.Key
-	window time.Duration
+	data string // name of the store's data, which outlives a store's failure
+	key  store.Key
 }
 
-const passageVar = "distributed_ratelimit.passage"
+const chargesVar = "distributed_ratelimit.charges"
 
-// passageOf returns the passage of the request, and begins it at the first
+// chargesOf returns the passage of the request, and begins it at the first
 // handler. It lives in the request's variables, which error routes see too.
-func passageOf(r *http.Request) *passage {
+func chargesOf(r *http.Request) *charges {
 	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	if p, ok := vars[passageVar].(*passage); ok {
+	if p, ok := vars[chargesVar].(*charges); ok {
 		return p
 	}
-	p := &passage{repl: r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)}
-	vars[passageVar] = p
+	p := &charges{repl: r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)}
+	vars[chargesVar] = p
 	p.repl.Map(p.placeholder)
 	return p
 }
 
-// note takes note that the request was charged for an ask, or may have been.
-func (p *passage) note(data string, ask *store.Ask) {
-	p.charged = append(p.charged, chargedLog{data, ask.Key, ask.Window})
+// note takes note that the request was charged to a log, or may have been.
+func (p *charges) note(data string, key *store.Key) {
+	p.charged = append(p.charged, chargedLog{data, *key})
 }
 
-// hasCharged reports whether the request was charged for this already, by a
-// handler that it passed before: a limit that is met twice counts once.
-func (p *passage) hasCharged(data string, ask *store.Ask) bool {
-	return slices.Contains(p.charged, chargedLog{data, ask.Key, ask.Window})
+// has reports whether the request was charged to a log already, by a handler that
+// it passed before: a limit that is met twice counts once.
+func (p *charges) has(data string, key *store.Key) bool {
+	return slices.Contains(p.charged, chargedLog{data, *key})
 }
 
 // rest is how long the request may still wait for a store, in a handler with
 // this budget: however many handlers there are, they hold it up for one budget
 // together, the largest. What is less than half of the handler's is not worth a
 // call: the call would most likely be late, and the store would be blamed for it.
-func (p *passage) rest(budget time.Duration) time.Duration {
+func (p *charges) rest(budget time.Duration) time.Duration {
 	p.budget = max(p.budget, budget)
 	if rest := min(budget, p.budget-p.waited); rest >= budget/2 {
 		return rest
@@ -81,7 +80,7 @@ type placeholders struct {
 	remaining  int64
 	reset      int64 // s
 	retryAfter int64 // s, 0 if not refused
-	source     source
+	source     store.Source
 }
 
 const placeholderPrefix = "http.distributed_ratelimit."
@@ -90,23 +89,23 @@ const placeholderPrefix = "http.distributed_ratelimit."
 // the request, not about the handler that it met last: one that has nothing
 // to say leaves what an earlier one said, and one that grants leaves a
 // refusal, a dry run's, or a zone that is nearer to its limit.
-func (p *passage) publish(d *decision) {
+func (p *charges) publish(d *evaluation) {
 	shown := d.shown()
 	if shown == nil {
 		if len(d.exempt) > 0 && p.told.outcome == outcomeNone {
-			p.told = placeholders{outcome: outcomeExempt, zone: d.exempt[0].Name, source: sourcePolicy}
+			p.told = placeholders{outcome: outcomeExempt, zone: d.exempt[0].Name, source: store.FromPolicy}
 		}
 		return
 	}
 	told := placeholders{
-		outcome: outcomeGranted, zone: shown.zone.Name, source: shown.source,
-		counted: shown.counted, limit: shown.zone.limit, remaining: shown.answer.Remaining, reset: wholeSeconds(shown.answer.Reset),
+		outcome: outcomeGranted, zone: shown.zone.Name, source: shown.Source,
+		counted: shown.counted, limit: shown.zone.limit, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
 	}
 	switch {
 	case !d.passes():
 		told.outcome = outcomeRefused
-		told.retryAfter = wholeSeconds(shown.answer.RetryAfter)
-	case !shown.granted:
+		told.retryAfter = wholeSeconds(shown.RetryAfter)
+	case !shown.Granted:
 		told.outcome = outcomeDryRun
 	}
 	switch p.told.outcome {
@@ -128,8 +127,8 @@ func (p *passage) publish(d *decision) {
 
 // tooEarly is what is told of a request that a zone refuses for its early data,
 // whatever earlier handlers granted.
-func (p *passage) tooEarly(zone *Zone) {
-	p.told = placeholders{outcome: outcomeRefused, zone: zone.Name, source: sourcePolicy}
+func (p *charges) tooEarly(zone *Zone) {
+	p.told = placeholders{outcome: outcomeRefused, zone: zone.Name, source: store.FromPolicy}
 	p.forgetHeaders()
 }
 
@@ -137,7 +136,7 @@ func (p *passage) tooEarly(zone *Zone) {
 func (t *placeholders) share() float64 { return share(t.counted, t.remaining, t.limit) }
 
 // placeholder is the replacer's view of the passage.
-func (p *passage) placeholder(key string) (any, bool) {
+func (p *charges) placeholder(key string) (any, bool) {
 	name, ok := strings.CutPrefix(key, placeholderPrefix)
 	if !ok {
 		return nil, false

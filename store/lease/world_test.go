@@ -1,4 +1,4 @@
-package store
+package lease
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // The simulation: several processes, each with its own Leases and its own
@@ -24,7 +26,7 @@ import (
 // how much time has passed by it, and is the bubble's time.
 type central struct {
 	mu    sync.Mutex
-	logs  map[logKey]*Window
+	logs  map[store.Key]*store.Window
 	back  time.Duration // the clock has been stepped back by
 	takes int           // calls executed
 	gives int
@@ -33,7 +35,7 @@ type central struct {
 	origin int64
 }
 
-func newCentral() *central { return &central{logs: make(map[logKey]*Window), origin: 1} }
+func newCentral() *central { return &central{logs: make(map[store.Key]*store.Window), origin: 1} }
 
 func (c *central) String() string { return "central" }
 
@@ -54,60 +56,60 @@ func (c *central) failOver() {
 	c.origin++
 }
 
-func (c *central) log(key Key, window time.Duration) *Window {
-	w := c.logs[logKey{key, window}]
+func (c *central) log(key store.Key) *store.Window {
+	w := c.logs[key]
 	if w == nil {
-		w = &Window{}
-		c.logs[logKey{key, window}] = w
+		w = &store.Window{}
+		c.logs[key] = w
 	}
-	w.Advance(c.now(), window)
+	w.Advance(c.now(), key.Window)
 	return w
 }
 
-func (c *central) Take(_ time.Duration, asks []Ask, answers []Answer) error {
-	if err := Validate(asks, answers); err != nil {
+func (c *central) Take(_ time.Time, _ time.Duration, requests []store.Request, decisions []store.Decision) error {
+	if err := store.Validate(requests, decisions); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.takes++
-	for i := range asks {
-		answers[i] = c.log(asks[i].Key, asks[i].Window).Ask(c.now(), &asks[i])
+	for i := range requests {
+		decisions[i] = c.log(requests[i].Key).Check(c.now(), &requests[i])
 	}
-	if !Granted(asks, answers) {
+	if !store.Granted(requests, decisions) {
 		return nil
 	}
-	for i := range asks {
-		if answers[i].Granted {
-			c.log(asks[i].Key, asks[i].Window).Charge(c.now(), &asks[i], &answers[i])
-			if answers[i].Charged() {
-				answers[i].Origin = c.origin
+	for i := range requests {
+		if decisions[i].Granted {
+			c.log(requests[i].Key).Charge(c.now(), &requests[i], &decisions[i])
+			if decisions[i].Charged() {
+				decisions[i].Origin = c.origin
 			}
 		}
 	}
 	return nil
 }
 
-func (c *central) Return(_ time.Duration, grants []Grant) error {
+func (c *central) Refund(_ time.Duration, refunds []store.Refund) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gives++
-	for i := range grants {
-		switch grants[i].Origin {
+	for i := range refunds {
+		switch refunds[i].Origin {
 		case 0:
-			panic("a grant whose origin was lost")
+			panic("a charge whose origin was lost")
 		case c.origin:
-			c.log(grants[i].Key, grants[i].Window).Return(c.now(), &grants[i])
+			c.log(refunds[i].Key).Refund(c.now(), &refunds[i])
 		}
 	}
 	return nil
 }
 
 // total is what counts for a key now.
-func (c *central) total(key Key, window time.Duration) int64 {
+func (c *central) total(key store.Key) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.log(key, window).total
+	return c.log(key).Total()
 }
 
 // machine is where a process runs: its clocks.
@@ -205,7 +207,7 @@ func (n *link) call(wait time.Duration, execute, deliver func()) error {
 		if n.dead.Load() {
 			// It was on its way when the process died.
 			execute()
-			return &Error{Kind: KindBroken, Err: errLost}
+			return &store.Error{Kind: store.KindBroken, Err: errLost}
 		}
 		execute()
 		time.Sleep(back)
@@ -222,44 +224,44 @@ func (n *link) call(wait time.Duration, execute, deliver func()) error {
 		}()
 	}
 	time.Sleep(wait)
-	return &Error{Kind: KindTimeout, Err: errLost}
+	return &store.Error{Kind: store.KindTimeout, Err: errLost}
 }
 
-func (n *link) Take(wait time.Duration, asks []Ask, answers []Answer) error {
+func (n *link) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
 	if n.dead.Load() {
-		return &Error{Kind: KindUnavailable, Unexecuted: true, Err: errLost}
+		return &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: errLost}
 	}
 	n.sim.takes.Add(1)
-	asks = slices.Clone(asks) // it may be executed after the caller has gone
-	replies := make([]Answer, len(asks))
+	requests = slices.Clone(requests) // it may be executed after the caller has gone
+	replies := make([]store.Decision, len(requests))
 	var at int64
 	decided := func() {
-		if id := wait - budget; asks[0].Need > 0 && id >= 0 {
+		if id := wait - budget; requests[0].Units > 0 && id >= 0 {
 			n.sim.mu.Lock()
-			n.sim.decided[id] = decision{at, asks}
+			n.sim.decided[id] = decision{at, requests}
 			n.sim.mu.Unlock()
 		}
 	}
-	late := new(Late)
+	late := new(store.Pending)
 	err := n.call(wait,
-		func() { at = passed(); _ = n.sim.central.Take(0, asks, replies) },
+		func() { at = passed(); _ = n.sim.central.Take(time.Now(), 0, requests, replies) },
 		func() { decided(); late.Deliver(replies) })
-	if e, ok := err.(*Error); ok {
-		if e.Kind == KindTimeout {
-			e.Late = late // which may never be delivered
+	if e, ok := err.(*store.Error); ok {
+		if e.Kind == store.KindTimeout {
+			e.Pending = late // which may never be delivered
 		}
 		return err
 	}
-	copy(answers, replies)
+	copy(decisions, replies)
 	decided()
 	return nil
 }
 
-func (n *link) Return(wait time.Duration, grants []Grant) error {
+func (n *link) Refund(wait time.Duration, refunds []store.Refund) error {
 	if n.dead.Load() {
-		return &Error{Kind: KindUnavailable, Unexecuted: true, Err: errLost}
+		return &store.Error{Kind: store.KindUnavailable, Unexecuted: true, Err: errLost}
 	}
 	n.sim.gives.Add(1)
-	grants = slices.Clone(grants)
-	return n.call(wait, func() { _ = n.sim.central.Return(0, grants) }, func() {})
+	refunds = slices.Clone(refunds)
+	return n.call(wait, func() { _ = n.sim.central.Refund(0, refunds) }, func() {})
 }

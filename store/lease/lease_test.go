@@ -1,37 +1,39 @@
-package store
+package lease
 
 import (
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // The reply to a call that was granted never comes. What it granted is not
 // spent: nobody knows when it would end.
 func TestLeaseReplyLost(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		n := r.inHand(r.ask)
-		before := r.total(r.ask)
+		r.heat(r.request)
+		n := r.inHand(r.request)
+		before := r.total(r.request)
 		r.wire.set(func(w *wire) { w.mute = true })
-		a := r.ask
-		a.Need = n + 1
-		if err := r.Take(budget, []Ask{a}, make([]Answer, 1)); ErrorKind(err) != KindBroken {
+		a := r.request
+		a.Units = n + 1
+		if err := r.Take(time.Now(), budget, []store.Request{a}, make([]store.Decision, 1)); store.ErrorKind(err) != store.KindBroken {
 			t.Errorf("%v, want a broken connection", err)
 		}
-		r.want("in hand afterwards", r.inHand(r.ask), n)
-		if r.total(r.ask) <= before {
+		r.want("in hand afterwards", r.inHand(r.request), n)
+		if r.total(r.request) <= before {
 			t.Error("the store did not execute the call")
 		}
 		// Nor a lost refill's.
-		for !r.key(r.ask).refilling {
-			r.granted(r.ask, 1)
+		for !r.key(r.request).refilling {
+			r.granted(r.request, 1)
 		}
-		n = r.inHand(r.ask)
+		n = r.inHand(r.request)
 		time.Sleep(5 * time.Millisecond)
-		r.want("in hand after a lost refill", r.inHand(r.ask), n)
-		if r.key(r.ask).refilling {
+		r.want("in hand after a lost refill", r.inHand(r.request), n)
+		if r.key(r.request).refilling {
 			t.Error("still waits for the refill")
 		}
 	})
@@ -40,16 +42,16 @@ func TestLeaseReplyLost(t *testing.T) {
 // The reply comes when its lease has ended: the units go back at once.
 func TestLeaseReplyLate(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		used := r.heat(r.ask) + r.inHand(r.ask)
+		used := r.heat(r.request) + r.inHand(r.request)
 		r.wire.set(func(w *wire) { w.back = 465 * time.Millisecond }) // the store's own time of it is not over
-		r.granted(r.ask, r.inHand(r.ask)+1)
+		r.granted(r.request, r.inHand(r.request)+1)
 		used++
-		if a, _ := r.wire.last(); a.Extra == 0 {
+		if a, _ := r.wire.last(); a.Lease == 0 {
 			t.Fatalf("asked %+v, want a lease asked for", a)
 		}
-		r.want("in hand", r.inHand(r.ask), 0)
+		r.want("in hand", r.inHand(r.request), 0)
 		time.Sleep(time.Second)
-		r.want("units that count", r.total(r.ask), used)
+		r.want("units that count", r.total(r.request), used)
 	})
 }
 
@@ -57,15 +59,15 @@ func TestLeaseReplyLate(t *testing.T) {
 // are not sent again.
 func TestLeaseGiveBackLost(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
+		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.deaf = true })
-		n, before := r.inHand(r.ask), r.total(r.ask)
+		n, before := r.inHand(r.request), r.total(r.request)
 		time.Sleep(30 * time.Second)
 		r.want("given back", int64(len(r.wire.given())), 1)
 		r.want("units of it", r.wire.given()[0].Units, n)
-		r.want("units that count", r.total(r.ask), before)
+		r.want("units that count", r.total(r.request), before)
 		time.Sleep(32 * time.Second)
-		r.want("units that count after a window", r.total(r.ask), 0)
+		r.want("units that count after a window", r.total(r.request), 0)
 	})
 }
 
@@ -74,25 +76,25 @@ func TestLeaseGiveBackLost(t *testing.T) {
 // was set back meanwhile: then its stamp is another one's.
 func TestLeaseGiveBackLate(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
+		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.tardy = 61 * time.Second })
 		time.Sleep(time.Minute)
-		r.granted(r.ask, 50)
+		r.granted(r.request, 50)
 		r.want("given back", int64(len(r.wire.given())), 1)
 		time.Sleep(10 * time.Second)
-		r.want("units that count", r.total(r.ask), 50)
+		r.want("units that count", r.total(r.request), 50)
 	})
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
+		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.tardy = 5 * time.Second })
 		time.Sleep(time.Second)
 		r.want("given back", int64(len(r.wire.given())), 1)
 		r.wire.step(4 * time.Second)
-		before := r.total(r.ask)
+		before := r.total(r.request)
 		time.Sleep(4 * time.Second)
-		r.granted(r.ask, 50)
+		r.granted(r.request, 50)
 		time.Sleep(time.Second)
-		r.want("units that count", r.total(r.ask), before+50)
+		r.want("units that count", r.total(r.request), before+50)
 	})
 }
 
@@ -100,14 +102,14 @@ func TestLeaseGiveBackLate(t *testing.T) {
 // and its successor does not have them.
 func TestLeaseCrash(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
+		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.deaf = true }) // nothing leaves a dead process
-		before := r.total(r.ask)
-		r.Leases = newLeases(r.wire, LeasesOptions{}, r.machine.clock)
-		r.granted(r.ask, 6400-before)
-		r.refused(r.ask, 1)
+		before := r.total(r.request)
+		r.Store = newStore(r.wire, Options{}, r.machine.clock)
+		r.granted(r.request, 6400-before)
+		r.refused(r.request, 1)
 		time.Sleep(time.Minute + time.Second)
-		r.granted(r.ask, 6400)
+		r.granted(r.request, 6400)
 	})
 }
 
@@ -115,19 +117,19 @@ func TestLeaseCrash(t *testing.T) {
 // new limit. When it is raised again they are.
 func TestLeaseLimitChanges(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		n := r.inHand(r.ask)
-		lower := r.ask
-		lower.Limit = r.total(r.ask) - 1
-		if a := r.refused(lower, 1); a.Source != FromStore {
+		r.heat(r.request)
+		n := r.inHand(r.request)
+		lower := r.request
+		lower.Limit = r.total(r.request) - 1
+		if a := r.refused(lower, 1); a.Source != store.FromStore {
 			t.Errorf("%+v, want it refused by the store", a)
 		}
-		if a := r.granted(r.ask, 1); a.Source != FromLease {
+		if a := r.granted(r.request, 1); a.Source != store.FromLease {
 			t.Errorf("%+v, want it from the lease", a)
 		}
 		lower.Limit += 5
 		r.granted(lower, 1)
-		r.want("in hand", r.inHand(r.ask), n-1)
+		r.want("in hand", r.inHand(r.request), n-1)
 		time.Sleep(time.Second)
 		r.granted(lower, 1) // the lease is over, and the key is about the new limit
 		r.want("limit", r.key(lower).limit, lower.Limit)
@@ -138,19 +140,19 @@ func TestLeaseLimitChanges(t *testing.T) {
 // come in between.
 func TestLeaseLimitChangesMeanwhile(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.heat(r.ask)
-		a := r.ask
-		a.Need = 6400
+		r.heat(r.request)
+		a := r.request
+		a.Units = 6400
 		var wg sync.WaitGroup
 		wg.Go(func() { r.take(a) }) // holds everything, and is refused
 		synctest.Wait()
-		r.want("in hand", r.inHand(r.ask), 0)
+		r.want("in hand", r.inHand(r.request), 0)
 		r.wire.set(func(w *wire) { w.there, w.back = 0, 0 })
-		other := r.ask
+		other := r.request
 		other.Limit = 5000
 		r.granted(other, 1)
 		wg.Wait()
-		r.want("in hand under the new limit", r.inHand(r.ask), 0)
+		r.want("in hand under the new limit", r.inHand(r.request), 0)
 		time.Sleep(time.Second)
 		r.want("given back", int64(len(r.wire.given())), 1)
 	})
@@ -160,23 +162,23 @@ func TestLeaseLimitChangesMeanwhile(t *testing.T) {
 func TestLeaseSmallLimits(t *testing.T) {
 	for _, limit := range []int64{1, 3} {
 		inBubble(t, func(r *rig) {
-			r.ask.Limit = limit
+			r.request.Limit = limit
 			granted := int64(0)
 			for range 8 {
-				r.Leases = newLeases(r.wire, LeasesOptions{}, r.machine.clock)
+				r.Store = newStore(r.wire, Options{}, r.machine.clock)
 				for range 5 {
-					if r.take(r.ask)[0].Granted {
+					if r.take(r.request)[0].Granted {
 						granted++
 					}
 				}
 			}
 			r.want("granted", granted, limit)
-			asked, _ := r.wire.asks()
+			asked, _ := r.wire.requests()
 			for _, a := range asked {
-				r.want("asked for", a.Extra, 0)
+				r.want("asked for", a.Lease, 0)
 			}
-			time.Sleep(r.refused(r.ask, 1).RetryAfter)
-			r.granted(r.ask, 1)
+			time.Sleep(r.refused(r.request, 1).RetryAfter)
+			r.granted(r.request, 1)
 		})
 	}
 }
@@ -190,19 +192,19 @@ func TestLeaseExtremes(t *testing.T) {
 		trip   time.Duration
 	}{
 		{time.Second, 640, 100 * time.Microsecond},
-		{MaxWindow, 6400, time.Millisecond},
+		{store.MaxWindow, 6400, time.Millisecond},
 		{time.Minute, 1_000_000_000, time.Millisecond},
-		{time.Minute, MaxEvents, time.Millisecond},
+		{time.Minute, store.MaxEvents, time.Millisecond},
 	}
 	for _, test := range tests {
 		inBubble(t, func(r *rig) {
 			r.wire.set(func(w *wire) { w.there, w.back = test.trip, test.trip })
-			r.ask.Window, r.ask.Limit = test.window, test.limit
-			r.heat(r.ask)
+			r.request.Window, r.request.Limit = test.window, test.limit
+			r.heat(r.request)
 			var spent []entry
 			before := r.sent()
 			for range 5000 {
-				if r.take(r.ask)[0].Granted {
+				if r.take(r.request)[0].Granted {
 					spent = append(spent, entry{passed(), 1})
 				}
 				time.Sleep(leaseSpan(test.window) / 100)
@@ -223,35 +225,35 @@ func TestLeaseExtremes(t *testing.T) {
 // the refusal the store's or a remembered one.
 func TestLeaseZonesTogether(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		full := r.ask
+		full := r.request
 		full.Key.Zone, full.Limit = "full", 3
-		r.wire.central.Take(0, []Ask{{Key: full.Key, Window: full.Window, Limit: 3, Need: 3}}, make([]Answer, 1))
-		r.heat(r.ask)
-		n, before := r.inHand(r.ask), r.sent()
-		for i, source := range []Source{FromStore, FromCache} {
-			answers := r.take(r.ask, full)
-			if answers[0].Charged() || answers[1].Granted || answers[1].Source != source || !answers[0].Undecided {
-				t.Errorf("call %d: %+v", i, answers)
+		r.wire.central.Take(time.Now(), 0, []store.Request{{Key: full.Key, Limit: 3, Units: 3}}, make([]store.Decision, 1))
+		r.heat(r.request)
+		n, before := r.inHand(r.request), r.sent()
+		for i, source := range []store.Source{store.FromStore, store.FromCache} {
+			decisions := r.take(r.request, full)
+			if decisions[0].Charged() || decisions[1].Granted || decisions[1].Source != source || !decisions[0].Skipped {
+				t.Errorf("call %d: %+v", i, decisions)
 			}
-			r.want("in hand", r.inHand(r.ask), n)
+			r.want("in hand", r.inHand(r.request), n)
 		}
 		r.want("asked", int64(r.sent()-before), 1)
 
 		// A refusal that does not count leaves the other one to decide.
-		full.Advisory = true
-		if answers := r.take(r.ask, full); !answers[0].Granted || answers[1].Granted {
-			t.Errorf("advisory: %+v", answers)
+		full.Shadow = true
+		if decisions := r.take(r.request, full); !decisions[0].Granted || decisions[1].Granted {
+			t.Errorf("advisory: %+v", decisions)
 		}
-		r.want("in hand", r.inHand(r.ask), n-1)
+		r.want("in hand", r.inHand(r.request), n-1)
 
 		// A call that only leases decide.
-		third := r.ask
+		third := r.request
 		third.Key.Zone = "third"
 		r.heat(third)
-		r.heat(r.ask)
+		r.heat(r.request)
 		before = r.sent()
-		for i, a := range r.take(r.ask, third) {
-			if !a.Granted || a.Source != FromLease || !a.Charged() {
+		for i, a := range r.take(r.request, third) {
+			if !a.Granted || a.Source != store.FromLease || !a.Charged() {
 				t.Errorf("ask %d: %+v, want it from a lease", i, a)
 			}
 		}

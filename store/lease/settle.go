@@ -1,25 +1,27 @@
-package store
+package lease
 
 import (
 	"hash/maphash"
 	"strings"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // How leases are filled, spent for calls that need the store, and given back.
 
 // hold takes what the process has for an ask out of its leases, and tells
 // what is missing. If the ask is known to be refused it says so, and answers.
-func (l *Leases) hold(a *Ask, p *part, answer *Answer, now moment) {
+func (l *Store) hold(a *store.Request, p *part, decision *store.Decision, now moment) {
 	s := l.shard(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.short = a.Need
-	k := s.keys[logKey{a.Key, a.Window}]
-	if k == nil || k.limit != a.Limit || a.Need > a.Limit {
+	p.short = a.Units
+	k := s.keys[a.Key]
+	if k == nil || k.limit != a.Limit || a.Units > a.Limit {
 		return
 	}
-	if p.refused = k.refuses(a, answer, now); p.refused {
+	if p.refused = k.refuses(a, decision, now); p.refused {
 		return
 	}
 	if r := &k.refusal; now.mono >= r.renewAt {
@@ -49,10 +51,10 @@ func (p *part) asked(k *leaseKey) {
 
 // putBack undoes hold: units return to the lease that they came from. If it
 // has ended meanwhile they are given back to the store.
-func (l *Leases) putBack(a *Ask, p *part, now moment) {
+func (l *Store) unhold(a *store.Request, p *part, now moment) {
 	s := l.shard(a)
 	s.mu.Lock()
-	key := logKey{a.Key, a.Window}
+	key := a.Key
 	if k := s.keys[key]; k != nil {
 		p.asked(k)
 		for i := range p.held {
@@ -64,36 +66,36 @@ func (l *Leases) putBack(a *Ask, p *part, now moment) {
 		l.watchLocked(key, k, now)
 	}
 	s.mu.Unlock()
-	l.giveBack(a.Key, a.Window, &p.held)
+	l.refund(a.Key, &p.held)
 }
 
 // giveBack returns units to the store, in the background.
-func (l *Leases) giveBack(key Key, window time.Duration, left *holding) {
-	var grants []Grant
+func (l *Store) refund(key store.Key, left *holding) {
+	var refunds []store.Refund
 	for i := range left {
 		if b := &left[i]; !b.empty() {
-			grants = append(grants, b.grant(key, window))
+			refunds = append(refunds, b.refund(key))
 		}
 	}
-	if len(grants) == 0 || !l.goBackground() {
+	if len(refunds) == 0 || !l.goBackground() {
 		return
 	}
 	go func() {
 		defer l.background.Add(-1)
 		// A failure leaves the units spent, and is not sent again: it may
 		// have been executed, and would then take units of somebody else.
-		_ = l.giveBackNow(returnTime, grants)
+		_ = l.refundNow(returnTime, refunds)
 	}()
 }
 
 // giveBackNow returns units to the store below.
-func (l *Leases) giveBackNow(wait time.Duration, grants []Grant) error {
-	err := l.inner.Return(wait, grants)
+func (l *Store) refundNow(wait time.Duration, refunds []store.Refund) error {
+	err := l.inner.Refund(wait, refunds)
 	// There is room again, also if it is not known for sure: refusals of
 	// before, and those that are still on their way, are outdated.
 	now := l.clock()
-	for i := range grants {
-		key := logKey{grants[i].Key, grants[i].Window}
+	for i := range refunds {
+		key := refunds[i].Key
 		s := l.shardOf(key)
 		s.mu.Lock()
 		if k := s.keys[key]; k != nil {
@@ -107,7 +109,7 @@ func (l *Leases) giveBackNow(wait time.Duration, grants []Grant) error {
 
 // goBackground reports whether one more goroutine may be started. If so it is
 // counted, and must end by subtracting itself.
-func (l *Leases) goBackground() bool {
+func (l *Store) goBackground() bool {
 	if l.background.Add(1) <= maxBackground {
 		return true
 	}
@@ -117,13 +119,13 @@ func (l *Leases) goBackground() bool {
 
 // spend answers an ask that is granted, from what was held and, if reply is
 // not nil, from what the store granted.
-func (l *Leases) spend(a *Ask, p *part, answer *Answer, reply *Answer, sent, now moment) {
-	*answer = Answer{Granted: true, Source: FromLease}
+func (l *Store) spend(a *store.Request, p *part, decision *store.Decision, reply *store.Decision, sent, now moment) {
+	*decision = store.Decision{Granted: true, Source: store.FromLease}
 	if reply != nil {
-		*answer = *reply
-		answer.Extra = 0
+		*decision = *reply
+		decision.Lease = 0
 	}
-	key := logKey{a.Key, a.Window}
+	key := a.Key
 	s := l.shard(a)
 	s.mu.Lock()
 	k := s.keys[key]
@@ -138,13 +140,13 @@ func (l *Leases) spend(a *Ask, p *part, answer *Answer, reply *Answer, sent, now
 		}
 		if k.limit == a.Limit {
 			k.used = now.mono
-			k.demand.add(a.Window, a.Need, now)
+			k.demand.add(a.Window, a.Units, now)
 			known := k.granted(a, now)
-			answer.Remaining, answer.Reset = known.Remaining, known.Reset
+			decision.Remaining, decision.Reset = known.Remaining, known.Reset
 		}
 	}
 	s.mu.Unlock()
-	l.giveBack(a.Key, a.Window, &useless)
+	l.refund(a.Key, &useless)
 
 	// Units of several grants are given back as of the earliest: what is
 	// taken from an entry before the right one leaves other units held for
@@ -153,12 +155,12 @@ func (l *Leases) spend(a *Ask, p *part, answer *Answer, reply *Answer, sent, now
 		b := &p.held[i]
 		switch {
 		case b.empty():
-		case answer.Mark == 0:
-			answer.Stamp, answer.Mark, answer.Origin = b.stamp, b.mark, b.origin
-		case answer.Mark != b.mark || answer.Origin != b.origin:
-			answer.Mark = unreturnable
+		case decision.Mark == 0:
+			decision.Charge = b.Charge
+		case decision.Mark != b.Mark || decision.Origin != b.Origin:
+			decision.Mark = unreturnable
 		default:
-			answer.Stamp = min(answer.Stamp, b.stamp)
+			decision.Stamp = min(decision.Stamp, b.Stamp)
 		}
 	}
 }
@@ -169,10 +171,10 @@ const unreturnable = -1
 
 // refuse answers an ask that the store refused, and remembers it. Units that
 // were held for it return to their lease.
-func (l *Leases) refuse(a *Ask, p *part, answer *Answer, reply *Answer, sent, now moment) {
-	held := p.short < a.Need
-	l.putBack(a, p, now)
-	*answer = *reply
+func (l *Store) refuse(a *store.Request, p *part, decision *store.Decision, reply *store.Decision, sent, now moment) {
+	held := p.short < a.Units
+	l.unhold(a, p, now)
+	*decision = *reply
 	if held {
 		// It was the difference that did not fit. The wait is true for that,
 		// but less may be asked for, with the units that went back.
@@ -182,8 +184,8 @@ func (l *Leases) refuse(a *Ask, p *part, answer *Answer, reply *Answer, sent, no
 }
 
 // remember takes in that the store refused a, all of it.
-func (l *Leases) remember(a *Ask, reply *Answer, sent, now moment) {
-	key := logKey{a.Key, a.Window}
+func (l *Store) remember(a *store.Request, reply *store.Decision, sent, now moment) {
+	key := a.Key
 	s := l.shard(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,30 +205,30 @@ func (l *Leases) remember(a *Ask, reply *Answer, sent, now moment) {
 
 // learnLocked takes in what the store granted for a: the state of the log,
 // and the lease. It returns a lease that is of no use here. k may be nil.
-func (l *Leases) learnLocked(k *leaseKey, a *Ask, reply *Answer, sent, now moment) (useless holding) {
+func (l *Store) learnLocked(k *leaseKey, a *store.Request, reply *store.Decision, sent, now moment) (useless holding) {
 	ours := k != nil && k.is(a.Limit)
 	if ours {
 		k.remaining, k.resetAt = reply.Remaining, now.mono+reply.Reset
-		if a.Need >= k.refusal.need {
+		if a.Units >= k.refusal.need {
 			k.refusal = refusal{} // there was room after all, perhaps since
 		}
 	}
-	if reply.Extra == 0 {
+	if reply.Lease == 0 {
 		return useless
 	}
 	span := leaseSpan(a.Window)
-	b := batch{units: reply.Extra, stamp: reply.Stamp, mark: reply.Mark, origin: reply.Origin, end: sent.add(span - span/driftParts)}
+	b := batch{units: reply.Lease, Charge: reply.Charge, end: sent.add(span - span/driftParts)}
 	if !ours || l.closed.Load() || !k.restore(&b, now) {
 		useless.add(&b, b.units)
 		return useless
 	}
-	l.watchLocked(logKey{a.Key, a.Window}, k, now)
+	l.watchLocked(a.Key, k, now)
 	return useless
 }
 
 // watchLocked sees to it that what is left of a key's leases is given back
 // when they end.
-func (l *Leases) watchLocked(key logKey, k *leaseKey, now moment) {
+func (l *Store) watchLocked(key store.Key, k *leaseKey, now moment) {
 	if k.watched || k.first.empty() {
 		return
 	}
@@ -234,7 +236,7 @@ func (l *Leases) watchLocked(key logKey, k *leaseKey, now moment) {
 	time.AfterFunc(k.first.end.mono-now.mono, func() { l.end(key, k) })
 }
 
-func (l *Leases) end(key logKey, k *leaseKey) {
+func (l *Store) end(key store.Key, k *leaseKey) {
 	s := l.shardOf(key)
 	s.mu.Lock()
 	now := l.clock()
@@ -242,7 +244,7 @@ func (l *Leases) end(key logKey, k *leaseKey) {
 	k.watched = false
 	l.watchLocked(key, k, now)
 	s.mu.Unlock()
-	l.giveBack(key.Key, key.window, &left)
+	l.refund(key, &left)
 }
 
 const (
@@ -269,12 +271,12 @@ func (s *leaseShard) cameBeforeLocked(hash uint64) bool {
 // addLocked makes room for a key. It returns nil if there is none: keys that
 // hold a lease, or are being refused, are not given up for a stranger's
 // inventions.
-func (s *leaseShard) addLocked(key logKey, most int, now moment) *leaseKey {
+func (s *leaseShard) addLocked(key store.Key, most int, now moment) *leaseKey {
 	looked := sweepKeys
 	if len(s.keys) >= most {
 		looked = sampleKeys
 	}
-	var oldest logKey
+	var oldest store.Key
 	var victim *leaseKey
 	for other, k := range s.keys { // begins at a random place
 		if looked--; looked < 0 {

@@ -1,0 +1,117 @@
+package lease
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// What becomes of calls whose decisions come when nobody waits for them any
+// more. All that was held for such a call has returned to its lease by then, and
+// another lease may have been asked for.
+
+// failed returns the error of a call for its caller. What it tells of the
+// requests to the store becomes what it tells of the requests to this layer. If
+// decisions may still come, they are learned here and then handed on: what was
+// needed belongs to the caller. It copies what it keeps, since the requests, the
+// parts and the replies are used again.
+func (l *Store) failed(err error, requests []store.Request, decisions []store.Decision, parts []part, replies []store.Decision, sent moment) error {
+	e, ok := errors.AsType[*store.Error](err)
+	if !ok || e.Pending == nil && e.Fates == nil {
+		return err
+	}
+	failed := *e
+	if e.Fates != nil {
+		failed.Fates = make([]store.Fate, len(parts))
+		for i := range parts {
+			failed.Fates[i] = parts[i].fate(e, &requests[i], replies, &decisions[i])
+		}
+	}
+	if e.Pending != nil {
+		mine, kept := slices.Clone(requests), slices.Clone(parts)
+		for i := range mine {
+			mine[i].Unreported = nil
+		}
+		failed.Pending = new(store.Pending)
+		e.Pending.Then(func(replies []store.Decision) {
+			failed.Pending.Deliver(l.learnPending(mine, kept, replies, sent))
+		})
+	}
+	return &failed
+}
+
+// fate is what became of a request to this layer, by what became of the one to
+// the store that it led to, if any. Where units were held for it, a grant by the
+// store is not about all of it: those units have returned to their lease, and
+// what the store has charged is refunded here.
+func (p *part) fate(e *store.Error, a *store.Request, replies []store.Decision, decision *store.Decision) store.Fate {
+	*decision = store.Decision{Skipped: true}
+	if p.short == 0 {
+		return store.FateUnexecuted
+	}
+	fate := e.Fates[p.index]
+	if fate != store.FateDecided {
+		return fate
+	}
+	if reply := &replies[p.index]; p.short == a.Units || !reply.Granted {
+		*decision = *reply
+		decision.Lease = 0 // that is kept here
+		return store.FateDecided
+	}
+	return store.FateUnknown
+}
+
+// learnPending takes in what the store has decided in the end, and returns what
+// the caller is told. That is nothing about a request for which units were held,
+// see fate.
+func (l *Store) learnPending(requests []store.Request, parts []part, replies []store.Decision, sent moment) []store.Decision {
+	now := l.clock()
+	decisions := make([]store.Decision, len(requests))
+	for i := range requests {
+		a, p := &requests[i], &parts[i]
+		if p.refused || p.short == 0 {
+			continue // the store was not asked
+		}
+		reply, whole := &replies[p.index], p.short == a.Units
+		if whole {
+			decisions[i] = *reply
+			decisions[i].Lease = 0 // that is kept here
+		}
+		switch {
+		case reply.Charged():
+			l.grantedPending(a, p.short, reply, sent, now)
+		case whole && !reply.Granted && !reply.Skipped:
+			l.remember(a, reply, sent, now)
+		}
+	}
+	return decisions
+}
+
+// refilledLate does the same for a refill, of which nobody need be told.
+func (l *Store) refilledPending(err error, a store.Request, sent moment) {
+	if e, ok := errors.AsType[*store.Error](err); ok && e.Pending != nil {
+		a.Unreported = nil
+		e.Pending.Then(func(replies []store.Decision) { l.grantedPending(&a, 0, &replies[0], sent, l.clock()) })
+	}
+}
+
+// grantedLate takes in that short units were granted for a, and a lease,
+// which is good until the same moment as if it had come in time. A part of
+// what a needs is of no use to anybody, and is given back.
+func (l *Store) grantedPending(a *store.Request, short int64, reply *store.Decision, sent, now moment) {
+	key := a.Key
+	s := l.shardOf(key)
+	s.mu.Lock()
+	k := s.keys[key] // it may have been given up meanwhile
+	useless := l.learnLocked(k, a, reply, sent, now)
+	if short == a.Units && k != nil && k.limit == a.Limit {
+		k.demand.add(a.Window, short, now) // Return subtracts it
+	}
+	s.mu.Unlock()
+	if short < a.Units {
+		b := batch{units: short, Charge: reply.Charge}
+		useless.add(&b, b.units)
+	}
+	l.refund(a.Key, &useless)
+}
