@@ -376,7 +376,7 @@ func TestLateLeavesTheCallersMemory(t *testing.T) {
 		r.granted(r.request, 2)
 		r.slowly(300 * time.Millisecond)
 		requests, decisions := []store.Request{r.request}, make([]store.Decision, 1)
-		requests[0].Unreported = []store.Spent{{0, 1}}
+		requests[0].Unreported = []store.Spent{{Units: 1}}
 		e := r.Take(time.Now(), budget, requests, decisions).(*store.Error)
 		var told []store.Decision
 		e.Pending.Then(func(decisions []store.Decision) { told = decisions })
@@ -433,7 +433,7 @@ func TestLeaseOwed(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		owes := func(a store.Request, units ...int64) store.Request {
 			for _, n := range units {
-				a.Unreported = append(a.Unreported, store.Spent{time.Second, n})
+				a.Unreported = append(a.Unreported, store.Spent{Age: time.Second, Units: n})
 			}
 			return a
 		}
