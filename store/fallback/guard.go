@@ -227,6 +227,7 @@ func (g *Guard) withoutStore(c *Call, err error) {
 	}
 	if !c.Granted() {
 		g.refundPending(c, failure.Pending)
+		c.uncharge()
 		return
 	}
 	for i := range c.Requests {
@@ -280,6 +281,16 @@ func (g *Guard) refundPending(c *Call, pending *store.Pending) {
 			go func() { _ = g.store.Refund(refundTime, refunds) }()
 		}
 	})
+}
+
+// uncharge makes decisions of the store what they are after their refund.
+func (c *Call) uncharge() {
+	for i := range c.Decisions {
+		if d := &c.Decisions[i]; d.Charged() {
+			d.Remaining += c.Requests[i].Units + d.Lease
+			d.Lease, d.Charge = 0, store.Charge{}
+		}
+	}
 }
 
 func refundOf(request *store.Request, decision *store.Decision) store.Refund {

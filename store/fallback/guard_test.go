@@ -25,7 +25,7 @@ type remote struct {
 	err     *store.Error                         // of each call
 	pending *store.Pending                       // calls are executed, but not answered in time
 	behind  []store.Decision                     // of the last such call
-	first   bool                                 // of each call only the first request is decided
+	fates   []store.Fate                         // of the requests of each call, if it is as long
 	take    func(requests []store.Request) error // instead of all that
 	asked   []store.Request
 	given   []store.Refund
@@ -42,21 +42,8 @@ func (r *remote) Take(now time.Time, wait time.Duration, requests []store.Reques
 	switch {
 	case r.take != nil:
 		return r.take(requests)
-	case r.first:
-		fates := make([]store.Fate, len(requests))
-		for i := range fates {
-			decisions[i], fates[i] = store.Decision{Skipped: true}, store.FateUnexecuted
-		}
-		if err := r.memory.Take(now, wait, requests[:1], decisions[:1]); err != nil {
-			return err
-		}
-		fates[0] = store.FateDecided
-		e := &store.Error{Kind: store.KindAway, Fates: fates, Err: errAway}
-		if decisions[0].Granted {
-			e.Pending = new(store.Pending)
-			e.Pending.Deliver(slices.Clone(decisions))
-		}
-		return e
+	case len(r.fates) == len(requests):
+		return r.takeApart(requests, decisions)
 	case r.pending != nil:
 		r.behind = make([]store.Decision, len(requests))
 		if err := r.memory.Take(now, wait, requests, r.behind); err != nil {
@@ -70,6 +57,41 @@ func (r *remote) Take(now time.Time, wait time.Duration, requests []store.Reques
 		return r.err
 	}
 	return r.memory.Take(now, wait, requests, decisions)
+}
+
+// takeApart decides requests as servers of their own do, of which some do not
+// answer. What those of unknown fate have charged is known at once, to Pending.
+func (r *remote) takeApart(requests []store.Request, decisions []store.Decision) error {
+	known := make([]store.Decision, len(requests))
+	refused := false
+	for i := range requests {
+		decisions[i] = store.Decision{Skipped: true}
+		if r.fates[i] == store.FateUnexecuted {
+			continue
+		}
+		if err := r.memory.Take(time.Time{}, 0, requests[i:i+1], known[i:i+1]); err != nil {
+			return err
+		}
+		if r.fates[i] == store.FateDecided {
+			decisions[i] = known[i]
+			refused = refused || !known[i].Granted && !requests[i].Shadow
+		}
+	}
+	e := &store.Error{Kind: store.KindTimeout, Fates: slices.Clone(r.fates), Err: errAway}
+	if !refused {
+		e.Pending = new(store.Pending)
+		e.Pending.Deliver(known)
+		return e
+	}
+	for i := range known {
+		if known[i].Charged() {
+			if err := r.memory.Refund(0, []store.Refund{{Key: requests[i].Key, Charge: known[i].Charge, Units: requests[i].Units}}); err != nil {
+				return err
+			}
+			decisions[i].Charge = store.Charge{}
+		}
+	}
+	return e
 }
 
 func (r *remote) Refund(wait time.Duration, refunds []store.Refund) error {
@@ -222,7 +244,7 @@ func TestPartOfACallIsDecided(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRemote(4)
 		g, _ := guardOf(t, r)
-		r.first = true
+		r.fates = []store.Fate{store.FateDecided, store.FateUnexecuted}
 		requests := func() []store.Request { return []store.Request{zone("there", 3), zone("away", 8)} }
 		for range 2 { // the share is 2 of 8
 			c := decide(g, time.Second, requests())
