@@ -60,9 +60,10 @@ type Call struct {
 
 // Reset makes the call one of no requests.
 func (c *Call) Reset() {
-	clear(c.Requests) // they hold clients' names
-	clear(c.held)
-	clear(c.few)
+	// They hold clients' names, some of them behind the present end.
+	clear(c.Requests[:cap(c.Requests)])
+	clear(c.held[:cap(c.held)])
+	clear(c.few[:cap(c.few)])
 	c.Requests, c.Policies, c.Decisions = c.Requests[:0], c.Policies[:0], c.Decisions[:0]
 	c.fates, c.held, c.Denied, c.Waited = c.fates[:0], c.held[:0], false, 0
 }

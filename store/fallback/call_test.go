@@ -1,0 +1,85 @@
+package fallback
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// failing is a store that was never there, or one that counts.
+type failing struct {
+	store.Store
+	err error
+}
+
+func (f *failing) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+	if f.err != nil {
+		for i := range decisions { // valid where a fate says so
+			decisions[i].Granted = true
+		}
+		return f.err
+	}
+	return f.Store.Take(now, wait, requests, decisions)
+}
+
+func (f *failing) FallbackSettings() Settings { return Settings{Cautious: true} }
+
+// silent is an observer that is not interested.
+type silent struct{}
+
+func (silent) Called(time.Duration, error)                 {}
+func (silent) ServerChanged(store.Condition, store.Report) {}
+func (silent) ServerRemoved(string)                        {}
+func (silent) Lost(store.Report)                           {}
+func (silent) Instances(int, bool)                         {}
+func (silent) Alone()                                      {}
+
+func newCall(requests ...store.Request) *Call {
+	return &Call{Requests: requests, Policies: make([]Policy, len(requests))}
+}
+
+func named(client string) store.Request {
+	return store.Request{Key: store.Key{Zone: "zone", Client: client, Window: time.Hour}, Limit: 10, Units: 1}
+}
+
+// A call waits in a pool for its next use. It must not hold the names of clients,
+// which may be small parts of large strings, until then.
+func TestResetForgets(t *testing.T) {
+	s := NewState()
+	now := time.Now()
+	s.lost.Store(&now)
+	f := &failing{Store: store.NewMemory(0)}
+	g := s.Guard(f, silent{})
+	defer g.Close()
+
+	unexecuted := &store.Error{Kind: store.KindAway, Unexecuted: true}
+	for name, err := range map[string]error{
+		"granted":       nil,
+		"unexecuted":    unexecuted,
+		"all but one":   &store.Error{Kind: store.KindAway, Fates: []store.Fate{store.FateUnexecuted, store.FateDecided, store.FateDecided}},
+		"of no fate":    &store.Error{Kind: store.KindTimeout},
+		"one in detail": &store.Error{Kind: store.KindTimeout, Fates: []store.Fate{store.FateDecided, store.FateUnexecuted, store.FateDecided}},
+	} {
+		c := newCall(named("a"), named("b"), named("c"))
+		f.err = err
+		g.Decide(now, time.Second, c)
+		c.Reset()
+		for i, r := range c.Requests[:cap(c.Requests)] {
+			if !reflect.ValueOf(r).IsZero() {
+				t.Errorf("%s: request %d is still %+v", name, i, r)
+			}
+		}
+		for i, r := range c.few[:cap(c.few)] {
+			if !reflect.ValueOf(r).IsZero() {
+				t.Errorf("%s: request %d decided apart is still %+v", name, i, r)
+			}
+		}
+		for i, r := range c.held[:cap(c.held)] {
+			if r != (store.Refund{}) {
+				t.Errorf("%s: refund %d is still %+v", name, i, r)
+			}
+		}
+	}
+}
