@@ -83,3 +83,22 @@ func TestResetForgets(t *testing.T) {
 		}
 	}
 }
+
+// What a call was decided before does not show in what it is decided now.
+func TestDecideAgain(t *testing.T) {
+	f := &failing{Store: store.NewMemory(0)}
+	g := NewState().Guard(f, silent{})
+	defer g.Close()
+	c := newCall(named("a"))
+	c.Policies[0] = Deny
+	f.err = &store.Error{Kind: store.KindTimeout}
+	g.Decide(time.Now(), time.Second, c)
+	if !c.Denied || !c.Charged(0) {
+		t.Fatalf("%+v, want it denied, of unknown fate", c)
+	}
+	f.err = nil
+	c.Requests[0].Units = 0
+	if g.Decide(time.Now(), time.Second, c); c.Denied || !c.Granted() || c.Charged(0) {
+		t.Errorf("denied %v, charged %v, %+v; want it granted, and nothing charged", c.Denied, c.Charged(0), c.Decisions)
+	}
+}

@@ -35,7 +35,7 @@ const (
 // refundTime is how long a refund of what nobody waits for may take.
 const refundTime = 100 * time.Millisecond
 
-// Call is what a guard decides at once. It may be used again; the zero Call is
+// Call is what a guard decides at once. It may be decided again; the zero Call is
 // ready. A Call is not safe for concurrent use.
 type Call struct {
 	// Requests are those of a call to a store, with the Policies of each.
@@ -64,7 +64,13 @@ func (c *Call) Reset() {
 	clear(c.Requests[:cap(c.Requests)])
 	clear(c.held[:cap(c.held)])
 	clear(c.few[:cap(c.few)])
-	c.Requests, c.Policies, c.Decisions = c.Requests[:0], c.Policies[:0], c.Decisions[:0]
+	c.Requests, c.Policies = c.Requests[:0], c.Policies[:0]
+	c.begin()
+}
+
+// begin forgets what became of the call, and makes room for decisions.
+func (c *Call) begin() {
+	c.Decisions = append(c.Decisions[:0], make([]store.Decision, len(c.Requests))...)
 	c.fates, c.held, c.Denied, c.Waited = c.fates[:0], c.held[:0], false, 0
 }
 
@@ -96,7 +102,7 @@ type Guard struct {
 // Decide decides a call. now is a reading of the clock that was just made, and
 // wait how long the store may be waited for, 0 not at all.
 func (g *Guard) Decide(now time.Time, wait time.Duration, c *Call) {
-	c.Decisions = append(c.Decisions[:0], make([]store.Decision, len(c.Requests))...)
+	c.begin()
 	if g.settings.Cautious && !g.consents(now, c) {
 		return
 	}
