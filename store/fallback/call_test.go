@@ -102,3 +102,31 @@ func TestDecideAgain(t *testing.T) {
 		t.Errorf("denied %v, charged %v, %+v; want it granted, and nothing charged", c.Denied, c.Charged(0), c.Decisions)
 	}
 }
+
+// The last server that is up is removed: the store is away then, and the policies
+// decide, whatever a cautious process would say by itself.
+func TestAwayWhenTheOnlyServerUpIsRemoved(t *testing.T) {
+	s := NewState()
+	g := s.Guard(&failing{Store: store.NewMemory(0)}, silent{})
+	defer g.Close()
+	want := func(away bool, r store.Report) {
+		t.Helper()
+		if g.heard(r); s.away.Load() != away {
+			t.Errorf("after %+v: away %v, want %v", r, s.away.Load(), away)
+		}
+	}
+	want(false, store.Report{Server: "a", Condition: store.Up})
+	want(false, store.Report{Server: "b", Condition: store.Away})
+	want(true, store.Report{Server: "a", Condition: store.Removed})
+	want(false, store.Report{Server: "b", Condition: store.Up})
+
+	// A reload replaces the server of the store by one that is away.
+	fresh := s.Guard(&failing{Store: store.NewMemory(0)}, silent{})
+	defer fresh.Close()
+	fresh.Start()
+	g.Close()
+	fresh.heard(store.Report{Server: "c", Condition: store.Away})
+	if !s.away.Load() {
+		t.Error("the only server is away, and the store is not")
+	}
+}

@@ -194,6 +194,17 @@ func (s *State) pruneLocked() {
 			g.observer.ServerRemoved(name)
 		}
 	}
+	s.judgeLocked()
+}
+
+// judgeLocked tells from the servers whether the store is away.
+func (s *State) judgeLocked() {
+	known, up := false, false
+	for _, of := range s.servers {
+		known = known || of.condition != store.Unknown
+		up = up || of.condition == store.Up
+	}
+	s.away.Store(known && !up)
 }
 
 // heard takes in a report of the guard's store.
@@ -272,6 +283,7 @@ func (s *State) followLocked(g *Guard, r store.Report) {
 	}
 	if r.Condition == store.Removed {
 		delete(s.servers, r.Server)
+		s.judgeLocked()
 		g.observer.ServerRemoved(r.Server)
 		return
 	}
@@ -281,11 +293,7 @@ func (s *State) followLocked(g *Guard, r store.Report) {
 		return
 	}
 	of.condition = r.Condition
-	away := true
-	for _, other := range s.servers {
-		away = away && other.condition != store.Up
-	}
-	s.away.Store(away)
+	s.judgeLocked()
 	g.observer.ServerChanged(before, r)
 	switch r.Condition {
 	case store.Up:
