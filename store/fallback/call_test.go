@@ -130,3 +130,27 @@ func TestAwayWhenTheOnlyServerUpIsRemoved(t *testing.T) {
 		t.Error("the only server is away, and the store is not")
 	}
 }
+
+// watched is a store that reports nothing yet.
+type watched struct{ store.Store }
+
+func (watched) Instances() int                  { return 1 }
+func (watched) Watch(func(store.Report)) func() { return func() {} }
+
+// A guard is made while a call of another one fails. The race detector sees if it
+// is used before it is complete.
+func TestGuardIsCompleteWhenItIsKnown(t *testing.T) {
+	s := NewState()
+	f := &failing{err: &store.Error{Kind: store.KindBroken}, Store: store.NewMemory(0)}
+	g := s.Guard(f, silent{})
+	made := make(chan *Guard)
+	go func() { made <- s.Guard(watched{store.NewMemory(0)}, silent{}) }()
+	for known := 0; known < 2; time.Sleep(time.Microsecond) {
+		s.mu.Lock()
+		known = len(s.guards)
+		s.mu.Unlock()
+	}
+	g.Decide(time.Now(), time.Second, newCall(named("a")))
+	(<-made).Close()
+	g.Close()
+}

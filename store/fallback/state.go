@@ -110,6 +110,7 @@ func (s *State) Recall(instances int) bool {
 // it is started, if another one is: its configuration may only be validated.
 func (s *State) Guard(of store.Store, observer Observer) *Guard {
 	g := &Guard{State: s, store: of, observer: observer, reports: make(map[string]store.Report), unwatch: func() {}}
+	g.shared, _ = of.(store.Shared)
 	if c, ok := of.(Configured); ok {
 		g.settings = c.FallbackSettings()
 	}
@@ -120,9 +121,8 @@ func (s *State) Guard(of store.Store, observer Observer) *Guard {
 		s.guards = append(s.guards, g)
 	}
 	s.mu.Unlock()
-	if shared, ok := of.(store.Shared); ok {
-		g.shared = shared
-		g.unwatch = shared.Watch(g.heard)
+	if g.shared != nil {
+		g.unwatch = g.shared.Watch(g.heard) // not under the mutex, see heard
 	}
 	return g
 }
@@ -194,11 +194,11 @@ func (s *State) pruneLocked() {
 			g.observer.ServerRemoved(name)
 		}
 	}
-	s.judgeLocked()
+	s.updateAwayLocked()
 }
 
-// judgeLocked tells from the servers whether the store is away.
-func (s *State) judgeLocked() {
+// updateAwayLocked finds out from the servers whether the store is away.
+func (s *State) updateAwayLocked() {
 	known, up := false, false
 	for _, of := range s.servers {
 		known = known || of.condition != store.Unknown
@@ -207,7 +207,8 @@ func (s *State) judgeLocked() {
 	s.away.Store(known && !up)
 }
 
-// heard takes in a report of the guard's store.
+// heard takes in a report of the guard's store. The store may hold locks of its
+// own meanwhile, so that it must not be called under the state's mutex.
 func (g *Guard) heard(r store.Report) {
 	s := g.State
 	s.mu.Lock()
@@ -283,7 +284,7 @@ func (s *State) followLocked(g *Guard, r store.Report) {
 	}
 	if r.Condition == store.Removed {
 		delete(s.servers, r.Server)
-		s.judgeLocked()
+		s.updateAwayLocked()
 		g.observer.ServerRemoved(r.Server)
 		return
 	}
@@ -293,7 +294,7 @@ func (s *State) followLocked(g *Guard, r store.Report) {
 		return
 	}
 	of.condition = r.Condition
-	s.judgeLocked()
+	s.updateAwayLocked()
 	g.observer.ServerChanged(before, r)
 	switch r.Condition {
 	case store.Up:
