@@ -70,8 +70,15 @@ func (c *Call) Reset() {
 
 // begin forgets what became of the call, and makes room for decisions.
 func (c *Call) begin() {
-	c.Decisions = append(c.Decisions[:0], make([]store.Decision, len(c.Requests))...)
+	c.Decisions = room(c.Decisions, len(c.Requests))
 	c.fates, c.held, c.Denied, c.Waited = c.fates[:0], c.held[:0], false, 0
+}
+
+// room returns so many zero decisions, in the memory of others.
+func room(decisions []store.Decision, n int) []store.Decision {
+	decisions = slices.Grow(decisions[:0], n)[:n]
+	clear(decisions)
+	return decisions
 }
 
 // Granted reports whether the call is granted.
@@ -153,7 +160,7 @@ func (c *Call) apart(which func(i int) bool) []store.Request {
 			c.index, c.few = append(c.index, i), append(c.few, c.Requests[i])
 		}
 	}
-	c.said = append(c.said[:0], make([]store.Decision, len(c.few))...)
+	c.said = room(c.said, len(c.few))
 	return c.few
 }
 
