@@ -93,8 +93,7 @@ func (l *Local) Take(requests []store.Request, decisions []store.Decision, insta
 	for i := range requests {
 		d := &decisions[i]
 		d.Source = store.FromLocal
-		if d.Charged() && fates != nil && fates[i] == store.FateUnexecuted {
-			l.add(&requests[i], d.Stamp)
+		if d.Charged() && fates != nil && fates[i] == store.FateUnexecuted && l.add(&requests[i], d.Stamp) {
 			d.Mark |= unreportedMark
 		}
 	}

@@ -430,6 +430,28 @@ func TestStandbyReturn(t *testing.T) {
 	})
 }
 
+// Units for which there was no room are not reported, and their refund leaves
+// those reported that were spent in the same microsecond.
+func TestRefundOfWhatIsNotReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // where no time passes
+		const bound = 65_536
+		s := fallback.NewLocal()
+		for i := range bound {
+			alone(t, s, 1, client(i))
+		}
+		request := client(bound)
+		first := alone(t, s, 1, request)[0]
+		reported := []store.Request{client(0)}
+		s.BeginReport(reported)
+		end(s, reported, false)
+		alone(t, s, 1, request)
+		s.Refund([]store.Refund{{Key: request.Key, Charge: first.Charge, Units: 1}})
+		if n := total(owes(s, request)); n != 1 {
+			t.Errorf("%d units reported, want the one that stands", n)
+		}
+	})
+}
+
 func TestStandbySettle(t *testing.T) {
 	const keys = 1000
 	s := fallback.NewLocal()

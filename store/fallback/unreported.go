@@ -68,8 +68,8 @@ func (u *unreported) shard(key store.Key) *reportShard {
 // have expired.
 func (u *unreported) Unreported() int { return int(u.keys.Load()) }
 
-// add notes what was charged for a request.
-func (u *unreported) add(a *store.Request, stamp int64) {
+// add notes what was charged for a request, and reports whether there was room.
+func (u *unreported) add(a *store.Request, stamp int64) bool {
 	key := a.Key
 	sh := u.shard(key)
 	sh.mu.Lock()
@@ -77,7 +77,7 @@ func (u *unreported) add(a *store.Request, stamp int64) {
 	r := sh.reports[key]
 	if r == nil {
 		if !u.admit(sh, stamp) {
-			return
+			return false
 		}
 		// The caller's string may be a small part of a large one, a header for
 		// example, which would be held as a whole.
@@ -91,6 +91,7 @@ func (u *unreported) add(a *store.Request, stamp int64) {
 	r.limit = a.Limit
 	r.expire(stamp, a.Window)
 	r.add(spent{stamp, stamp, a.Units}, a.Window)
+	return true
 }
 
 // admit reports whether there is room for one more key, and counts it. At the
