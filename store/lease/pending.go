@@ -18,11 +18,15 @@ import (
 // parts and the replies are used again.
 func (l *Store) failed(err error, requests []store.Request, decisions []store.Decision, parts []part, replies []store.Decision, sent moment) error {
 	e, ok := errors.AsType[*store.Error](err)
-	if !ok || e.Pending == nil && e.Fates == nil {
+	if !ok {
+		return err
+	}
+	apart := e.Fates != nil || !e.Unexecuted && slices.ContainsFunc(parts, part.here)
+	if !apart && e.Pending == nil {
 		return err
 	}
 	failed := *e
-	if e.Fates != nil {
+	if apart {
 		failed.Fates = make([]store.Fate, len(parts))
 		for i := range parts {
 			failed.Fates[i] = parts[i].fate(e, &requests[i], replies, &decisions[i])
@@ -41,16 +45,22 @@ func (l *Store) failed(err error, requests []store.Request, decisions []store.De
 	return &failed
 }
 
+// here reports whether the store was not asked about the request.
+func (p part) here() bool { return p.refused || p.short == 0 }
+
 // fate is what became of a request to this layer, by what became of the one to
 // the store that it led to, if any. Where units were held for it, a grant by the
 // store is not about all of it: those units have returned to their lease, and
 // what the store has charged is refunded here.
 func (p *part) fate(e *store.Error, a *store.Request, replies []store.Decision, decision *store.Decision) store.Fate {
+	if p.refused {
+		return store.FateDecided // by what is remembered
+	}
 	*decision = store.Decision{Skipped: true}
 	if p.short == 0 {
 		return store.FateUnexecuted
 	}
-	fate := e.Fates[p.index]
+	fate := e.Fate(p.index)
 	if fate != store.FateDecided {
 		return fate
 	}
@@ -70,8 +80,8 @@ func (l *Store) learnPending(requests []store.Request, parts []part, replies []s
 	decisions := make([]store.Decision, len(requests))
 	for i := range requests {
 		a, p := &requests[i], &parts[i]
-		if p.refused || p.short == 0 {
-			continue // the store was not asked
+		if p.here() {
+			continue
 		}
 		reply, whole := &replies[p.index], p.short == a.Units
 		if whole {
