@@ -75,7 +75,7 @@ func TestLeasesSchedules(t *testing.T) {
 			late += s.late.Load()
 		})
 	}
-	t.Logf("%d schedules: %d granted, %d of them from leases; %d refused, %d of them from memory; %d failed, %d of them were answered late",
+	t.Logf("%d schedules: %d granted, %d of them from leases; %d refused, %d of them from memory; %d failed, %d of them were decided late",
 		count, granted, byLease, refused, byCache, failed, late)
 }
 
@@ -203,7 +203,7 @@ func TestLeasesUtilisation(t *testing.T) {
 	for _, l := range loads {
 		l.window, l.uneven, l.trip = time.Minute, true, 500*time.Microsecond
 		m := l.measure(t)
-		t.Logf("%v: %.4f of an exact log, %.0f%% from leases; for 1000 granted %.0f calls and %.0f give-backs; granted to each %v",
+		t.Logf("%v: %.4f of an exact log, %.0f%% from leases; for 1000 granted %.0f calls and %.0f refunds; granted to each %v",
 			l, m.share(), 100*float64(m.leased)/float64(m.granted), m.perGranted(), 1000*float64(m.gives)/float64(m.granted), m.shares)
 		if m.share() < 0.97 {
 			t.Errorf("%v: %.4f of an exact log, want 0.97", l, m.share())
@@ -241,7 +241,7 @@ func TestLeasesCalls(t *testing.T) {
 		l := test.load
 		l.window, l.windows, l.trip = time.Minute, 1, 500*time.Microsecond
 		m := l.measure(t)
-		t.Logf("%v: for 1000 granted %.1f calls and %.1f give-backs", l, m.perGranted(), 1000*float64(m.gives)/float64(m.granted))
+		t.Logf("%v: for 1000 granted %.1f calls and %.1f refunds", l, m.perGranted(), 1000*float64(m.gives)/float64(m.granted))
 		if m.perGranted() > test.most || m.refused > 0 {
 			t.Errorf("%v: %.1f calls for 1000 granted, want at most %g; %d refused", l, m.perGranted(), test.most, m.refused)
 		}

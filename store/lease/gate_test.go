@@ -58,7 +58,7 @@ func TestLeasesThoughTheQueueIsLong(t *testing.T) {
 func TestLeasesDoNotFlap(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		may := func() bool {
-			s := r.shard(&r.request)
+			s := r.shard(r.request.Key)
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			k := s.keys[r.request.Key]

@@ -57,30 +57,30 @@ func TestLeaseReplyLate(t *testing.T) {
 
 // Giving back fails: the units stay spent until their window has passed, and
 // are not sent again.
-func TestLeaseGiveBackLost(t *testing.T) {
+func TestLeaseRefundLost(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.deaf = true })
 		n, before := r.inHand(r.request), r.total(r.request)
 		time.Sleep(30 * time.Second)
-		r.want("given back", int64(len(r.wire.given())), 1)
-		r.want("units of it", r.wire.given()[0].Units, n)
+		r.want("refunded", int64(len(r.wire.refunded())), 1)
+		r.want("units of it", r.wire.refunded()[0].Units, n)
 		r.want("units that count", r.total(r.request), before)
 		time.Sleep(32 * time.Second)
 		r.want("units that count after a window", r.total(r.request), 0)
 	})
 }
 
-// What was given back is executed long afterwards, when its units have expired
+// What was refunded is executed long afterwards, when its units have expired
 // and others count: it must not take theirs. Nor may it if the store's clock
 // was set back meanwhile: then its stamp is another one's.
-func TestLeaseGiveBackLate(t *testing.T) {
+func TestLeaseRefundLate(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.tardy = 61 * time.Second })
 		time.Sleep(time.Minute)
 		r.granted(r.request, 50)
-		r.want("given back", int64(len(r.wire.given())), 1)
+		r.want("refunded", int64(len(r.wire.refunded())), 1)
 		time.Sleep(10 * time.Second)
 		r.want("units that count", r.total(r.request), 50)
 	})
@@ -88,7 +88,7 @@ func TestLeaseGiveBackLate(t *testing.T) {
 		r.heat(r.request)
 		r.wire.set(func(w *wire) { w.tardy = 5 * time.Second })
 		time.Sleep(time.Second)
-		r.want("given back", int64(len(r.wire.given())), 1)
+		r.want("refunded", int64(len(r.wire.refunded())), 1)
 		r.wire.step(4 * time.Second)
 		before := r.total(r.request)
 		time.Sleep(4 * time.Second)
@@ -154,7 +154,7 @@ func TestLeaseLimitChangesMeanwhile(t *testing.T) {
 		wg.Wait()
 		r.want("in hand under the new limit", r.inHand(r.request), 0)
 		time.Sleep(time.Second)
-		r.want("given back", int64(len(r.wire.given())), 1)
+		r.want("refunded", int64(len(r.wire.refunded())), 1)
 	})
 }
 
@@ -242,7 +242,7 @@ func TestLeaseZonesTogether(t *testing.T) {
 		// A refusal that does not count leaves the other one to decide.
 		full.Shadow = true
 		if decisions := r.take(r.request, full); !decisions[0].Granted || decisions[1].Granted {
-			t.Errorf("advisory: %+v", decisions)
+			t.Errorf("shadow: %+v", decisions)
 		}
 		r.want("in hand", r.inHand(r.request), n-1)
 
@@ -254,7 +254,7 @@ func TestLeaseZonesTogether(t *testing.T) {
 		before = r.sent()
 		for i, a := range r.take(r.request, third) {
 			if !a.Granted || a.Source != store.FromLease || !a.Charged() {
-				t.Errorf("ask %d: %+v, want it from a lease", i, a)
+				t.Errorf("request %d: %+v, want it from a lease", i, a)
 			}
 		}
 		r.want("asked", int64(r.sent()-before), 0)

@@ -7,9 +7,9 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// What becomes of calls whose decisions come when nobody waits for them any
-// more. All that was held for such a call has returned to its lease by then, and
-// another lease may have been asked for.
+// What becomes of calls whose decisions come when nobody waits for them any more.
+// All that was held for such a call has been released by then, and another lease
+// may have been asked for.
 
 // failed returns the error of a call for its caller. What it tells of the
 // requests to the store becomes what it tells of the requests to this layer. If
@@ -50,9 +50,9 @@ func (p part) here() bool { return p.refused || p.short == 0 }
 
 // fate is what became of a request to this layer, by what became of the one to
 // the store that it led to, if any. Where units were held for it, a grant by the
-// store is not about all of it: those units have returned to their lease, and
-// what the store has charged is refunded here.
-func (p *part) fate(e *store.Error, a *store.Request, replies []store.Decision, decision *store.Decision) store.Fate {
+// store is not about all of it: those units have been released, and what
+// the store has charged is refunded here.
+func (p *part) fate(e *store.Error, request *store.Request, replies []store.Decision, decision *store.Decision) store.Fate {
 	if p.refused {
 		return store.FateDecided // by what is remembered
 	}
@@ -64,7 +64,7 @@ func (p *part) fate(e *store.Error, a *store.Request, replies []store.Decision, 
 	if fate != store.FateDecided {
 		return fate
 	}
-	if reply := &replies[p.index]; p.short == a.Units || !reply.Granted {
+	if reply := &replies[p.index]; p.short == request.Units || !reply.Granted {
 		*decision = *reply
 		decision.Lease = 0 // that is kept here
 		return store.FateDecided
@@ -79,49 +79,49 @@ func (l *Store) learnPending(requests []store.Request, parts []part, replies []s
 	now := l.clock()
 	decisions := make([]store.Decision, len(requests))
 	for i := range requests {
-		a, p := &requests[i], &parts[i]
+		request, p := &requests[i], &parts[i]
 		if p.here() {
 			continue
 		}
-		reply, whole := &replies[p.index], p.short == a.Units
+		reply, whole := &replies[p.index], p.short == request.Units
 		if whole {
 			decisions[i] = *reply
 			decisions[i].Lease = 0 // that is kept here
 		}
 		switch {
 		case reply.Charged():
-			l.grantedPending(a, p.short, reply, sent, now)
+			l.grantedPending(request, p.short, reply, sent, now)
 		case whole && !reply.Granted && !reply.Skipped:
-			l.remember(a, reply, sent, now)
+			l.remember(request, reply, sent, now)
 		}
 	}
 	return decisions
 }
 
-// refilledLate does the same for a refill, of which nobody need be told.
-func (l *Store) refilledPending(err error, a store.Request, sent moment) {
+// refilledPending does the same for a refill, of which nobody need be told.
+func (l *Store) refilledPending(err error, request store.Request, sent moment) {
 	if e, ok := errors.AsType[*store.Error](err); ok && e.Pending != nil {
-		a.Unreported = nil
-		e.Pending.Then(func(replies []store.Decision) { l.grantedPending(&a, 0, &replies[0], sent, l.clock()) })
+		request.Unreported = nil
+		e.Pending.Then(func(replies []store.Decision) { l.grantedPending(&request, 0, &replies[0], sent, l.clock()) })
 	}
 }
 
-// grantedLate takes in that short units were granted for a, and a lease,
-// which is good until the same moment as if it had come in time. A part of
-// what a needs is of no use to anybody, and is given back.
-func (l *Store) grantedPending(a *store.Request, short int64, reply *store.Decision, sent, now moment) {
-	key := a.Key
-	s := l.shardOf(key)
+// grantedPending takes in that short units were granted for a request, and a
+// lease, which is good until the same moment as if it had come in time. A part of
+// what the request needs is of no use to anybody, and is refunded.
+func (l *Store) grantedPending(request *store.Request, short int64, reply *store.Decision, sent, now moment) {
+	key := request.Key
+	s := l.shard(key)
 	s.mu.Lock()
 	k := s.keys[key] // it may have been given up meanwhile
-	useless := l.learnLocked(k, a, reply, sent, now)
-	if short == a.Units && k != nil && k.limit == a.Limit {
-		k.demand.add(a.Window, short, now) // Return subtracts it
+	useless := l.learnLocked(k, request, reply, sent, now)
+	if short == request.Units && k != nil && k.limit == request.Limit {
+		k.demand.add(request.Window, short, now) // Refund subtracts it
 	}
 	s.mu.Unlock()
-	if short < a.Units {
+	if short < request.Units {
 		b := batch{units: short, Charge: reply.Charge}
 		useless.add(&b, b.units)
 	}
-	l.refund(a.Key, &useless)
+	l.refundSoon(request.Key, &useless)
 }

@@ -13,7 +13,7 @@ import (
 // patience is how long calls wait in these tests.
 const patience = 100 * time.Millisecond
 
-// slowly makes answers come after so long, and calls not wait for them.
+// slowly makes replies come after so long, and calls not wait for them.
 func (r *rig) slowly(back time.Duration) {
 	r.wire.set(func(w *wire) { w.there, w.back, w.patience = time.Millisecond, back, patience })
 }
@@ -25,14 +25,14 @@ func (r *rig) promptly() {
 
 // drop loses the leases of a key, so that what is needed is asked for.
 func (r *rig) drop(a store.Request) {
-	s := r.shard(&a)
+	s := r.shard(a.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.keys[a.Key]
 	k.first, k.second = batch{}, batch{}
 }
 
-// news is what the caller of a late call was told so far.
+// news is what the caller of a pending call was told so far.
 type news struct{ told [][]store.Decision }
 
 // late makes a call whose answers do not come in time.
@@ -41,7 +41,7 @@ func (r *rig) late(requests ...store.Request) *news {
 	err := r.Take(time.Now(), budget, requests, make([]store.Decision, len(requests)))
 	e, ok := err.(*store.Error)
 	if !ok || e.Kind != store.KindTimeout || e.Unexecuted || e.Pending == nil || e.Err != errLost {
-		r.Fatalf("Take(%+v): %v, want a timeout with late answers", requests, err)
+		r.Fatalf("Take(%+v): %v, want a timeout with late decisions", requests, err)
 	}
 	n := &news{}
 	e.Pending.Then(func(decisions []store.Decision) { n.told = append(n.told, decisions) })
@@ -53,14 +53,14 @@ func (r *rig) only(n *news) []store.Decision {
 	r.Helper()
 	synctest.Wait()
 	if len(n.told) != 1 {
-		r.Fatalf("told %+v, want one call's answers", n.told)
+		r.Fatalf("told %+v, want one call's decisions", n.told)
 	}
 	return n.told[0]
 }
 
 // A store that answers later than its callers wait still says who is over the
 // limit, and those no longer ask.
-func TestLateRefusal(t *testing.T) {
+func TestPendingRefusal(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.request.Limit = 2
 		r.granted(r.request, 2)
@@ -84,7 +84,7 @@ func TestLateRefusal(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		r.want("asked", int64(r.sent()-before), 0)
-		// It ends a second after the call was sent, not after the answer.
+		// It ends a second after the call was sent, not after the decision.
 		time.Sleep(time.Until(at.Add(refusalTime)))
 		r.promptly()
 		if a := r.refused(r.request, 1); a.Source != store.FromStore {
@@ -94,9 +94,9 @@ func TestLateRefusal(t *testing.T) {
 }
 
 // A refusal that comes when its memory would have ended is not remembered, nor
-// does it replace what is. One that is older than what was given back is not
+// does it replace what is. One that is older than what was refunded is not
 // either.
-func TestLateRefusalOutdated(t *testing.T) {
+func TestPendingRefusalOutdated(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.request.Limit = 2
 		refund := r.granted(r.request, 2)
@@ -127,7 +127,7 @@ func TestLateRefusalOutdated(t *testing.T) {
 
 // A lease that comes late is spent until its end, which is reckoned from when
 // it was asked for. What was needed is told to the caller.
-func TestLateLease(t *testing.T) {
+func TestPendingLease(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		r.drop(r.request)
@@ -146,7 +146,7 @@ func TestLateLease(t *testing.T) {
 		decision := r.only(n)[0]
 		asked, reply := r.wire.last()
 		if asked.Lease < 10 || reply.Lease != asked.Lease {
-			t.Fatalf("asked %+v, answered %+v; want a lease", asked, reply)
+			t.Fatalf("asked %+v, decided %+v; want a lease", asked, reply)
 		}
 		want := reply
 		want.Lease = 0
@@ -160,7 +160,7 @@ func TestLateLease(t *testing.T) {
 			t.Errorf("demand %+v, want one more than %+v", now, used)
 		}
 
-		// The need is the caller's, and is given back to the store.
+		// The need is the caller's, and is refunded to the store.
 		if err := r.Refund(budget, []store.Refund{{Key: r.request.Key, Charge: decision.Charge, Units: 1, Source: decision.Source}}); err != nil {
 			t.Fatal(err)
 		}
@@ -181,16 +181,16 @@ func TestLateLease(t *testing.T) {
 			t.Errorf("%v after the lease's end, want the store's error", err)
 		}
 		synctest.Wait()
-		if given := r.wire.given(); len(given) != 2 || given[1].Units != reply.Lease-spent {
-			t.Errorf("%+v given back, want the need and %d units", given, reply.Lease-spent)
+		if refunded := r.wire.refunded(); len(refunded) != 2 || refunded[1].Units != reply.Lease-spent {
+			t.Errorf("%+v refunded, want the need and %d units", refunded, reply.Lease-spent)
 		}
 		time.Sleep(time.Second)
 	})
 }
 
 // A lease that comes after its end, or to a process that has closed, or has
-// given the key up, goes back, once. What was needed stays with the caller.
-func TestLateLeaseOfNoUse(t *testing.T) {
+// refunded the key up, is refunded, once. What was needed stays with the caller.
+func TestPendingLeaseOfNoUse(t *testing.T) {
 	tests := []struct {
 		name string
 		back time.Duration
@@ -202,8 +202,8 @@ func TestLateLeaseOfNoUse(t *testing.T) {
 				r.Error(err)
 			}
 		}},
-		{"given up", 300 * time.Millisecond, func(r *rig) {
-			s := r.shard(&r.request)
+		{"refunded up", 300 * time.Millisecond, func(r *rig) {
+			s := r.shard(r.request.Key)
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			delete(s.keys, r.request.Key)
@@ -222,24 +222,24 @@ func TestLateLeaseOfNoUse(t *testing.T) {
 				t.Errorf("%s: the caller is told %+v", test.name, decision)
 			}
 			asked, reply := r.wire.last()
-			extra := reply.Lease
-			if extra < 10 {
-				t.Fatalf("%s: asked %+v, answered %+v; want a lease", test.name, asked, reply)
+			lease := reply.Lease
+			if lease < 10 {
+				t.Fatalf("%s: asked %+v, decided %+v; want a lease", test.name, asked, reply)
 			}
 			r.want(test.name+": in hand", r.inHand(r.request), 0)
-			want := []store.Refund{{Key: r.request.Key, Charge: reply.Charge, Units: extra, Source: store.FromStore}}
-			if given := r.wire.given(); !slices.Equal(given, want) {
-				t.Errorf("%s: %+v given back, want %+v", test.name, given, want)
+			want := []store.Refund{{Key: r.request.Key, Charge: reply.Charge, Units: lease, Source: store.FromStore}}
+			if refunded := r.wire.refunded(); !slices.Equal(refunded, want) {
+				t.Errorf("%s: %+v refunded, want %+v", test.name, refunded, want)
 			}
-			r.want(test.name+": units that count", r.total(r.request), before-extra)
+			r.want(test.name+": units that count", r.total(r.request), before-lease)
 			time.Sleep(time.Second)
-			r.want(test.name+": given back at last", int64(len(r.wire.given())), 1)
+			r.want(test.name+": refunded at last", int64(len(r.wire.refunded())), 1)
 		})
 	}
 }
 
 // A refill that comes late is a lease as well, if it has not ended.
-func TestLateRefill(t *testing.T) {
+func TestPendingRefill(t *testing.T) {
 	for _, test := range []struct {
 		back time.Duration
 		kept bool
@@ -264,20 +264,20 @@ func TestLateRefill(t *testing.T) {
 			if reply.Lease < 10 {
 				t.Fatalf("%+v, want a lease", reply)
 			}
-			if given := r.wire.given(); test.kept {
+			if refunded := r.wire.refunded(); test.kept {
 				r.want("in hand", r.inHand(r.request), reply.Lease)
-				r.want("given back", int64(len(given)), 0)
-			} else if r.want("in hand", r.inHand(r.request), 0); len(given) != 1 || given[0].Units != reply.Lease {
-				t.Errorf("%+v given back, want %d units", given, reply.Lease)
+				r.want("refunded", int64(len(refunded)), 0)
+			} else if r.want("in hand", r.inHand(r.request), 0); len(refunded) != 1 || refunded[0].Units != reply.Lease {
+				t.Errorf("%+v refunded, want %d units", refunded, reply.Lease)
 			}
 			time.Sleep(time.Second)
 		})
 	}
 }
 
-// An answer that comes late is not taken for that of the refill which is under
+// A late reply is not taken for the reply to the refill which is under
 // way by then.
-func TestLateLeaseMeanwhile(t *testing.T) {
+func TestPendingLeaseMeanwhile(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		r.drop(r.request)
@@ -298,10 +298,10 @@ func TestLateLeaseMeanwhile(t *testing.T) {
 	})
 }
 
-// Units were held for the call, and have gone back to their lease when its time
-// was up. What was asked for besides is of no use to anybody, and goes back to
-// the store; the caller has nothing to give back.
-func TestLateDifference(t *testing.T) {
+// Units were held for the call, and have been released when its time
+// was up. What was asked for besides is of no use to anybody, and is refunded to
+// the store; the caller has nothing to refund.
+func TestPendingDifference(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		other, spare, full := r.request, r.request, r.request
 		other.Key.Zone, spare.Key.Zone, full.Key.Zone, full.Limit, full.Shadow = "other", "spare", "full", 1, true
@@ -320,7 +320,7 @@ func TestLateDifference(t *testing.T) {
 		time.Sleep(12 * time.Millisecond)
 		decisions := r.only(n)
 		if decisions[0] != (store.Decision{}) || !decisions[1].Granted || !decisions[1].Charged() || decisions[2] != (store.Decision{}) || decisions[3] != (store.Decision{}) {
-			t.Errorf("the caller is told %+v, want only the ask that the store was asked for", decisions)
+			t.Errorf("the caller is told %+v, want only the request that the store was asked for", decisions)
 		}
 		asked, replies := r.wire.requests()
 		asked, replies = asked[len(asked)-2:], replies[len(replies)-2:]
@@ -328,8 +328,8 @@ func TestLateDifference(t *testing.T) {
 		r.want("in hand", r.inHand(r.request), have+replies[0].Lease)
 		r.want("spare in hand", r.inHand(spare), spares)
 		want := []store.Refund{{Key: r.request.Key, Charge: replies[0].Charge, Units: 5, Source: store.FromStore}}
-		if given := r.wire.given(); !slices.Equal(given, want) {
-			t.Errorf("%+v given back, want %+v", given, want)
+		if refunded := r.wire.refunded(); !slices.Equal(refunded, want) {
+			t.Errorf("%+v refunded, want %+v", refunded, want)
 		}
 		time.Sleep(time.Millisecond)
 		r.want("units that count", r.total(r.request), before+replies[0].Lease)
@@ -350,8 +350,8 @@ func TestLateDifference(t *testing.T) {
 	})
 }
 
-// The call fails after all: everything is as if no answer had come.
-func TestLateFailure(t *testing.T) {
+// The call fails after all: everything is as if no reply had come.
+func TestPendingFailure(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		r.drop(r.request)
@@ -365,12 +365,12 @@ func TestLateFailure(t *testing.T) {
 		if now := r.key(r.request); len(n.told) > 0 || now != known {
 			t.Errorf("told %+v; key %+v, want %+v as before", n.told, now, known)
 		}
-		r.want("given back", int64(len(r.wire.given())), 0)
+		r.want("refunded", int64(len(r.wire.refunded())), 0)
 	})
 }
 
 // Who calls may use the memory of a call again when it has returned.
-func TestLateLeavesTheCallersMemory(t *testing.T) {
+func TestPendingLeavesTheCallersMemory(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.request.Limit = 2
 		r.granted(r.request, 2)
@@ -382,17 +382,17 @@ func TestLateLeavesTheCallersMemory(t *testing.T) {
 		e.Pending.Then(func(decisions []store.Decision) { told = decisions })
 		var user sync.WaitGroup
 		user.Go(func() { // the race detector sees whoever looks
-			owed := requests[0].Unreported
+			unreported := requests[0].Unreported
 			for i := range int64(500) {
-				owed[0].Units = i
-				requests[0], decisions[0] = store.Request{Unreported: owed}, store.Decision{Lease: i}
+				unreported[0].Units = i
+				requests[0], decisions[0] = store.Request{Unreported: unreported}, store.Decision{Lease: i}
 				time.Sleep(time.Millisecond)
 			}
 		})
 		user.Wait()
 		synctest.Wait()
 		if len(told) != 1 || told[0].RetryAfter == 0 || decisions[0] != (store.Decision{Lease: 499}) {
-			t.Errorf("told %+v; the caller's answer is %+v", told, decisions[0])
+			t.Errorf("told %+v; the caller's decision is %+v", told, decisions[0])
 		}
 		if a := r.refused(r.request, 1); a.Source != store.FromCache {
 			t.Errorf("%+v, want it from memory", a)
@@ -400,7 +400,7 @@ func TestLateLeavesTheCallersMemory(t *testing.T) {
 	})
 }
 
-// once is a store that answers at once, but says that it is late.
+// once is a store that answers at once, but says that it is pending.
 type once struct{ store.Store }
 
 func (o once) Take(now time.Time, wait time.Duration, requests []store.Request, _ []store.Decision) error {
@@ -412,8 +412,8 @@ func (o once) Take(now time.Time, wait time.Duration, requests []store.Request, 
 	return &store.Error{Kind: store.KindTimeout, Pending: late, Err: errLost}
 }
 
-// The answers come before the error does.
-func TestLateAtOnce(t *testing.T) {
+// The decisions come before the error does.
+func TestPendingAtOnce(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		r.drop(r.request)
@@ -427,11 +427,11 @@ func TestLateAtOnce(t *testing.T) {
 	})
 }
 
-// What is owed reaches the store, whatever the process could decide by itself.
+// What is reported reaches the store, whatever the process could decide by itself.
 // What it has stays.
-func TestLeaseOwed(t *testing.T) {
+func TestLeaseOfUnreported(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		owes := func(a store.Request, units ...int64) store.Request {
+		reporting := func(a store.Request, units ...int64) store.Request {
 			for _, n := range units {
 				a.Unreported = append(a.Unreported, store.Spent{Age: time.Second, Units: n})
 			}
@@ -457,19 +457,19 @@ func TestLeaseOwed(t *testing.T) {
 		r.granted(full, 1)
 		r.refused(full, 1)
 
-		if a := r.granted(owes(r.request, 3, 4), 1); a.Source != store.FromStore || a.Lease != 0 || !a.Charged() {
+		if a := r.granted(reporting(r.request, 3, 4), 1); a.Source != store.FromStore || a.Lease != 0 || !a.Charged() {
 			t.Errorf("%+v, want it from the store", a)
 		}
-		sent(owes(r.request, 3, 4))
-		if a := r.refused(owes(full, 5), 1); a.Source != store.FromStore {
+		sent(reporting(r.request, 3, 4))
+		if a := r.refused(reporting(full, 5), 1); a.Source != store.FromStore {
 			t.Errorf("%+v, want it from the store", a)
 		}
-		sent(owes(full, 5))
-		decisions := r.take(full, r.request, owes(fresh, 6))
+		sent(reporting(full, 5))
+		decisions := r.take(full, r.request, reporting(fresh, 6))
 		if !decisions[1].Charged() || decisions[1].Source != store.FromStore || decisions[0].Granted || decisions[0].Source != store.FromStore {
 			t.Errorf("%+v, want them from the store", decisions)
 		}
-		sent(full, r.request, owes(fresh, 6))
+		sent(full, r.request, reporting(fresh, 6))
 		r.want("in hand", r.inHand(r.request), have)
 		if a := r.granted(r.request, 1); a.Source != store.FromLease {
 			t.Errorf("%+v, want it from the lease", a)
@@ -480,15 +480,15 @@ func TestLeaseOwed(t *testing.T) {
 			time.Sleep(2 * time.Second)
 			if late {
 				r.slowly(150 * time.Millisecond)
-				n := r.late(owes(full, 7))
+				n := r.late(reporting(full, 7))
 				time.Sleep(100 * time.Millisecond)
 				if decision := r.only(n)[0]; decision.RetryAfter == 0 {
 					t.Errorf("the caller is told %+v, want the refusal", decision)
 				}
 			} else {
-				r.refused(owes(full, 7), 1)
+				r.refused(reporting(full, 7), 1)
 			}
-			sent(owes(full, 7))
+			sent(reporting(full, 7))
 			if a := r.refused(full, 1); a.Source != store.FromCache {
 				t.Errorf("%+v, want it from memory", a)
 			}
@@ -496,7 +496,7 @@ func TestLeaseOwed(t *testing.T) {
 	})
 }
 
-// How long a call takes is learned from answers, and from waiting in vain.
+// How long a call takes is learned from replies, and from waiting in vain.
 // Failures that are told at once say nothing.
 func TestLeaseRoundTrip(t *testing.T) {
 	inBubble(t, func(r *rig) {

@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// A remembered refusal answers until the moment that the store named.
+// A remembered refusal decides until the moment that the store named.
 func TestRefusalUntilItsTime(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.request.Limit, r.request.Window = 2, time.Second
@@ -35,7 +35,7 @@ func TestRefusalUntilItsTime(t *testing.T) {
 	})
 }
 
-// It answers for a second at most, however long the wait. Before that is over
+// It decides for a second at most, however long the wait. Before that is over
 // one request asks the store again, and not all that come.
 func TestRefusalForASecond(t *testing.T) {
 	inBubble(t, func(r *rig) {
@@ -69,7 +69,7 @@ func TestRefusalForASecond(t *testing.T) {
 
 // Units come back: there is room, and no refusal that is older than that is
 // remembered, be it known already or still on its way.
-func TestRefusalAfterReturn(t *testing.T) {
+func TestRefusalAfterRefund(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.request.Limit = 2
 		a := r.granted(r.request, 1)

@@ -18,10 +18,10 @@ type wire struct {
 	mu          sync.Mutex
 	there, back time.Duration    // how long calls are under way
 	mute        bool             // replies are lost
-	deaf        bool             // give-backs are lost
-	tardy       time.Duration    // give-backs are executed so much later
-	patience    time.Duration    // if not 0, a call waits so long at most; its answer comes late
-	fails       bool             // the late answer is a failure
+	deaf        bool             // refunds are lost
+	tardy       time.Duration    // refunds are executed so much later
+	patience    time.Duration    // if not 0, a call waits so long at most; its decision comes late
+	fails       bool             // the late decision is a failure
 	away        bool             // nothing is asked, and fails at once
 	asked       []store.Request  // everything that was asked for
 	replies     []store.Decision // and what was granted
@@ -37,19 +37,19 @@ func (w *wire) set(change func(w *wire)) {
 	change(w)
 }
 
-// given is what was sent back so far.
-func (w *wire) given() (returned []store.Refund) {
+// refunded is what was refunded so far.
+func (w *wire) refunded() (returned []store.Refund) {
 	w.set(func(w *wire) { returned = slices.Clone(w.returned) })
 	return returned
 }
 
-// asks is what was asked so far, and what was answered.
+// requests is what was asked so far, and what was replied.
 func (w *wire) requests() (asked []store.Request, replies []store.Decision) {
 	w.set(func(w *wire) { asked, replies = slices.Clone(w.asked), slices.Clone(w.replies) })
 	return asked, replies
 }
 
-// last is what was asked last, and what was answered.
+// last is what was asked last, and what was replied.
 func (w *wire) last() (store.Request, store.Decision) {
 	asked, replies := w.requests()
 	return asked[len(asked)-1], replies[len(replies)-1]
@@ -178,7 +178,7 @@ func (r *rig) refused(a store.Request, units int64) store.Decision {
 
 // key is a copy of what the process knows of a key.
 func (r *rig) key(a store.Request) leaseKey {
-	s := r.shard(&a)
+	s := r.shard(a.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if k := s.keys[a.Key]; k != nil {
@@ -197,7 +197,7 @@ func (r *rig) inHand(a store.Request) int64 { k := r.key(a); return k.first.unit
 // total is how many units count at the store.
 func (r *rig) total(a store.Request) int64 { return r.wire.total(a.Key) }
 
-// sent is how many asks the store was asked.
+// sent is how many requests the store was asked.
 func (r *rig) sent() int { asked, _ := r.wire.requests(); return len(asked) }
 
 // heat uses a key until there is a lease with some units, and returns how many

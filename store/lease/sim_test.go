@@ -59,9 +59,9 @@ func (s *simulation) process(m *machine, o Options) *process {
 	return &process{newStore(n, o, m.clock), n, m}
 }
 
-// request makes one request of a process, and returns its answers if it was
+// request makes one request of a process, and returns its decisions if it was
 // granted. If later is 0 or more, a handler behind refuses it after so long,
-// and its units are given back.
+// and its units are refunded.
 func (s *simulation) request(p *process, requests []store.Request, later time.Duration) []store.Decision {
 	s.mu.Lock()
 	s.requests++
@@ -131,8 +131,8 @@ func (s *simulation) request(p *process, requests []store.Request, later time.Du
 	return decisions
 }
 
-// decidedLate is told what became of a request that was given up. Either it was
-// let pass, and what was granted stands, or that is given back.
+// decidedLate is told what became of a request that was refunded up. Either it was
+// let pass, and what was granted stands, or that is refunded.
 func (s *simulation) decidedLate(p *process, id time.Duration, requests []store.Request, decisions []store.Decision, stands bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -348,7 +348,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 	s.wg.Wait()
 	time.Sleep(leaseSpan(p.window) + 5*time.Second)
 	if p.faults.slow > 0 {
-		time.Sleep(10 * time.Second) // the latest answers
+		time.Sleep(10 * time.Second) // the latest decisions
 	}
 	synctest.Wait()
 
@@ -404,7 +404,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 				break
 			}
 			if i%2 == 0 {
-				continue // the next answer is remembered
+				continue // the next decision is remembered
 			}
 			if i == 3 {
 				time.Sleep(wholeSeconds(decisions[0].RetryAfter))

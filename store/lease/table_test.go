@@ -16,7 +16,7 @@ func (l *Store) keys() (n int) {
 	return n
 }
 
-// Keys with leases are not given up either; there is no room for others then,
+// Keys with leases are not refunded up either; there is no room for others then,
 // and they are asked of the store.
 func TestLeaseTableFull(t *testing.T) {
 	inBubble(t, func(r *rig) {
@@ -38,7 +38,7 @@ func TestLeaseTableFull(t *testing.T) {
 	})
 }
 
-// Closing gives back what is in hand, and what is on its way.
+// Closing refunds what is in hand, and what is on its way.
 func TestLeaseClose(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		used := r.heat(r.request)
@@ -84,7 +84,7 @@ func TestLeaseCloseInTime(t *testing.T) {
 // Units that a handler behind refuses go back to their lease at no cost. What
 // is not of a lease goes to the store, also if it has the stamp of one: the
 // store raises stamps to that of the last entry.
-func TestLeaseReturn(t *testing.T) {
+func TestLeaseRefund(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
 		n := r.inHand(r.request)
@@ -95,7 +95,7 @@ func TestLeaseReturn(t *testing.T) {
 			}
 		}
 		r.want("in hand", r.inHand(r.request), n)
-		r.want("given back", int64(len(r.wire.given())), 0)
+		r.want("refunded", int64(len(r.wire.refunded())), 0)
 
 		lease := r.key(r.request).first
 		before := r.total(r.request)
@@ -120,7 +120,7 @@ func TestLeaseReturn(t *testing.T) {
 }
 
 // The store's clock steps back, and the log has another mark: a lease that is
-// out is spent, but what is left of it cannot be given back, for nobody knows
+// out is spent, but what is left of it cannot be refunded, for nobody knows
 // where its units are.
 func TestLeaseMark(t *testing.T) {
 	inBubble(t, func(r *rig) {
@@ -128,19 +128,19 @@ func TestLeaseMark(t *testing.T) {
 		n := r.inHand(r.request)
 		r.wire.step(time.Hour)
 		b := r.granted(r.request, n+1) // of two lives of the log
-		if b.Mark != unreturnable {
-			t.Errorf("%+v, want it unreturnable", b)
+		if b.Mark != notRefundable {
+			t.Errorf("%+v, want it notRefundable", b)
 		}
 		before := r.total(r.request)
 		if err := r.Refund(budget, []store.Refund{{Key: r.request.Key, Charge: b.Charge, Units: n + 1, Source: b.Source}}); err != nil {
 			t.Fatal(err)
 		}
-		r.want("given back", int64(len(r.wire.given())), 0)
+		r.want("refunded", int64(len(r.wire.refunded())), 0)
 		r.want("units that count", r.total(r.request), before)
 	})
 }
 
-// hotLeases is a Leases with a lease of the first key that does not end, and
+// hotLeases is a Store with a lease of the first key that does not end, and
 // a remembered refusal of the second.
 func hotLeases(tb testing.TB) (l *Store, hot, full []store.Request) {
 	now := moment{mono: time.Hour, wall: time.Hour}
@@ -153,7 +153,7 @@ func hotLeases(tb testing.TB) (l *Store, hot, full []store.Request) {
 			tb.Fatal(err)
 		}
 	}
-	k := l.shard(&hot[0]).keys[hot[0].Key]
+	k := l.shard(hot[0].Key).keys[hot[0].Key]
 	k.first = batch{units: 1 << 50, Charge: store.Charge{Stamp: 1, Mark: 1}, end: now.add(time.Second)}
 	return l, hot, full
 }
@@ -220,7 +220,7 @@ func TestLeaseTableIsForKeysThatComeAgain(t *testing.T) {
 
 // Another server stands in with a copy of the log: what was charged before cannot
 // be told from what is somebody else's by now. Units from before and after are
-// not given back, and what is left of a lease from before takes nothing.
+// not refunded, and what is left of a lease from before takes nothing.
 func TestLeaseOrigin(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.heat(r.request)
@@ -230,16 +230,16 @@ func TestLeaseOrigin(t *testing.T) {
 		elsewhere.Origin++
 		other := store.Refund{Key: r.request.Key, Charge: elsewhere, Units: 1, Source: store.FromLease}
 		k := r.key(r.request)
-		if k.rejoin(&other, r.clock()) {
-			t.Errorf("units of another server's data went back into the lease %+v", lease)
+		if k.restoreRefund(&other, r.clock()) {
+			t.Errorf("units of another server's data were restored into the lease %+v", lease)
 		}
 		if b := (batch{units: 1, Charge: elsewhere, end: lease.end}); b.is(&lease) {
 			t.Errorf("%+v is taken for one lease with %+v", b, lease)
 		}
 		n := r.inHand(r.request)
 		b := r.granted(r.request, n+1)
-		if b.Mark != unreturnable {
-			t.Errorf("%+v, want it unreturnable", b)
+		if b.Mark != notRefundable {
+			t.Errorf("%+v, want it notRefundable", b)
 		}
 		a := r.granted(r.request, 1)
 		before := r.total(r.request)

@@ -102,7 +102,7 @@ func TestLeaseDifference(t *testing.T) {
 		r.want("asked", asked.Units, 5)
 		r.want("in hand", r.inHand(r.request), reply.Lease)
 
-		// All of it goes back as one grant.
+		// All of it is refunded as one charge.
 		if err := r.Refund(budget, []store.Refund{{Key: r.request.Key, Charge: a.Charge, Units: n + 5, Source: a.Source}}); err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestLeaseDifference(t *testing.T) {
 
 // A call holds the whole lease while it is asked about; meanwhile the next
 // lease comes. When the call is refused its units go back beside it, and what
-// nobody needs goes back to the store: nothing is lost.
+// nobody needs is refunded to the store: nothing is lost.
 func TestLeaseHeldMeanwhile(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		used := r.heat(r.request)
@@ -254,7 +254,7 @@ func TestLeaseTakeAtTheCallersTime(t *testing.T) {
 	source(now)
 	source(now) // a key has a place when it comes again
 	key := requests[0].Key
-	l.shardOf(key).keys[key].first = batch{units: 10, Charge: store.Charge{Stamp: 1, Mark: 1}, end: l.reading(now.Add(time.Second))}
+	l.shard(key).keys[key].first = batch{units: 10, Charge: store.Charge{Stamp: 1, Mark: 1}, end: l.reading(now.Add(time.Second))}
 	if got := source(now.Add(time.Second - time.Nanosecond)); got != store.FromLease {
 		t.Errorf("right before its end: source %v, want the lease", got)
 	}

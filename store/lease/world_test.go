@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// The simulation: several processes, each with its own Leases and its own
+// The simulation: several processes, each with its own Store and its own
 // idea of the time, ask one central store over links that delay and lose
 // calls. Time is a synctest bubble's. Every unit spent is recorded at its
 // time by the store's clock, and every interval of one window is checked.
@@ -158,7 +158,7 @@ type faults struct {
 	slow        float64       // take up to 100 times as long
 	loseRequest float64
 	loseReply   float64
-	late        float64 // replies come after whoever waits has given up
+	late        float64 // replies come after whoever waits has refunded up
 }
 
 // link is the way of one process to the central store.
