@@ -20,7 +20,7 @@ type outage int
 const (
 	none   outage = iota // it is answered
 	away                 // it is certainly not executed
-	mute                 // it is executed, and the answer is lost
+	mute                 // it is executed, and the decision is lost
 	vanish               // it is lost, which nobody can tell from mute
 )
 
@@ -28,15 +28,15 @@ const (
 type event struct {
 	after   time.Duration
 	becomes outage // from here on, if it is not negative
-	flush   bool   // all processes settle
+	flush   bool   // all processes flush
 	process int
 	client  int
 	need    int64
 	shadow  bool // another zone's limit is asked for as well, with this
-	back    bool // the units are given back if this process granted them
+	back    bool // the units are refunded if this process granted them
 }
 
-// world is several processes with a standby each, and one shared store.
+// world is several processes with local counts each, and one shared store.
 type world struct {
 	limit     int64
 	processes []*fallback.Local
@@ -45,7 +45,7 @@ type world struct {
 	reliable  bool // no report was lost so far
 	spent     map[store.Key][]storetest.Span
 	exact     int // grants of the store that were held against the limit
-	alone     int // grants of standbys
+	alone     int // grants of local counts
 }
 
 const (
@@ -69,7 +69,7 @@ func (w *world) call(requests []store.Request, decisions []store.Decision) error
 	return &store.Error{Kind: store.KindTimeout, Err: errors.New("late")}
 }
 
-// request is one request, served as a caller of a Standby does.
+// request is one request, served as a caller of a Local does.
 func (w *world) request(e event) error {
 	s := w.processes[e.process]
 	requests := []store.Request{{Key: store.Key{Zone: "zone", Client: fmt.Sprint(e.client), Window: worldWindow}, Limit: w.limit, Units: e.need}}
@@ -115,7 +115,7 @@ func (w *world) note(requests []store.Request, decisions []store.Decision) {
 }
 
 // counted holds what the store has granted against everything that was spent
-// in the window before, alone or not: once nothing is owed to it the store
+// in the window before, alone or not: once nothing is unreported the store
 // knows all of it.
 func (w *world) counted(requests []store.Request, decisions []store.Decision) error {
 	for _, s := range w.processes {
@@ -177,9 +177,9 @@ func drawEvents(t *rapid.T, processes int, limit int64) []event {
 			process: rapid.IntRange(0, processes-1).Draw(t, "process"),
 			client:  rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "client"),
 			need:    rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(1, max(1, limit/8))).Draw(t, "need"),
-			shadow:  rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
+			shadow:  rapid.IntRange(0, 3).Draw(t, "shadow") == 0,
 			back:    rapid.IntRange(0, 9).Draw(t, "back") == 0,
-			flush:   rapid.IntRange(0, 9).Draw(t, "settle") == 0,
+			flush:   rapid.IntRange(0, 9).Draw(t, "flush") == 0,
 		}
 		width := worldWindow.Microseconds() // the clocks of the stores know no less than one
 		after := int64(0)
@@ -201,10 +201,10 @@ func drawEvents(t *rapid.T, processes int, limit int64) []event {
 }
 
 // Whatever fails and however, no interval of a window has more units than the
-// limit and what the standbys may grant on top of it. And as long as every
+// limit and what the local counts may grant on top of it. And as long as every
 // report is either made or known not to be, the store grants nothing that the
 // units granted without it leave no room for, once they are all reported.
-func TestStandbyIsBounded(t *testing.T) {
+func TestLocalIsBounded(t *testing.T) {
 	exact, alone := 0, 0
 	property := func(rt *rapid.T) {
 		processes := rapid.IntRange(1, 5).Draw(rt, "processes")
@@ -234,13 +234,13 @@ func TestStandbyIsBounded(t *testing.T) {
 		rapid.Check(t, property)
 	}
 	if exact < 100 || alone < 100 {
-		t.Errorf("%d grants of the store and %d of standbys are too few to tell", exact, alone)
+		t.Errorf("%d grants of the store and %d of local counts are too few to tell", exact, alone)
 	}
 }
 
 // The bound is reached: the processes spend their shares alone, and what they
-// were to report is lost with the store's answers.
-func TestStandbyBoundIsReached(t *testing.T) {
+// were to report is lost with the store's decisions.
+func TestLocalBoundIsReached(t *testing.T) {
 	for _, test := range []struct {
 		limit     int64
 		processes int

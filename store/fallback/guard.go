@@ -38,11 +38,11 @@ const refundTime = 100 * time.Millisecond
 // Call is what a guard decides at once. It may be decided again; the zero Call is
 // ready. A Call is not safe for concurrent use.
 type Call struct {
-	// Requests are those of a call to a store, with the Policies of each.
+	// Requests are the requests of a call to a store, with a policy for each.
 	Requests []store.Request
 	Policies []Policy
 
-	// Decisions are set by Decide. Those that are FromPolicy hold no numbers.
+	// Decisions are set by Decide. If one is FromPolicy, it holds no numbers.
 	Decisions []store.Decision
 	// Denied: a policy denies the call, because the store is away. Then no
 	// decision but that of such a policy is of any account.
@@ -229,7 +229,7 @@ func (g *Guard) withoutStore(c *Call, err error) {
 		}
 	}
 	if refused {
-		// The store sees to it that nothing is charged, and so does this.
+		// The store refunds what it has charged, and nothing is charged here.
 		c.Denied = false
 		c.skip(func(i int) bool { return c.fates[i] != store.FateDecided })
 		return
@@ -251,7 +251,7 @@ func (g *Guard) withoutStore(c *Call, err error) {
 	}
 }
 
-// skip makes some of the requests undecided.
+// skip makes some of the decisions Skipped.
 func (c *Call) skip(which func(i int) bool) {
 	for i := range c.Decisions {
 		if which(i) {
@@ -261,7 +261,7 @@ func (c *Call) skip(which func(i int) bool) {
 }
 
 // decideHere decides what policies leave to this process. What the store has
-// certainly not executed it is told of later.
+// certainly not executed is reported to it later.
 func (g *Guard) decideHere(c *Call) {
 	few := c.apart(func(i int) bool { return c.fates[i] != store.FateDecided && c.Policies[i] == Decide })
 	if len(few) == 0 {
@@ -275,7 +275,7 @@ func (g *Guard) decideHere(c *Call) {
 	c.adopt()
 }
 
-// refundPending returns what the call has charged, when that is known: it was
+// refundPending refunds what the call has charged, when that is known: the call was
 // refused.
 func (g *Guard) refundPending(c *Call, pending *store.Pending) {
 	if pending == nil {

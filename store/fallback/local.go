@@ -30,7 +30,7 @@ import (
 //
 // Two tables of at most 65,536 keys each, one of logs and one of what is
 // unreported. A stranger who invents clients can fill them. A key that is new to
-// the logs then takes the place of the one of which the smallest share is used, as
+// the logs then takes the place of the key with the smallest share used, as
 // in [store.Memory], whose client gets that much back; what a key that is new to
 // the other table spends is not reported, unless something there has expired. A
 // key takes what it takes in Memory, and while something is unreported about 300
@@ -75,17 +75,17 @@ func (l *Local) Observe(requests []store.Request, decisions []store.Decision) {
 // requests report is of no account: it was counted here when it was spent.
 //
 // fates tell what became of the requests at the store; nil is FateUnknown for all.
-// What is charged for those that are FateUnexecuted is reported later. Take fails
+// What is charged for a request that is FateUnexecuted is reported later. Take fails
 // only for requests that make no sense.
 func (l *Local) Take(requests []store.Request, decisions []store.Decision, instances int, fates []store.Fate) error {
 	var few [4]store.Request
 	shares := append(few[:0], requests...)
 	for i := range shares {
-		a := &shares[i]
-		if a.Limit > 0 {
-			a.Limit = max(1, a.Limit/int64(max(1, instances)))
+		request := &shares[i]
+		if request.Limit > 0 {
+			request.Limit = max(1, request.Limit/int64(max(1, instances)))
 		}
-		a.Lease, a.Unreported = 0, nil
+		request.Lease, request.Unreported = 0, nil
 	}
 	if err := l.memory.Take(time.Time{}, 0, shares, decisions); err != nil {
 		return err

@@ -16,7 +16,6 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
-// alone asks a standby, which owes what it charges.
 // client asks for one unit of five an hour, of a client with a number.
 func client(n int) store.Request {
 	return store.Request{
@@ -45,6 +44,7 @@ func end(s *fallback.Local, requests []store.Request, unheard bool) {
 	s.EndReport(requests, make([]store.Decision, len(requests)), nil)
 }
 
+// alone has a Local decide, which has to report what it charges.
 func alone(t testing.TB, s *fallback.Local, instances int, requests ...store.Request) []store.Decision {
 	decisions := make([]store.Decision, len(requests))
 	if err := take(s, requests, decisions, instances, true); err != nil {
@@ -53,8 +53,8 @@ func alone(t testing.TB, s *fallback.Local, instances int, requests ...store.Req
 	return decisions
 }
 
-// owes attaches, and returns what the key of an ask owes.
-func owes(s *fallback.Local, request store.Request) []store.Spent {
+// toReport begins a report, and returns what the key of a request has to report.
+func toReport(s *fallback.Local, request store.Request) []store.Spent {
 	requests := []store.Request{request}
 	s.BeginReport(requests)
 	return requests[0].Unreported
@@ -67,15 +67,15 @@ func total(spent []store.Spent) (units int64) {
 	return units
 }
 
-// fed is a grant of the store.
-var fed = []store.Decision{{Granted: true, Charge: store.Charge{Stamp: 1, Mark: 1}}}
+// charged is what the store says of a call that it granted.
+var charged = []store.Decision{{Granted: true, Charge: store.Charge{Stamp: 1, Mark: 1}}}
 
-func feed(s *fallback.Local, request store.Request, units int64) {
+func observe(s *fallback.Local, request store.Request, units int64) {
 	request.Units = units
-	s.Observe([]store.Request{request}, fed)
+	s.Observe([]store.Request{request}, charged)
 }
 
-func TestStandbyShare(t *testing.T) {
+func TestLocalShare(t *testing.T) {
 	tests := []struct {
 		limit     int64
 		instances int
@@ -97,35 +97,35 @@ func TestStandbyShare(t *testing.T) {
 			t.Errorf("limit %d for %d instances: %+v beyond %d", test.limit, test.instances, a, test.want)
 		}
 		if request.Limit != test.limit {
-			t.Errorf("the ask was changed to a limit of %d", request.Limit)
+			t.Errorf("the request was changed to a limit of %d", request.Limit)
 		}
 	}
 }
 
-func TestStandbyTake(t *testing.T) {
+func TestLocalTake(t *testing.T) {
 	s := fallback.NewLocal()
 	five, one, weak := client(1), client(2), client(3)
 	one.Limit, weak.Limit = 1, 1
 	weak.Shadow = true
 	alone(t, s, 1, one)
 
-	// All or nothing, and what is refused is not owed.
+	// All or nothing, and nothing that is refused is to be reported.
 	decisions := alone(t, s, 1, five, one, weak)
 	if decisions[0].Charged() || !decisions[0].Granted || decisions[1].Granted || decisions[2].Charged() {
 		t.Errorf("%+v, want the second one to refuse the call", decisions)
 	}
-	if owes(s, five) != nil || owes(s, weak) != nil {
-		t.Errorf("a refused call is owed")
+	if toReport(s, five) != nil || toReport(s, weak) != nil {
+		t.Errorf("a refused call is to be reported")
 	}
-	// An advisory ask is charged, and owed, if it fits.
+	// A shadow request is charged, and to be reported, if it fits.
 	for range 2 {
 		alone(t, s, 1, five, weak)
 	}
-	if five, weak := total(owes(s, five)), total(owes(s, weak)); five != 2 || weak != 1 {
-		t.Errorf("%d and %d units owed, want 2 and 1", five, weak)
+	if five, weak := total(toReport(s, five)), total(toReport(s, weak)); five != 2 || weak != 1 {
+		t.Errorf("%d and %d units unreported, want 2 and 1", five, weak)
 	}
 
-	// No extra units, and nothing settled here: it has been counted.
+	// No lease units, and nothing reported here: it has been counted.
 	more := client(4)
 	more.Lease, more.LeaseSpan = 3, time.Second
 	more.Unreported = []store.Spent{{Units: 3}}
@@ -145,21 +145,21 @@ func TestStandbyTake(t *testing.T) {
 }
 
 // Who has had a share of the limit from the store is refused at once.
-func TestStandbyIsWarm(t *testing.T) {
+func TestLocalIsWarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := fallback.NewLocal()
 		request := client(1)
 		request.Limit = 12
-		feed(s, request, 2)
+		observe(s, request, 2)
 		time.Sleep(time.Minute)
-		feed(s, request, 1)
+		observe(s, request, 1)
 
 		// None of this was spent.
-		feed(s, request, 0)
+		observe(s, request, 0)
 		s.Observe([]store.Request{request}, make([]store.Decision, 1))
-		extra := request
-		extra.Units, extra.Lease = 0, 5
-		s.Observe([]store.Request{extra}, []store.Decision{{Granted: true, Lease: 5, Charge: store.Charge{Stamp: 1, Mark: 1}}})
+		more := request
+		more.Units, more.Lease = 0, 5
+		s.Observe([]store.Request{more}, []store.Decision{{Granted: true, Lease: 5, Charge: store.Charge{Stamp: 1, Mark: 1}}})
 
 		if a := alone(t, s, 4, request)[0]; a.Granted || a.RetryAfter != 59*time.Minute {
 			t.Errorf("%+v, want it refused until the first units expire", a)
@@ -167,10 +167,10 @@ func TestStandbyIsWarm(t *testing.T) {
 		if a := alone(t, s, 3, request)[0]; !a.Granted || a.Remaining != 0 {
 			t.Errorf("%+v, want the fourth unit of four", a)
 		}
-		// What the store granted is not owed to it, and may exceed the share.
-		feed(s, request, 8)
-		if n := total(owes(s, request)); n != 1 {
-			t.Errorf("%d units owed, want 1", n)
+		// What the store granted is not reported to it, and may exceed the share.
+		observe(s, request, 8)
+		if n := total(toReport(s, request)); n != 1 {
+			t.Errorf("%d units unreported, want 1", n)
 		}
 		time.Sleep(59 * time.Minute)
 		if a := alone(t, s, 1, request)[0]; !a.Granted || a.Remaining != 1 {
@@ -181,9 +181,9 @@ func TestStandbyIsWarm(t *testing.T) {
 			t.Errorf("%+v, want a share of 3", a)
 		}
 		// Also what no limit would allow counts until it expires.
-		feed(s, request, 12)
+		observe(s, request, 12)
 		time.Sleep(30 * time.Minute)
-		feed(s, request, 12)
+		observe(s, request, 12)
 		time.Sleep(30 * time.Minute)
 		if a := alone(t, s, 1, request)[0]; a.Granted || a.RetryAfter != 30*time.Minute {
 			t.Errorf("%+v, want it refused for half an hour", a)
@@ -191,12 +191,12 @@ func TestStandbyIsWarm(t *testing.T) {
 	})
 }
 
-func TestStandbyReportsOnce(t *testing.T) {
+func TestLocalReportsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := fallback.NewLocal()
 		request, other := client(1), client(2)
 		if s.BeginReport([]store.Request{request}) {
-			t.Errorf("attached to what owes nothing")
+			t.Errorf("began a report of a key with nothing to report")
 		}
 		use := func(units int64) {
 			request := request
@@ -208,21 +208,21 @@ func TestStandbyReportsOnce(t *testing.T) {
 		use(1)
 		time.Sleep(time.Minute)
 		if n := s.Unreported(); n != 1 {
-			t.Errorf("%d keys owe, want 1", n)
+			t.Errorf("%d keys have reports, want 1", n)
 		}
 
-		// want attaches, and wants these units with these ages, which may be
+		// want begins a report, and wants these units with these ages, which may be
 		// a microsecond short of the true ones but not above them.
 		var requests []store.Request
 		want := func(want ...store.Spent) {
 			t.Helper()
 			requests = []store.Request{other, request}
 			if s.BeginReport(requests) != (len(want) > 0) || requests[0].Unreported != nil || len(requests[1].Unreported) != len(want) {
-				t.Fatalf("%+v owed, want %+v", requests[1].Unreported, want)
+				t.Fatalf("%+v unreported, want %+v", requests[1].Unreported, want)
 			}
 			for i, got := range requests[1].Unreported {
 				if got.Units != want[i].Units || got.Age > want[i].Age || got.Age < want[i].Age-time.Microsecond {
-					t.Errorf("%+v owed, want %+v", requests[1].Unreported, want)
+					t.Errorf("%+v unreported, want %+v", requests[1].Unreported, want)
 				}
 			}
 			if err := store.Validate(requests, make([]store.Decision, 2)); err != nil {
@@ -233,13 +233,13 @@ func TestStandbyReportsOnce(t *testing.T) {
 			t.Helper()
 			end(s, requests, unexecuted)
 			if requests[1].Unreported != nil {
-				t.Errorf("%+v owed after it was reported", requests[1].Unreported)
+				t.Errorf("%+v unreported after it was reported", requests[1].Unreported)
 			}
 			end(s, requests, true) // is nobody's any more
 		}
 		want(store.Spent{Age: 11 * time.Minute, Units: 2}, store.Spent{Age: time.Minute, Units: 1})
 
-		// One call reports at a time, and what is owed meanwhile waits for
+		// One call reports at a time, and what is spent meanwhile waits for
 		// the next.
 		use(1)
 		if again := []store.Request{request}; s.BeginReport(again) || again[0].Unreported != nil {
@@ -255,10 +255,10 @@ func TestStandbyReportsOnce(t *testing.T) {
 		endReport(false)
 		want()
 		if n := s.Unreported(); n != 0 {
-			t.Errorf("%d keys owe, want none", n)
+			t.Errorf("%d keys have reports, want none", n)
 		}
 
-		// If the store may have executed the call, nobody owes it anything.
+		// If the store may have executed the call, nothing is reported.
 		if err := take(s, []store.Request{other}, make([]store.Decision, 1), 1, false); err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +267,7 @@ func TestStandbyReportsOnce(t *testing.T) {
 }
 
 // What the store would not count any more is forgotten.
-func TestStandbyForgets(t *testing.T) {
+func TestLocalForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := fallback.NewLocal()
 		request := client(1)
@@ -277,24 +277,24 @@ func TestStandbyForgets(t *testing.T) {
 		time.Sleep(30*time.Minute - time.Microsecond)
 		requests := []store.Request{request}
 		if s.BeginReport(requests); total(requests[0].Unreported) != 2 {
-			t.Errorf("%+v owed, want 2 units", requests[0].Unreported)
+			t.Errorf("%+v unreported, want 2 units", requests[0].Unreported)
 		}
 		end(s, requests, true)
 		time.Sleep(time.Microsecond)
 		if s.BeginReport(requests); total(requests[0].Unreported) != 1 {
-			t.Errorf("%+v owed, want 1 unit", requests[0].Unreported)
+			t.Errorf("%+v unreported, want 1 unit", requests[0].Unreported)
 		}
 		end(s, requests, true)
 		time.Sleep(30 * time.Minute)
 		if s.BeginReport(requests) || s.Unreported() != 0 {
-			t.Errorf("%+v owed by %d keys, want nothing", requests[0].Unreported, s.Unreported())
+			t.Errorf("%+v unreported by %d keys, want nothing", requests[0].Unreported, s.Unreported())
 		}
 	})
 }
 
-// However much is owed, it is reported in few entries, in which no unit looks
+// However much is unreported, it is reported in few entries, in which no unit looks
 // older than it is, or much younger.
-func TestStandbyJoins(t *testing.T) {
+func TestLocalJoins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for seed := range uint64(200) {
 			rng := rand.New(rand.NewPCG(seed, 1))
@@ -321,7 +321,7 @@ func TestStandbyJoins(t *testing.T) {
 			}
 			requests := []store.Request{request}
 			if s.BeginReport(requests); len(requests[0].Unreported) > store.MaxUnreported {
-				t.Fatalf("seed %d: %d entries owed", seed, len(requests[0].Unreported))
+				t.Fatalf("seed %d: %d entries to report", seed, len(requests[0].Unreported))
 			}
 			// The k youngest units are reported at least as young, for any k.
 			var ages []time.Duration
@@ -339,18 +339,18 @@ func TestStandbyJoins(t *testing.T) {
 					break
 				}
 				if i >= len(ages) || ages[i] > age {
-					t.Fatalf("seed %d: unit %d of %v ago is not owed as such: %v", seed, i, age, requests[0].Unreported)
+					t.Fatalf("seed %d: unit %d of %v ago is not reported as such: %v", seed, i, age, requests[0].Unreported)
 				}
 				late = max(late, age-ages[i])
 			}
 			if !fails && late > time.Hour/15+time.Microsecond {
-				t.Errorf("seed %d: a unit is owed %v for too long", seed, late)
+				t.Errorf("seed %d: a unit is reported %v too young", seed, late)
 			}
 		}
 	})
 }
 
-func TestStandbyReturn(t *testing.T) {
+func TestLocalRefund(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := fallback.NewLocal()
 		request := client(1)
@@ -373,7 +373,7 @@ func TestStandbyReturn(t *testing.T) {
 				got = append(got, spent.Units)
 			}
 			if !slices.Equal(got, units) {
-				t.Errorf("%v owed, want %v units", requests[0].Unreported, units)
+				t.Errorf("%v unreported, want %v units", requests[0].Unreported, units)
 			}
 			end(s, requests, true)
 		}
@@ -388,7 +388,7 @@ func TestStandbyReturn(t *testing.T) {
 		back(first)
 		want(1)
 
-		// What was not owed is given back, and cancels nothing.
+		// What is not to be reported is refunded, and cancels nothing.
 		unknown := charge(false)
 		back(unknown)
 		want(1)
@@ -420,12 +420,12 @@ func TestStandbyReturn(t *testing.T) {
 		back(fourth)
 		end(s, requests, true)
 		if n := s.Unreported(); n != 0 {
-			t.Errorf("%d keys owe, want none", n)
+			t.Errorf("%d keys have reports, want none", n)
 		}
 		fifth := charge(true)
 		back(fifth)
 		if n := s.Unreported(); n != 0 {
-			t.Errorf("%d keys owe, want none", n)
+			t.Errorf("%d keys have reports, want none", n)
 		}
 	})
 }
@@ -446,13 +446,13 @@ func TestRefundOfWhatIsNotReported(t *testing.T) {
 		end(s, reported, false)
 		alone(t, s, 1, request)
 		s.Refund([]store.Refund{{Key: request.Key, Charge: first.Charge, Units: 1}})
-		if n := total(owes(s, request)); n != 1 {
+		if n := total(toReport(s, request)); n != 1 {
 			t.Errorf("%d units reported, want the one that stands", n)
 		}
 	})
 }
 
-func TestStandbySettle(t *testing.T) {
+func TestLocalFlush(t *testing.T) {
 	const keys = 1000
 	s := fallback.NewLocal()
 	for i := range keys {
@@ -468,12 +468,12 @@ func TestStandbySettle(t *testing.T) {
 		for _, a := range requests {
 			reported[a.Key] += total(a.Unreported)
 			if a.Units != 0 || a.Lease != 0 || a.Limit != 5 || a.Window != time.Hour || len(a.Unreported) == 0 {
-				t.Errorf("settled by %+v", a)
+				t.Errorf("flushed by %+v", a)
 			}
 		}
 	}
 
-	// It stops at the first error. What was certainly not executed is owed
+	// It stops at the first error. What was certainly not executed is unreported
 	// still, what may have been executed is not.
 	away := &store.Error{Kind: store.KindAway, Unexecuted: true, Err: errors.New("away")}
 	for i, err := range []error{away, &store.Error{Kind: store.KindTimeout, Err: errors.New("late")}, errors.New("senseless")} {
@@ -486,7 +486,7 @@ func TestStandbySettle(t *testing.T) {
 			return err
 		})
 		if calls != i+65 || s.Unreported() != keys-len(reported) { // those of the first were tried singly
-			t.Errorf("%v: %d calls, %d keys owe and %d were reported", err, calls, s.Unreported(), len(reported))
+			t.Errorf("%v: %d calls, %d keys have reports and %d were reported", err, calls, s.Unreported(), len(reported))
 		}
 	}
 
@@ -502,12 +502,12 @@ func TestStandbySettle(t *testing.T) {
 			return nil
 		})
 		if calls != before {
-			t.Errorf("two settle at a time")
+			t.Errorf("two flush at a time")
 		}
 		return nil
 	})
 	if s.Unreported() != 0 || len(reported) != keys || calls > (keys+63)/64 {
-		t.Errorf("%d keys owe, %d were reported in %d calls", s.Unreported(), len(reported), calls)
+		t.Errorf("%d keys have reports, %d were reported in %d calls", s.Unreported(), len(reported), calls)
 	}
 	for key, units := range reported {
 		if units != 1 {
@@ -515,12 +515,12 @@ func TestStandbySettle(t *testing.T) {
 		}
 	}
 	s.Flush(func([]store.Request, []store.Decision) error {
-		t.Errorf("settled nothing")
+		t.Errorf("flushed nothing")
 		return nil
 	})
 }
 
-func TestStandbyBounds(t *testing.T) {
+func TestLocalBounds(t *testing.T) {
 	const bound = 65_536
 	synctest.Test(t, func(t *testing.T) {
 		s := fallback.NewLocal()
@@ -528,7 +528,7 @@ func TestStandbyBounds(t *testing.T) {
 			alone(t, s, 1, client(i))
 		}
 		if n := s.Unreported(); n != bound {
-			t.Errorf("%d keys owe, want %d", n, bound)
+			t.Errorf("%d keys have reports, want %d", n, bound)
 		}
 		// Newcomers are not reported, and others are still.
 		newcomers, reported := 0, 0
@@ -549,19 +549,19 @@ func TestStandbyBounds(t *testing.T) {
 		for i := range 1000 {
 			request := client(bound + i)
 			alone(t, s, 1, request)
-			if total(owes(s, request)) != 1 {
+			if total(toReport(s, request)) != 1 {
 				t.Fatalf("newcomer %d is not reported when others have expired", i)
 			}
 		}
 		if n := s.Unreported(); n != bound {
-			t.Errorf("%d keys owe, want %d", n, bound)
+			t.Errorf("%d keys have reports, want %d", n, bound)
 		}
 	})
 
-	// The logs have a bound too: a key that was fed makes room for others.
+	// The logs have a bound too: a key that was observed makes room for others.
 	s := fallback.NewLocal()
 	for i := range 2 * bound {
-		feed(s, client(i), 1)
+		observe(s, client(i), 1)
 	}
 	held := 0
 	for i := range 2 * bound {
@@ -578,7 +578,7 @@ func TestStandbyBounds(t *testing.T) {
 
 // A client's name may be a small part of a large string, a header for
 // example, which must not be held as a whole.
-func TestStandbyCopiesClients(t *testing.T) {
+func TestLocalCopiesClients(t *testing.T) {
 	s := fallback.NewLocal()
 	request := client(1)
 	alone(t, s, 1, request)
@@ -592,7 +592,7 @@ func TestStandbyCopiesClients(t *testing.T) {
 
 // Everything at once, for the race detector; and no unit that is not given
 // back is lost or reported twice.
-func TestStandbyConcurrently(t *testing.T) {
+func TestLocalConcurrently(t *testing.T) {
 	s := fallback.NewLocal()
 	var group sync.WaitGroup
 	var spent, reported atomic.Int64
@@ -619,7 +619,7 @@ func TestStandbyConcurrently(t *testing.T) {
 				}
 				end(s, requests, !up)
 				if up {
-					s.Observe(requests[:1], fed)
+					s.Observe(requests[:1], charged)
 					continue
 				}
 				decisions := alone(t, s, 2, requests...)
@@ -647,11 +647,11 @@ func TestStandbyConcurrently(t *testing.T) {
 		return nil
 	})
 	if s.Unreported() != 0 || spent.Load() != reported.Load() || spent.Load() == 0 {
-		t.Errorf("%d units spent, %d reported, %d keys owe", spent.Load(), reported.Load(), s.Unreported())
+		t.Errorf("%d units spent, %d reported, %d keys have reports", spent.Load(), reported.Load(), s.Unreported())
 	}
 }
 
-func TestStandbyDoesNotAllocate(t *testing.T) {
+func TestLocalDoesNotAllocate(t *testing.T) {
 	s := fallback.NewLocal()
 	requests := []store.Request{client(1)}
 	requests[0].Limit, requests[0].Window = store.MaxEvents, time.Second
@@ -660,8 +660,8 @@ func TestStandbyDoesNotAllocate(t *testing.T) {
 		name string
 		do   func()
 	}{
-		{"Feed", func() { s.Observe(requests, fed) }},
-		{"Attach and Detach", func() { s.BeginReport(requests); s.EndReport(requests, decisions[:], nil) }},
+		{"Observe", func() { s.Observe(requests, charged) }},
+		{"BeginReport and EndReport", func() { s.BeginReport(requests); s.EndReport(requests, decisions[:], nil) }},
 		{"Take", func() { _ = take(s, requests, decisions[:], 2, false) }},
 	}
 	for _, test := range tests {
@@ -671,7 +671,7 @@ func TestStandbyDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func BenchmarkStandbyFeed(b *testing.B) {
+func BenchmarkLocalObserve(b *testing.B) {
 	for _, keys := range []int{1, 1000, 60_000} {
 		b.Run(fmt.Sprint("keys=", keys), func(b *testing.B) {
 			s := fallback.NewLocal()
@@ -679,11 +679,11 @@ func BenchmarkStandbyFeed(b *testing.B) {
 			for i := range requests {
 				requests[i] = client(i)
 				requests[i].Limit, requests[i].Window = 1000, time.Minute
-				s.Observe(requests[i:i+1], fed)
+				s.Observe(requests[i:i+1], charged)
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				s.Observe(requests[i%keys:i%keys+1], fed)
+				s.Observe(requests[i%keys:i%keys+1], charged)
 			}
 		})
 	}
@@ -692,17 +692,17 @@ func BenchmarkStandbyFeed(b *testing.B) {
 		requests := make([]store.Request, 200_000)
 		for i := range requests {
 			requests[i] = client(i)
-			s.Observe(requests[i:i+1], fed)
+			s.Observe(requests[i:i+1], charged)
 		}
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
 			n := i % len(requests)
-			s.Observe(requests[n:n+1], fed)
+			s.Observe(requests[n:n+1], charged)
 		}
 	})
 }
 
-func BenchmarkStandbyAttach(b *testing.B) {
+func BenchmarkLocalReport(b *testing.B) {
 	s := fallback.NewLocal()
 	requests := []store.Request{client(1)}
 	run := func(b *testing.B) {
@@ -712,9 +712,9 @@ func BenchmarkStandbyAttach(b *testing.B) {
 			end(s, requests, true)
 		}
 	}
-	b.Run("nothing owed", run)
+	b.Run("nothing unreported", run)
 	alone(b, s, 1, client(2))
-	b.Run("others owe", run)
+	b.Run("others have reports", run)
 	alone(b, s, 1, requests[0])
-	b.Run("owed", run)
+	b.Run("unreported", run)
 }

@@ -63,9 +63,9 @@ type Settings struct {
 type Configured interface{ FallbackSettings() Settings }
 
 // State is what outlives a guard: local counts, what is unreported, losses, and
-// how servers fare. All guards of one store's data share it, those of the
-// configurations before and after a reload above all, so that each change is
-// told once, by the guard that was started last. It is safe for concurrent use.
+// how servers fare. All guards of one store's data share it, above all the guards
+// of the configurations before and after a reload, so that each change is told
+// once, by the guard that was started last. It is safe for concurrent use.
 type State struct {
 	local     *Local
 	lost      atomic.Pointer[time.Time] // the last loss, nil if there was none
@@ -82,7 +82,7 @@ type State struct {
 	failures int  // in a row, of a store that does not report
 	alone    bool // that was told
 	flushing bool
-	again    bool // another server is back since that began
+	again    bool // another server has come back meanwhile
 }
 
 // server is what is known of one server.
@@ -141,8 +141,8 @@ func (g *Guard) Start() {
 	s.replayLocked()
 }
 
-// Close ends a guard. If its reports counted, those of another one do now. Calls
-// under way go on, but nothing is told of them.
+// Close ends a guard. If its reports counted, the reports of another one do now.
+// Calls under way go on, but nothing is told of them.
 func (g *Guard) Close() {
 	g.unwatch()
 	s := g.State
@@ -180,8 +180,8 @@ func (s *State) replayLocked() {
 	}
 }
 
-// pruneLocked forgets the servers of which no store speaks any more: those of
-// one that was replaced at a reload.
+// pruneLocked forgets the servers that no store reports on any more: the servers
+// of a store that was replaced at a reload.
 func (s *State) pruneLocked() {
 	g := s.leaderLocked()
 	if g == nil || len(g.reports) == 0 {
@@ -305,8 +305,8 @@ func (s *State) followLocked(g *Guard, r store.Report) {
 }
 
 // aloneLocked tells, once, that nobody knows how many instances there are. The
-// store has said that there are so many; it is not asked, since whoever reports
-// may hold its locks.
+// store has said that there are so many; it is not asked, since it may hold its own
+// locks while it reports.
 func (s *State) aloneLocked(g *Guard, instances int) {
 	known := instances > 1 || g.settings.Instances > 0 || g.inTouch.Load() || s.Known() > 0
 	if g.shared == nil || known || s.alone {

@@ -69,8 +69,8 @@ func (u *unreported) shard(key store.Key) *reportShard {
 func (u *unreported) Unreported() int { return int(u.keys.Load()) }
 
 // add notes what was charged for a request, and reports whether there was room.
-func (u *unreported) add(a *store.Request, stamp int64) bool {
-	key := a.Key
+func (u *unreported) add(request *store.Request, stamp int64) bool {
+	key := request.Key
 	sh := u.shard(key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -88,9 +88,9 @@ func (u *unreported) add(a *store.Request, stamp int64) bool {
 		}
 		sh.reports[key] = r
 	}
-	r.limit = a.Limit
-	r.expire(stamp, a.Window)
-	r.add(spent{stamp, stamp, a.Units}, a.Window)
+	r.limit = request.Limit
+	r.expire(stamp, request.Window)
+	r.add(spent{stamp, stamp, request.Units}, request.Window)
 	return true
 }
 
@@ -203,8 +203,8 @@ func (u *unreported) BeginReport(requests []store.Request) bool {
 	return began
 }
 
-func (u *unreported) begin(a *store.Request) bool {
-	key := a.Key
+func (u *unreported) begin(request *store.Request) bool {
+	key := request.Key
 	sh := u.shard(key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -213,19 +213,19 @@ func (u *unreported) begin(a *store.Request) bool {
 		return false
 	}
 	now := u.now()
-	r.expire(now, a.Window)
+	r.expire(now, request.Window)
 	if r.empty() {
 		u.drop(sh, key)
 		return false
 	}
 	r.sent, r.entries = r.entries, nil
-	a.Unreported = make([]store.Spent, len(r.sent))
+	request.Unreported = make([]store.Spent, len(r.sent))
 	for i, s := range r.sent {
 		// Both times are rounded down to a microsecond. One less makes sure
 		// that the age is not above the true one: units count for too long
 		// rather than not long enough.
 		age := max(now-s.last-1, 0)
-		a.Unreported[i] = store.Spent{Age: time.Duration(age) * time.Microsecond, Units: s.units}
+		request.Unreported[i] = store.Spent{Age: time.Duration(age) * time.Microsecond, Units: s.units}
 	}
 	return true
 }
@@ -237,11 +237,11 @@ func (u *unreported) begin(a *store.Request) bool {
 func (u *unreported) EndReport(requests []store.Request, decisions []store.Decision, err error) {
 	failure, failed := errors.AsType[*store.Error](err)
 	for i := range requests {
-		a := &requests[i]
-		if len(a.Unreported) == 0 {
+		request := &requests[i]
+		if len(request.Unreported) == 0 {
 			continue
 		}
-		a.Unreported = nil
+		request.Unreported = nil
 		var unheard bool
 		switch {
 		case err == nil:
@@ -249,12 +249,12 @@ func (u *unreported) EndReport(requests []store.Request, decisions []store.Decis
 		case failed:
 			unheard = failure.Fate(i) == store.FateUnexecuted
 		}
-		u.end(a, unheard)
+		u.end(request, unheard)
 	}
 }
 
-func (u *unreported) end(a *store.Request, unheard bool) {
-	key := a.Key
+func (u *unreported) end(request *store.Request, unheard bool) {
+	key := request.Key
 	sh := u.shard(key)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -266,9 +266,9 @@ func (u *unreported) end(a *store.Request, unheard bool) {
 	r.sent = nil
 	if unheard {
 		r.entries = slices.DeleteFunc(sent, func(s spent) bool { return s.units == 0 })
-		r.expire(u.now(), a.Window)
+		r.expire(u.now(), request.Window)
 		for _, s := range since {
-			r.add(s, a.Window)
+			r.add(s, request.Window)
 		}
 	}
 	if r.empty() {
@@ -312,9 +312,9 @@ func (sh *reportShard) looks(requests []store.Request) []store.Request {
 // itself, if a server of some of them is away. It fails if all of them do.
 func (u *unreported) flush(requests []store.Request, take func(requests []store.Request, decisions []store.Decision) error) error {
 	reporting := make([]store.Request, 0, len(requests))
-	for _, a := range requests {
-		if u.begin(&a) {
-			reporting = append(reporting, a)
+	for _, request := range requests {
+		if u.begin(&request) {
+			reporting = append(reporting, request)
 		}
 	}
 	if len(reporting) == 0 {
