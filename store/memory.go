@@ -90,7 +90,7 @@ type overflowKey struct {
 
 type memoryLog struct {
 	Window
-	limit int64 // of the latest ask; tells which share of it is used
+	limit int64 // of the latest request; tells which share of it is used
 }
 
 // NewMemory returns a store of at most maxKeys keys, DefaultMaxKeys if that is
@@ -134,7 +134,7 @@ func (m *Memory) Now() int64 {
 	return m.base.UnixMicro() + time.Since(m.base).Microseconds()
 }
 
-// place is where one ask of a call is counted.
+// place is where one request of a call is counted.
 type place struct {
 	key   Key
 	shard int
@@ -145,7 +145,7 @@ type place struct {
 	admitted      bool // log was made by this call
 }
 
-// Take decides as [Store] says. It never waits, and fails only for asks that
+// Take decides as [Store] says. It never waits, and fails only for requests that
 // make no sense.
 func (m *Memory) Take(_ time.Time, _ time.Duration, requests []Request, decisions []Decision) error {
 	if err := Validate(requests, decisions); err != nil {
@@ -157,34 +157,34 @@ func (m *Memory) Take(_ time.Time, _ time.Duration, requests []Request, decision
 		places = make([]place, len(requests))
 	}
 	places = places[:len(requests)]
-	shards, owed := uint64(0), 0
+	shards, unreported := uint64(0), 0
 	for i := range requests {
 		p := &places[i]
 		p.key = requests[i].Key
 		p.shard, p.slot = m.locate(p.key)
 		shards |= 1 << p.shard
-		owed += len(requests[i].Unreported)
+		unreported += len(requests[i].Unreported)
 	}
 	m.lock(shards)
 	defer m.unlock(shards)
 
 	// Read under the locks, so that no log sees time step back.
 	now := m.Now()
-	if owed > 0 {
-		m.settle(places, requests, now)
+	if unreported > 0 {
+		m.countUnreported(places, requests, now)
 	}
 	for i := range requests {
-		p, a := &places[i], &requests[i]
+		p, request := &places[i], &requests[i]
 		m.shards[p.shard].find(p, now)
 		switch {
 		case p.log != nil:
-			p.log.limit = a.Limit
-			decisions[i] = p.log.Check(now, a)
+			p.log.limit = request.Limit
+			decisions[i] = p.log.Check(now, request)
 		case p.overflow != nil:
-			decisions[i] = p.overflow.Check(now, a)
+			decisions[i] = p.overflow.Check(now, request)
 		default:
 			var empty Window
-			decisions[i] = empty.Check(now, a)
+			decisions[i] = empty.Check(now, request)
 		}
 	}
 	if !Granted(requests, decisions) {
@@ -208,22 +208,22 @@ func (m *Memory) Take(_ time.Time, _ time.Duration, requests []Request, decision
 	return nil
 }
 
-// settle counts what the asks owe. A key that has no log is admitted for it,
-// and stays when the call is refused; if there is no room, its overflow log
-// counts what it owes, at the expense of those it is shared with.
-func (m *Memory) settle(places []place, requests []Request, now int64) {
+// countUnreported counts what the requests report. A key that has no log is
+// admitted for it, and stays when the call is refused; if there is no room, its
+// overflow log counts what it reports, at the expense of the others that share it.
+func (m *Memory) countUnreported(places []place, requests []Request, now int64) {
 	for i := range requests {
-		p, a := &places[i], &requests[i]
+		p, request := &places[i], &requests[i]
 		var l *memoryLog
-		for j := range a.Unreported {
-			if a.Unreported[j].Age >= a.Window {
+		for j := range request.Unreported {
+			if request.Unreported[j].Age >= request.Window {
 				continue
 			}
 			if l == nil {
-				l = m.open(p, a, now, places)
+				l = m.open(p, request, now, places)
 			}
 			l.grow()
-			l.settle(now, a, &a.Unreported[j])
+			l.countUnreported(now, request, &request.Unreported[j])
 		}
 	}
 }
@@ -239,8 +239,8 @@ func (m *Memory) Observe(requests []Request, decisions []Decision) {
 	}
 }
 
-func (m *Memory) observe(a *Request) {
-	p := place{key: a.Key}
+func (m *Memory) observe(request *Request) {
+	p := place{key: request.Key}
 	p.shard, p.slot = m.locate(p.key)
 	s := &m.shards[p.shard]
 	s.mu.Lock()
@@ -252,17 +252,17 @@ func (m *Memory) observe(a *Request) {
 		if !m.admit(s, now, nil) {
 			return
 		}
-		p.log = s.begin(&p, a.Limit)
+		p.log = s.begin(&p, request.Limit)
 	}
 	l := p.log
-	l.limit = a.Limit
-	if units := min(a.Units, maxTotal-l.total); units > 0 {
+	l.limit = request.Limit
+	if units := min(request.Units, maxTotal-l.total); units > 0 {
 		l.grow()
-		l.add(now, now, units, a)
+		l.add(now, now, units, request)
 	}
 }
 
-// Return gives units back as [Store] says. It never waits and never fails.
+// Refund gives units back as [Store] says. It never waits and never fails.
 func (m *Memory) Refund(_ time.Duration, refunds []Refund) error {
 	for i := range refunds {
 		m.refund(&refunds[i])

@@ -51,14 +51,14 @@ func (m *Memory) withdraw(places []place) {
 
 // open returns a log to count in what is not asked for: the key's own, which
 // it admits if there is room, else the one it shares.
-func (m *Memory) open(p *place, a *Request, now int64, places []place) *memoryLog {
+func (m *Memory) open(p *place, request *Request, now int64, places []place) *memoryLog {
 	s := &m.shards[p.shard]
 	s.find(p, now)
 	if p.log == nil {
 		if !m.admit(s, now, places) {
 			return s.shared(p, now, places)
 		}
-		p.log = s.begin(p, a.Limit)
+		p.log = s.begin(p, request.Limit)
 	}
 	return p.log
 }

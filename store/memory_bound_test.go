@@ -231,7 +231,7 @@ func TestMemoryOverflowIsCopied(t *testing.T) {
 	})
 }
 
-func TestMemoryOverflowGivesBack(t *testing.T) {
+func TestMemoryOverflowRefunds(t *testing.T) {
 	m := full(t, 1)
 	for range 100 {
 		a := use(t, m, client(1), 5)
@@ -239,8 +239,8 @@ func TestMemoryOverflowGivesBack(t *testing.T) {
 	}
 }
 
-// What is owed is counted though there is no room for the key.
-func TestMemoryOverflowIsOwed(t *testing.T) {
+// What is reported is counted though there is no room for the key.
+func TestMemoryOverflowCountsReports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := full(t, 1)
 		request := client(1)
@@ -249,7 +249,7 @@ func TestMemoryOverflowIsOwed(t *testing.T) {
 			t.Errorf("%+v, want 1 remaining for an hour", a)
 		}
 		if a := take(t, m, request)[0]; a.Granted || a.RetryAfter != 59*time.Minute {
-			t.Errorf("%+v, want it refused until what was owed expires", a)
+			t.Errorf("%+v, want it refused until what was reported expires", a)
 		}
 		if n := m.Len(); n != 1 {
 			t.Errorf("%d keys held, want 1", n)
@@ -264,7 +264,7 @@ func TestMemoryOverflowIsOwed(t *testing.T) {
 		}
 		for _, a := range take(t, m, requests...) {
 			if a.Granted && a.Remaining != 1 {
-				t.Errorf("%+v, want nobody to be granted what another one owes", a)
+				t.Errorf("%+v, want nobody to be granted what another one reported", a)
 			}
 		}
 	})
@@ -304,7 +304,7 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 			requests = append(requests, client(i))
 		}
 		if room > 0 {
-			// What is owed has a place before, and keeps it.
+			// What is reported has its place first, and keeps it.
 			m.SetMaxKeys(2 + room + 1)
 			requests[0].Unreported = []store.Spent{{Age: time.Minute, Units: 2}}
 		}
@@ -337,7 +337,7 @@ func TestMemoryOneCallSharesOverflow(t *testing.T) {
 			}
 		}
 		if charged == 0 || charged > 16+room+1 {
-			t.Errorf("%d advisory asks charged, want at most %d", charged, 16+room)
+			t.Errorf("%d shadow requests charged, want at most %d", charged, 16+room)
 		}
 	}
 }

@@ -30,7 +30,7 @@ func client(n int) store.Request {
 	}
 }
 
-// take asks; it may be called by several goroutines.
+// take makes a call; it may be called by several goroutines.
 func take(t testing.TB, m *store.Memory, requests ...store.Request) []store.Decision {
 	decisions := make([]store.Decision, len(requests))
 	if err := m.Take(time.Now(), 0, requests, decisions); err != nil {
@@ -126,7 +126,7 @@ func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 		t.Errorf("%d keys held, want none", n)
 	}
 
-	// What is owed stays, unless that was too long ago.
+	// What is reported stays, unless that was too long ago.
 	for i, age := range []time.Duration{time.Hour, time.Minute} {
 		owing := tooMuch
 		owing.Unreported = []store.Spent{{Age: age, Units: 5}}
@@ -148,7 +148,7 @@ func TestMemoryHoldsOnlyWhatIsCharged(t *testing.T) {
 	}
 	m.Refund(0, []store.Refund{g})
 	if n := m.Len(); n != 0 {
-		t.Errorf("%d keys held after everything was given back, want none", n)
+		t.Errorf("%d keys held after everything was refunded, want none", n)
 	}
 }
 
@@ -167,7 +167,7 @@ func TestMemoryDoesNotAllocate(t *testing.T) {
 		requests []store.Request
 	}{
 		{"granted", requests[:1]},
-		{"four asks", requests},
+		{"four requests", requests},
 		{"refused", []store.Request{full}},
 		{"look at a fresh key", []store.Request{{Key: store.Key{Client: "fresh", Window: time.Second}}}},
 	}
@@ -236,7 +236,7 @@ func heap() int64 {
 }
 
 // Everything at once, for the race detector and for deadlocks: calls over
-// several shards in any order, while logs are given back, replaced and shared.
+// several shards in any order, while logs are refunded, replaced and shared.
 func TestMemoryConcurrently(t *testing.T) {
 	const bound, limit = 100, 20
 	m := store.NewMemory(bound)

@@ -25,7 +25,7 @@ const (
 	Up                       // it answers in time
 	Slow                     // it answers, but later than calls wait for it
 	Away                     // it does not answer
-	Removed                  // it is none of the store's any more
+	Removed                  // it does not belong to the store any more
 )
 
 // Report tells how a server behind a store fares.

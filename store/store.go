@@ -94,8 +94,8 @@ type Key struct {
 	Window time.Duration
 }
 
-// Request is one limit's part of a call. Whoever asks a store to decide sets the
-// first four fields; the others are what layers ask of the store below them.
+// Request is one limit's part of a call. Callers set the first four fields; layers
+// set the others for the store below them.
 //
 // Units are granted all or none. No Units with a Lease is a refill of the
 // caller's lease; neither is a look that changes nothing.
@@ -183,7 +183,7 @@ type Charge struct {
 // Charged reports whether there is anything to be refunded.
 func (c Charge) Charged() bool { return c.Mark != 0 }
 
-// Refund names units that were charged and are given back.
+// Refund names units that were charged and are refunded.
 type Refund struct {
 	Key
 	Charge        // of the decision
@@ -198,27 +198,27 @@ func Validate(requests []Request, decisions []Decision) error {
 		return fmt.Errorf("store: %d requests with room for %d decisions", len(requests), len(decisions))
 	}
 	for i := range requests {
-		a := &requests[i]
+		request := &requests[i]
 		switch {
-		case a.Window < MinWindow || a.Window > MaxWindow || a.Window%time.Microsecond != 0:
-			return fmt.Errorf("store: window %v of zone %q is not between %v and %v", a.Window, a.Zone, MinWindow, MaxWindow)
-		case a.Limit < 0 || a.Limit > MaxEvents || a.Units < 0 || a.Units > MaxEvents || a.Lease < 0 || a.Lease > MaxEvents:
-			return fmt.Errorf("store: limit %d, %d units or lease of %d in zone %q is not between 0 and %d", a.Limit, a.Units, a.Lease, a.Zone, int64(MaxEvents))
-		case a.LeaseSpan < 0 || a.LeaseSpan > MaxLeaseSpan:
-			return fmt.Errorf("store: lease span %v of zone %q is not between 0 and %v", a.LeaseSpan, a.Zone, MaxLeaseSpan)
-		case len(a.Unreported) > MaxUnreported:
-			return fmt.Errorf("store: %d entries are unreported in zone %q; %d is the most", len(a.Unreported), a.Zone, MaxUnreported)
-		case len(a.Client) > MaxClientBytes:
-			return fmt.Errorf("store: key of %d bytes in zone %q is longer than %d; hash it first", len(a.Client), a.Zone, MaxClientBytes)
+		case request.Window < MinWindow || request.Window > MaxWindow || request.Window%time.Microsecond != 0:
+			return fmt.Errorf("store: window %v of zone %q is not between %v and %v", request.Window, request.Zone, MinWindow, MaxWindow)
+		case request.Limit < 0 || request.Limit > MaxEvents || request.Units < 0 || request.Units > MaxEvents || request.Lease < 0 || request.Lease > MaxEvents:
+			return fmt.Errorf("store: limit %d, %d units or lease of %d in zone %q is not between 0 and %d", request.Limit, request.Units, request.Lease, request.Zone, int64(MaxEvents))
+		case request.LeaseSpan < 0 || request.LeaseSpan > MaxLeaseSpan:
+			return fmt.Errorf("store: lease span %v of zone %q is not between 0 and %v", request.LeaseSpan, request.Zone, MaxLeaseSpan)
+		case len(request.Unreported) > MaxUnreported:
+			return fmt.Errorf("store: %d entries are unreported in zone %q; %d is the most", len(request.Unreported), request.Zone, MaxUnreported)
+		case len(request.Client) > MaxClientBytes:
+			return fmt.Errorf("store: key of %d bytes in zone %q is longer than %d; hash it first", len(request.Client), request.Zone, MaxClientBytes)
 		}
-		for _, spent := range a.Unreported {
+		for _, spent := range request.Unreported {
 			if spent.Age < 0 || spent.Age%time.Microsecond != 0 || spent.Units < 1 || spent.Units > MaxEvents {
-				return fmt.Errorf("store: %d units of %v ago in zone %q cannot be unreported", spent.Units, spent.Age, a.Zone)
+				return fmt.Errorf("store: %d units of %v ago in zone %q cannot be unreported", spent.Units, spent.Age, request.Zone)
 			}
 		}
 		for j := range i {
-			if requests[j].Key == a.Key {
-				return fmt.Errorf("store: two requests for one key of zone %q in one call", a.Zone)
+			if requests[j].Key == request.Key {
+				return fmt.Errorf("store: two requests for one key of zone %q in one call", request.Zone)
 			}
 		}
 	}
@@ -250,7 +250,7 @@ const (
 	KindOverload Kind = "overload"
 	// KindReply: the server answered with an error, or with nonsense.
 	KindReply Kind = "reply"
-	// KindBudget: there was no time to wait for an answer; the server was not
+	// KindBudget: there was no time to wait for a decision; the server was not
 	// asked.
 	KindBudget Kind = "budget"
 	// KindAway: the server is known to be away, or to answer too late; it was
@@ -269,7 +269,7 @@ type Error struct {
 	// never will be.
 	Unexecuted bool
 	// Fates tells what became of each request, if that is not the same for all.
-	// The decisions of those that are FateDecided are valid. If one of these is
+	// The decisions of requests that are FateDecided are valid. If one of these is
 	// refused, the call is: what it has charged is refunded by the store. Else
 	// what they charged is among the decisions of Pending.
 	Fates []Fate

@@ -9,15 +9,15 @@ const (
 	mergeParts = 64
 	// maxEntries bounds a log unconditionally. The merging rule alone keeps a
 	// log within it, unless the limit was raised: then neighbours are merged,
-	// see compact. If that does not help, because grants are stamped further
-	// ahead than what merges spans, a grant joins the last entry. Either way
+	// see compact. If that does not help, because charges are stamped further
+	// ahead than what merges spans, a charge joins the last entry. Either way
 	// units are held longer, never shorter.
 	maxEntries = 68
 	// maxSkew is how far ahead of the clock a stamp may lie before it must
-	// come from a clock that has since stepped back: grants reach at most
-	// MaxAhead ahead, and a second is spare.
+	// come from a clock that has since stepped back: charges reach at most
+	// MaxLeaseSpan ahead, and a second is spare.
 	maxSkew = 2 * time.Second
-	// maxTotal bounds the units of a log. Nothing but what is settled gets
+	// maxTotal bounds the units of a log. Nothing but what is reported gets
 	// there, which no limit holds back; Redis keeps a total in six bytes.
 	maxTotal = 1<<48 - 1
 )
@@ -42,12 +42,12 @@ const (
 //
 // The zero Window is an empty log. A Window is not safe for concurrent use;
 // its length is always the same. The same arithmetic stands in
-// redis/window.lua: whoever changes one changes both.
+// redis/window.lua: a change of one is a change of both.
 type Window struct {
 	entries []entry // in the order of stamps, none with zero units
 	total   int64   // units of all entries
 	first   int64   // earliest stamp merged into the last entry
-	mark    int64   // names this log's life, see Grant
+	mark    int64   // names this log's life, see Charge.Mark
 }
 
 type entry struct{ stamp, units int64 }
@@ -55,8 +55,8 @@ type entry struct{ stamp, units int64 }
 // Advance brings the log to the time now: it drops what no longer counts, and
 // lowers stamps that lie more than two seconds ahead, which only a clock that
 // stepped back can leave. Lowered stamps become one entry and a new mark, so
-// that no grant of the old stamps can be given back any more: it could take
-// units that somebody else has spent.
+// that no charge of the old stamps can be refunded any more: it could take units
+// that somebody else has spent.
 func (w *Window) Advance(now int64, window time.Duration) {
 	width := window.Microseconds()
 	drop := 0
@@ -68,7 +68,7 @@ func (w *Window) Advance(now int64, window time.Duration) {
 		w.entries = append(w.entries[:0], w.entries[drop:]...)
 	}
 	if len(w.entries) == 0 {
-		// What counts nothing is no log: the next grant begins a new life.
+		// What counts nothing is no log: the next charge begins a new life.
 		w.total, w.first, w.mark = 0, 0, 0
 		return
 	}
@@ -96,72 +96,72 @@ func nextMark(old, now int64) int64 {
 	return now
 }
 
-// Settle counts what a owes: each from when it was spent, unless that is a
-// window ago. Where there are younger units in the log, it joins the oldest of
-// them: a log has no room for entries in between. The total may come to exceed
-// the limit; then asks are refused until enough has expired. What exceeds
+// CountUnreported counts what a request reports: each from when it was spent,
+// unless that is a window ago. Where there are younger units in the log, it joins
+// the oldest of them: a log has no room for entries in between. The total may come
+// to exceed the limit; then requests are refused until enough has expired. What exceeds
 // maxTotal is dropped. The log must have been advanced to now.
-func (w *Window) Settle(now int64, a *Request) {
-	for i := range a.Unreported {
-		w.settle(now, a, &a.Unreported[i])
+func (w *Window) CountUnreported(now int64, request *Request) {
+	for i := range request.Unreported {
+		w.countUnreported(now, request, &request.Unreported[i])
 	}
 }
 
-func (w *Window) settle(now int64, a *Request, spent *Spent) {
+func (w *Window) countUnreported(now int64, request *Request, spent *Spent) {
 	units := min(spent.Units, maxTotal-w.total)
-	if spent.Age >= a.Window || units <= 0 {
+	if spent.Age >= request.Window || units <= 0 {
 		return
 	}
 	stamp := now - spent.Age.Microseconds()
 	for i := range w.entries {
 		if e := &w.entries[i]; e.stamp >= stamp {
 			// If it is the last entry, its first stamp stays what it was:
-			// what comes next joins as if nothing had been owed.
+			// what comes next joins as if nothing had been reported.
 			e.units += units
 			w.total += units
 			return
 		}
 	}
-	w.add(now, stamp, units, a)
+	w.add(now, stamp, units, request)
 }
 
-// Ask answers a without charging anything: as if it was refused by another
-// ask of its call. The log must have been advanced to now.
-func (w *Window) Check(now int64, a *Request) Decision {
-	free := a.Limit - w.total
+// Check decides a request without charging anything: as if another request of its
+// call was refused. The log must have been advanced to now.
+func (w *Window) Check(now int64, request *Request) Decision {
+	free := request.Limit - w.total
 	decision := Decision{
-		Granted:   a.Units <= max(free, 0), // a refill fits, if with nothing
+		Granted:   request.Units <= max(free, 0), // a refill fits, if with nothing
 		Remaining: max(free, 0),
-		Reset:     w.reset(now, a.Window),
+		Reset:     w.reset(now, request.Window),
 	}
 	if !decision.Granted {
-		decision.RetryAfter = w.retryAfter(now, a)
+		decision.RetryAfter = w.retryAfter(now, request)
 	}
 	return decision
 }
 
-// Charge takes the units of an ask that Ask has granted at the same time, and
-// brings its answer up to date.
-func (w *Window) Charge(now int64, a *Request, decision *Decision) {
-	extra := min(a.Lease, a.Limit-w.total-a.Units)
-	units := a.Units + extra
+// Charge charges the units of a request that Check has granted at the same time,
+// and brings its decision up to date.
+func (w *Window) Charge(now int64, request *Request, decision *Decision) {
+	lease := min(request.Lease, request.Limit-w.total-request.Units)
+	units := request.Units + lease
 	if units <= 0 {
 		return
 	}
 	stamp := now
-	if extra > 0 {
-		stamp += a.LeaseSpan.Microseconds()
+	if lease > 0 {
+		stamp += request.LeaseSpan.Microseconds()
 	}
-	decision.Lease = extra
-	decision.Stamp = w.add(now, stamp, units, a)
+	decision.Lease = lease
+	decision.Stamp = w.add(now, stamp, units, request)
 	decision.Mark = w.mark
-	decision.Remaining = max(a.Limit-w.total, 0)
-	decision.Reset = w.reset(now, a.Window)
+	decision.Remaining = max(request.Limit-w.total, 0)
+	decision.Reset = w.reset(now, request.Window)
 }
 
 // add appends units, or joins them to the last entry, and returns their stamp
 // as stored.
-func (w *Window) add(now, stamp, units int64, a *Request) int64 {
+func (w *Window) add(now, stamp, units int64, request *Request) int64 {
 	w.total += units
 	n := len(w.entries)
 	if n == 0 {
@@ -172,9 +172,9 @@ func (w *Window) add(now, stamp, units int64, a *Request) int64 {
 	}
 	last := &w.entries[n-1]
 	stamp = max(stamp, last.stamp)
-	near := stamp == last.stamp || a.Limit > mergeAbove && (stamp-w.first)*mergeParts < a.Window.Microseconds()
+	near := stamp == last.stamp || request.Limit > mergeAbove && (stamp-w.first)*mergeParts < request.Window.Microseconds()
 	if !near && n >= maxEntries {
-		w.compact(a.Window)
+		w.compact(request.Window)
 		n = len(w.entries)
 		last = &w.entries[n-1]
 	}
@@ -209,9 +209,9 @@ func (w *Window) compact(window time.Duration) {
 	w.entries = kept
 }
 
-// Return gives units back to the first entry that can hold them: merging
-// moves units to later stamps only, so those of a grant are never in an entry
-// with an earlier stamp than the grant's. It does nothing if the log has had
+// Refund takes units out of the first entry that can hold them: merging moves
+// units to later stamps only, so that the units of a charge are never in an entry with an
+// earlier stamp than the charge's. It does nothing if the log has had
 // another life since, or if the units have expired; what the entry does not
 // hold is dropped. The log must have been advanced to now.
 func (w *Window) Refund(now int64, g *Refund) {
@@ -231,8 +231,8 @@ func (w *Window) Refund(now int64, g *Refund) {
 		}
 		if i == len(w.entries)-1 {
 			// The first stamp of the entry that is now the last one is not
-			// known; nothing but an equal stamp may join it, lest it grow
-			// for ever under grants given back again and again.
+			// known; nothing but an equal stamp may join it, or it would grow
+			// for ever when units are charged and refunded again and again.
 			w.first = 0
 		}
 		w.entries = append(w.entries[:i], w.entries[i+1:]...)
@@ -264,15 +264,15 @@ func (w *Window) reset(now int64, window time.Duration) time.Duration {
 	return time.Duration(w.Expires(window)-now) * time.Microsecond
 }
 
-// retryAfter walks the log until enough has expired for the need of a, which
+// retryAfter walks the log until enough has expired for the units of a request, which
 // matters when the limit was lowered: then it takes more than the first entry.
-func (w *Window) retryAfter(now int64, a *Request) time.Duration {
-	excess := w.total + a.Units - a.Limit
+func (w *Window) retryAfter(now int64, request *Request) time.Duration {
+	excess := w.total + request.Units - request.Limit
 	for i := range w.entries {
 		excess -= w.entries[i].units
 		if excess <= 0 {
-			return time.Duration(w.entries[i].stamp-now)*time.Microsecond + a.Window
+			return time.Duration(w.entries[i].stamp-now)*time.Microsecond + request.Window
 		}
 	}
-	return a.Window
+	return request.Window
 }

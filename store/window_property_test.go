@@ -41,7 +41,7 @@ func (m *model) remove(stamp, units int64) {
 	m.entries = slices.DeleteFunc(m.entries, func(e entry) bool { return e.units == 0 })
 }
 
-// ask answers like Window.Ask.
+// check decides like Window.Check.
 func (m *model) request(now int64, a *Request) Decision {
 	free := a.Limit - m.total
 	decision := Decision{Granted: a.Units <= max(free, 0), Remaining: max(free, 0)}
@@ -84,7 +84,7 @@ type past struct {
 	spent   []entry // what is left of it, by when it is spent
 }
 
-// take gives back units of a grant: those spent last have not been spent.
+// take refunds units of a grant: those spent last have not been spent.
 func (p *past) take(units int64) {
 	for i := len(p.spent) - 1; i >= 0 && units > 0; i-- {
 		n := min(units, p.spent[i].units)
@@ -103,19 +103,19 @@ func (p *past) left() (sum int64) {
 // history draws and plays random calls. What it may draw is set by the test;
 // seen is told of every call.
 type history struct {
-	t      *rapid.T
-	w      Window
-	now    int64
-	window time.Duration
-	past   []*past
-	owed   []entry // when units were spent without asking
+	t          *rapid.T
+	w          Window
+	now        int64
+	window     time.Duration
+	past       []*past
+	unreported []entry // when units were spent without asking
 
 	limit    func() int64
-	back     bool          // units are given back
+	back     bool          // units are refunded
 	stepping bool          // the clock steps back
-	owes     bool          // units are spent without asking, and told later
-	extra    bool          // extra units are asked for
-	ahead    time.Duration // and stamped ahead by at most this
+	reports  bool          // units are spent without asking, and told later
+	lease    bool          // lease units are asked for
+	span     time.Duration // and stamped ahead by at most this
 	seen     func(a *Request, decision Decision)
 	returned func(g *Refund)
 }
@@ -170,13 +170,13 @@ func (h *history) step() {
 	a := &Request{Key: Key{Window: h.window}, Limit: limit}
 	a.Units = rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, max(1, limit/8)), rapid.Int64Range(0, limit+1)).Draw(h.t, "need")
 	a.Units = min(a.Units, MaxEvents)
-	if h.extra {
-		a.Lease = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(0, max(1, limit/16))).Draw(h.t, "extra")
-		a.LeaseSpan = time.Duration(rapid.Int64Range(0, h.ahead.Microseconds()).Draw(h.t, "ahead")) * time.Microsecond
+	if h.lease {
+		a.Lease = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(0, max(1, limit/16))).Draw(h.t, "lease")
+		a.LeaseSpan = time.Duration(rapid.Int64Range(0, h.span.Microseconds()).Draw(h.t, "span")) * time.Microsecond
 	}
-	if h.owes && rapid.IntRange(0, 2).Draw(h.t, "owes") == 0 {
-		h.owe(a)
-		h.w.Settle(h.now, a)
+	if h.reports && rapid.IntRange(0, 2).Draw(h.t, "unreported") == 0 {
+		h.report(a)
+		h.w.CountUnreported(h.now, a)
 		a.Unreported = nil
 	}
 	before := h.w
@@ -195,20 +195,20 @@ func (h *history) step() {
 	}
 }
 
-// owe draws units that were spent without asking.
-func (h *history) owe(a *Request) {
+// report draws units that were spent without asking.
+func (h *history) report(a *Request) {
 	width := h.window.Microseconds()
-	for range rapid.IntRange(1, MaxUnreported).Draw(h.t, "owed") {
+	for range rapid.IntRange(1, MaxUnreported).Draw(h.t, "unreported") {
 		s := Spent{Units: rapid.Int64Range(1, max(1, a.Limit/8)).Draw(h.t, "units")}
 		age := rapid.OneOf(rapid.Int64Range(0, width/mergeParts), rapid.Int64Range(0, width+1)).Draw(h.t, "age")
 		s.Age = time.Duration(age) * time.Microsecond
 		a.Unreported = append(a.Unreported, s)
-		h.owed = append(h.owed, entry{h.now - age, s.Units})
+		h.unreported = append(h.unreported, entry{h.now - age, s.Units})
 	}
 }
 
 // spend decides when the units of a grant are spent: at once, or if there are
-// extra ones, whenever that is worst until the stamp.
+// lease units whenever that is worst until the stamp.
 func (h *history) spend(p *past, leased bool) {
 	if !leased {
 		p.spent = []entry{{p.at, p.Units}}
@@ -222,7 +222,7 @@ func (h *history) spend(p *past, leased bool) {
 	p.spent = []entry{{p.at, early}, {late, p.Units - early}}
 }
 
-// giveBack gives back units of any grant, never more than it has left.
+// refund refunds units of any grant, never more than it has left.
 func (h *history) refund() {
 	p := h.past[rapid.IntRange(max(0, len(h.past)-20), len(h.past)-1).Draw(h.t, "grant")]
 	left := p.left()
@@ -298,14 +298,14 @@ func constantLimit(t *rapid.T, limits ...int64) func() int64 {
 }
 
 // No interval of one window has more units than the limit, whenever within
-// their time the units of a grant are spent, whatever is given back.
+// their time the units of a grant are spent, whatever is refunded.
 func TestWindowIsStrict(t *testing.T) {
 	check(t, func(t *rapid.T) {
 		h := newHistory(t)
 		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
-		h.back = rapid.Bool().Draw(t, "give back")
-		h.extra = rapid.Bool().Draw(t, "leases")
-		h.ahead = MaxLeaseSpan
+		h.back = rapid.Bool().Draw(t, "refund")
+		h.lease = rapid.Bool().Draw(t, "leases")
+		h.span = MaxLeaseSpan
 		h.play(200)
 		if units, at := most(h.spent(), h.window); units > h.limit() {
 			t.Fatalf("%d units of %d in the window from %d", units, h.limit(), at-start)
@@ -314,19 +314,19 @@ func TestWindowIsStrict(t *testing.T) {
 }
 
 // When units are granted, no more than the limit are spent in the window that
-// ends there, including what was owed.
-func TestWindowCountsWhatIsOwed(t *testing.T) {
+// ends there, including what was reported.
+func TestWindowCountsReports(t *testing.T) {
 	check(t, func(t *rapid.T) {
 		h := newHistory(t)
 		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
-		h.back = rapid.Bool().Draw(t, "give back")
-		h.owes = true
+		h.back = rapid.Bool().Draw(t, "refund")
+		h.reports = true
 		h.seen = func(a *Request, got Decision) {
 			if !got.Charged() {
 				return
 			}
 			sum, since := a.Units, h.now-h.window.Microseconds()
-			for _, e := range append(h.spent(), h.owed...) {
+			for _, e := range append(h.spent(), h.unreported...) {
 				if e.stamp > since {
 					sum += e.units
 				}
@@ -339,7 +339,7 @@ func TestWindowCountsWhatIsOwed(t *testing.T) {
 	})
 }
 
-// Up to 64 units, and for whatever is asked for without extra units, the log
+// Up to 64 units, and for whatever is asked for without lease units, the log
 // answers as an exact one, also when the limit changes.
 func TestWindowIsExactUpTo64(t *testing.T) {
 	check(t, func(t *rapid.T) {
@@ -374,14 +374,14 @@ func TestWindowIsExactUpTo64(t *testing.T) {
 // Above 64 units, what refuses a request are units spent in a window and a
 // merged span, and by leases as long as the window allows, a little more.
 func TestWindowRefusesForAReason(t *testing.T) {
-	for _, extra := range []bool{false, true} {
+	for _, lease := range []bool{false, true} {
 		check(t, func(t *rapid.T) {
 			h := newHistory(t)
 			h.limit = constantLimit(t, 65, 100, 1000, 1_000_000)
-			h.back = rapid.Bool().Draw(t, "give back")
+			h.back = rapid.Bool().Draw(t, "refund")
 			held := h.window + h.window/mergeParts
-			if h.extra = extra; extra {
-				h.ahead = min(h.window/128, MaxLeaseSpan)
+			if h.lease = lease; lease {
+				h.span = min(h.window/128, MaxLeaseSpan)
 				held = h.window * 103 / 100
 			}
 			h.seen = func(a *Request, got Decision) {
@@ -410,8 +410,8 @@ func TestWindowIsSound(t *testing.T) {
 		h := newHistory(t)
 		limits := rapid.SampledFrom([][]int64{{0, 1, 2}, {60, 64, 65, 70}, {1, 1000}, {64, 1_000_000, MaxEvents}}).Draw(t, "limits")
 		h.limit = func() int64 { return rapid.SampledFrom(limits).Draw(t, "limit") }
-		h.back, h.extra, h.stepping, h.owes = true, true, true, true
-		h.ahead = MaxLeaseSpan
+		h.back, h.lease, h.stepping, h.reports = true, true, true, true
+		h.span = MaxLeaseSpan
 		h.play(300)
 		// Grants that never were change nothing for the better or worse.
 		for range 10 {

@@ -20,15 +20,15 @@ const (
 type row struct {
 	at          float64
 	limit       int64 // 0: as in the row before
-	need, extra int64
-	ahead       float64
-	owed        []earlier
-	back        int // gives back units of the grant of that row; the first one is 1
+	need, lease int64
+	span        float64
+	unreported  []earlier
+	back        int // refunds units of the grant of that row; the first one is 1
 	units       int64
 
 	left  int64
 	retry float64 // refused, and granted after so long
-	got   int64   // extra units
+	got   int64   // lease units
 	log   string
 }
 
@@ -81,10 +81,10 @@ func (w *Window) sound() error {
 	return nil
 }
 
-// call decides one ask as a store does.
+// call decides one request as a store does.
 func (w *Window) call(now int64, a *Request) Decision {
 	w.Advance(now, a.Window)
-	w.Settle(now, a)
+	w.CountUnreported(now, a)
 	decision := w.Check(now, a)
 	if decision.Granted {
 		w.Charge(now, a, &decision)
@@ -108,8 +108,8 @@ func runLedger(t *testing.T, rows []row) {
 			w.Advance(now, window)
 			w.Refund(now, &g)
 		} else {
-			a := Request{Key: Key{Window: window}, Limit: limit, Units: r.need, Lease: r.extra, LeaseSpan: time.Duration(micros(r.ahead)) * time.Microsecond}
-			for _, d := range r.owed {
+			a := Request{Key: Key{Window: window}, Limit: limit, Units: r.need, Lease: r.lease, LeaseSpan: time.Duration(micros(r.span)) * time.Microsecond}
+			for _, d := range r.unreported {
 				a.Unreported = append(a.Unreported, Spent{time.Duration(micros(d.age)) * time.Microsecond, d.units})
 			}
 			decision := w.call(now, &a)
@@ -166,19 +166,19 @@ func TestWindow(t *testing.T) {
 			{at: 63, need: 1, retry: 1, log: "0:1"},
 			{at: 64, need: 1, left: 0, log: "64:1"},
 		}},
-		{"need and extra", []row{
-			{at: 0, limit: 10, need: 1, extra: 3, got: 3, left: 6, log: "0:4"},
-			{at: 1, need: 6, extra: 9, left: 0, log: "0:4 1:6"},
-			{at: 2, extra: 9, left: 0, log: "0:4 1:6"},
-			{at: 2, need: 1, extra: 9, retry: 62, log: "0:4 1:6"},
-			{at: 64, need: 1, extra: 9, got: 3, left: 0, log: "1:6 64:4"},
+		{"need and lease", []row{
+			{at: 0, limit: 10, need: 1, lease: 3, got: 3, left: 6, log: "0:4"},
+			{at: 1, need: 6, lease: 9, left: 0, log: "0:4 1:6"},
+			{at: 2, lease: 9, left: 0, log: "0:4 1:6"},
+			{at: 2, need: 1, lease: 9, retry: 62, log: "0:4 1:6"},
+			{at: 64, need: 1, lease: 9, got: 3, left: 0, log: "1:6 64:4"},
 			{at: 64, need: 11, retry: 64, log: "1:6 64:4"},
 		}},
 		{"units ahead", []row{
-			{at: 0, limit: 10, need: 1, extra: 2, ahead: 0.5, got: 2, left: 7, log: "0.5:3"},
-			{at: 0.1, need: 1, left: 6, log: "0.5:4"},             // never before the last stamp
-			{at: 0.2, need: 1, ahead: 0.9, left: 5, log: "0.5:5"}, // no extra, not ahead
-			{at: 0.6, need: 1, ahead: 0.9, left: 4, log: "0.5:5 0.6:1"},
+			{at: 0, limit: 10, need: 1, lease: 2, span: 0.5, got: 2, left: 7, log: "0.5:3"},
+			{at: 0.1, need: 1, left: 6, log: "0.5:4"},            // never before the last stamp
+			{at: 0.2, need: 1, span: 0.9, left: 5, log: "0.5:5"}, // no lease, no span
+			{at: 0.6, need: 1, span: 0.9, left: 4, log: "0.5:5 0.6:1"},
 			{at: 64.4, need: 5, retry: 0.1, left: 4, log: "0.5:5 0.6:1"},
 			{at: 64.5, need: 5, left: 4, log: "0.6:1 64.5:5"},
 		}},
@@ -200,7 +200,7 @@ func TestWindow(t *testing.T) {
 			{at: 3, need: 1, left: 1, log: "2:2 3:1"},
 			{at: 66, left: 3, log: "3:1"},
 		}},
-		{"a grant of before the clock stepped back is not given back", []row{
+		{"a charge from before the clock stepped back is not refunded", []row{
 			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
 			{at: 3590, left: 3, log: "3592:1"},
 			{at: 3601, need: 1, left: 2, log: "3592:1 3601:1"},
@@ -244,7 +244,7 @@ func TestWindow(t *testing.T) {
 			{at: 0.6, limit: 64, need: 1, left: 60, log: "0.5:3 0.6:1"},
 			{at: 0.7, limit: 100, need: 1, left: 95, log: "0.5:3 0.7:2"},
 		}},
-		{"units are given back to their own entry", []row{
+		{"units are refunded to their own entry", []row{
 			{at: 0, limit: 10, need: 2, left: 8, log: "0:2"},
 			{at: 1, need: 3, left: 5, log: "0:2 1:3"},
 			{at: 2, need: 4, left: 1, log: "0:2 1:3 2:4"},
@@ -255,7 +255,7 @@ func TestWindow(t *testing.T) {
 			{at: 3, back: 2, units: 2, log: ""},
 			{at: 3, back: 2, units: 2, log: ""},
 		}},
-		{"units are given back to the entry they were merged into", []row{
+		{"units are refunded to the entry they were merged into", []row{
 			{at: 0, limit: 100, need: 2, left: 98, log: "0:2"},
 			{at: 0.5, need: 3, left: 95, log: "0.5:5"},
 			{at: 1, need: 1, left: 94, log: "0.5:5 1:1"},
@@ -263,7 +263,7 @@ func TestWindow(t *testing.T) {
 			{at: 2, back: 1, units: 2, log: "0.5:3 1.5:2"},
 			{at: 2, back: 3, units: 1, log: "0.5:3 1.5:1"},
 		}},
-		{"expired units are not given back", []row{
+		{"expired units are not refunded", []row{
 			{at: 0, limit: 100, need: 2, left: 98, log: "0:2"},
 			{at: 0.5, need: 3, left: 95, log: "0.5:5"},
 			{at: 63.9, back: 1, units: 1, log: "0.5:4"},
@@ -277,57 +277,57 @@ func TestWindow(t *testing.T) {
 			{at: 3, back: 1, units: 2, log: "2:2"},
 			{at: 3, back: 3, units: 1, log: "2:1"},
 		}},
-		{"nothing joins the last entry once a later one was given back", []row{
+		{"nothing joins the last entry once a later one was refunded", []row{
 			{at: 0, limit: 100, need: 1, left: 99, log: "0:1"},
 			{at: 1, need: 1, left: 98, log: "0:1 1:1"},
 			{at: 1, back: 2, units: 1, log: "0:1"},
 			{at: 1.5, need: 1, left: 98, log: "0:1 1.5:1"},
 			{at: 1.6, need: 1, left: 97, log: "0:1 1.6:2"}, // its own first stamp is known again
 		}},
-		{"what is owed counts from when it was spent", []row{
-			{at: 100, limit: 5, owed: []earlier{{10, 2}}, left: 3, log: "90:2"},
+		{"what is reported counts from when it was spent", []row{
+			{at: 100, limit: 5, unreported: []earlier{{10, 2}}, left: 3, log: "90:2"},
 			{at: 100, need: 3, left: 0, log: "90:2 100:3"},
 			{at: 101, need: 1, retry: 53, log: "90:2 100:3"},
 			{at: 154, need: 1, left: 1, log: "100:3 154:1"},
-			{at: 155, owed: []earlier{{0, 1}}, need: 1, retry: 9, left: 0, log: "100:3 154:1 155:1"},
+			{at: 155, unreported: []earlier{{0, 1}}, need: 1, retry: 9, left: 0, log: "100:3 154:1 155:1"},
 		}},
-		{"what is owed joins the first that is not older", []row{
+		{"what is reported joins the first that is not older", []row{
 			{at: 100, limit: 20, need: 1, left: 19, log: "100:1"},
 			{at: 110, need: 1, left: 18, log: "100:1 110:1"},
 			{at: 120, need: 1, left: 17, log: "100:1 110:1 120:1"},
-			{at: 121, owed: []earlier{{21, 2}}, left: 15, log: "100:3 110:1 120:1"},
-			{at: 121, owed: []earlier{{20.999999, 2}}, left: 13, log: "100:3 110:3 120:1"},
-			{at: 121, owed: []earlier{{11.000001, 1}, {50, 1}}, left: 11, log: "100:4 110:4 120:1"},
-			{at: 121, owed: []earlier{{1, 1}, {2, 1}}, left: 9, log: "100:4 110:4 120:3"},
-			{at: 121, owed: []earlier{{0.5, 1}, {0.6, 1}}, left: 7, log: "100:4 110:4 120:3 120.5:2"},
+			{at: 121, unreported: []earlier{{21, 2}}, left: 15, log: "100:3 110:1 120:1"},
+			{at: 121, unreported: []earlier{{20.999999, 2}}, left: 13, log: "100:3 110:3 120:1"},
+			{at: 121, unreported: []earlier{{11.000001, 1}, {50, 1}}, left: 11, log: "100:4 110:4 120:1"},
+			{at: 121, unreported: []earlier{{1, 1}, {2, 1}}, left: 9, log: "100:4 110:4 120:3"},
+			{at: 121, unreported: []earlier{{0.5, 1}, {0.6, 1}}, left: 7, log: "100:4 110:4 120:3 120.5:2"},
 		}},
-		{"what is owed is forgotten after a window", []row{
-			{at: 100, limit: 5, owed: []earlier{{64, 2}, {1e6, 2}}, left: 5, log: ""},
-			{at: 100, owed: []earlier{{63.999999, 2}}, left: 3, log: "36.000001:2"},
-			{at: 100, owed: []earlier{{64, 2}}, left: 3, log: "36.000001:2"},
+		{"what is reported is forgotten after a window", []row{
+			{at: 100, limit: 5, unreported: []earlier{{64, 2}, {1e6, 2}}, left: 5, log: ""},
+			{at: 100, unreported: []earlier{{63.999999, 2}}, left: 3, log: "36.000001:2"},
+			{at: 100, unreported: []earlier{{64, 2}}, left: 3, log: "36.000001:2"},
 			{at: 100.000001, left: 5, log: ""},
 		}},
-		{"what is owed may exceed the limit", []row{
+		{"what is reported may exceed the limit", []row{
 			{at: 100, limit: 5, need: 4, left: 1, log: "100:4"},
-			{at: 110, owed: []earlier{{5, 3}, {2, 4}}, need: 1, retry: 59, left: 0, log: "100:4 105:3 108:4"},
-			{at: 110, extra: 3, left: 0, log: "100:4 105:3 108:4"}, // a refill is granted nothing
+			{at: 110, unreported: []earlier{{5, 3}, {2, 4}}, need: 1, retry: 59, left: 0, log: "100:4 105:3 108:4"},
+			{at: 110, lease: 3, left: 0, log: "100:4 105:3 108:4"}, // a refill is granted nothing
 			{at: 168.999999, need: 1, retry: 0.000001, left: 0, log: "105:3 108:4"},
 			{at: 169, need: 1, left: 0, log: "108:4 169:1"},
 		}},
-		{"what is owed merges above 64", []row{
-			{at: 100, limit: 100, owed: []earlier{{10, 1}, {9.5, 1}, {9.000001, 1}, {9, 1}}, left: 96, log: "90.999999:3 91:1"},
-			{at: 100, owed: []earlier{{9.9, 1}, {8.1, 2}}, left: 93, log: "90.999999:4 91.9:3"},
-			{at: 100, owed: []earlier{{9, 1}}, left: 92, log: "90.999999:4 91.9:4"},
+		{"what is reported merges above 64", []row{
+			{at: 100, limit: 100, unreported: []earlier{{10, 1}, {9.5, 1}, {9.000001, 1}, {9, 1}}, left: 96, log: "90.999999:3 91:1"},
+			{at: 100, unreported: []earlier{{9.9, 1}, {8.1, 2}}, left: 93, log: "90.999999:4 91.9:3"},
+			{at: 100, unreported: []earlier{{9, 1}}, left: 92, log: "90.999999:4 91.9:4"},
 		}},
-		{"what comes next joins as if nothing had been owed", []row{
+		{"what comes next joins as if nothing had been reported", []row{
 			{at: 100, limit: 100, need: 1, left: 99, log: "100:1"},
-			{at: 100.1, owed: []earlier{{40, 1}}, left: 98, log: "100:2"},
+			{at: 100.1, unreported: []earlier{{40, 1}}, left: 98, log: "100:2"},
 			{at: 100.9, need: 1, left: 97, log: "100.9:3"},
 			{at: 101, need: 1, left: 96, log: "100.9:3 101:1"},
 		}},
-		{"a grant is given back next to what was owed", []row{
-			{at: 100, limit: 9, owed: []earlier{{9, 1}}, need: 1, left: 7, log: "91:1 100:1"},
-			{at: 101, owed: []earlier{{5, 2}}, left: 5, log: "91:1 100:3"},
+		{"a grant is refunded next to what was reported", []row{
+			{at: 100, limit: 9, unreported: []earlier{{9, 1}}, need: 1, left: 7, log: "91:1 100:1"},
+			{at: 101, unreported: []earlier{{5, 2}}, left: 5, log: "91:1 100:3"},
 			{at: 101, back: 1, units: 1, log: "91:1 100:2"},
 			{at: 155, left: 7, log: "100:2"},
 		}},
@@ -339,7 +339,7 @@ func TestWindow(t *testing.T) {
 
 // Giving back the last entry again and again must not make the one before it
 // grow for ever: its units would never expire.
-func TestWindowGivenBackAgainAndAgain(t *testing.T) {
+func TestWindowRefundedAgainAndAgain(t *testing.T) {
 	var w Window
 	a := Request{Key: Key{Window: window}, Limit: 1000, Units: 1}
 	now := start
@@ -357,10 +357,10 @@ func TestWindowGivenBackAgainAndAgain(t *testing.T) {
 	}
 }
 
-// Leases given back leave room for entries closer together than merging would
+// Leases refunded leave room for entries closer together than merging would
 // have them. Their number is bounded all the same, and what joins the last
 // one is held longer, not shorter.
-func TestWindowOfLeasesGivenBack(t *testing.T) {
+func TestWindowOfRefundedLeases(t *testing.T) {
 	var w Window
 	unit := Request{Key: Key{Window: window}, Limit: 1000, Units: 1}
 	lease := Request{Key: Key{Window: window}, Limit: 1000, Lease: 1, LeaseSpan: MaxLeaseSpan}
@@ -385,9 +385,9 @@ func TestWindowOfLeasesGivenBack(t *testing.T) {
 	}
 }
 
-// What is owed is held back by no limit; what does not fit the bytes that a
+// What is reported is held back by no limit; what does not fit the bytes that a
 // store has for it is dropped.
-func TestWindowOwedWithoutEnd(t *testing.T) {
+func TestWindowReportedWithoutEnd(t *testing.T) {
 	var w Window
 	a := Request{Key: Key{Window: window}, Limit: 5}
 	for i := range MaxUnreported {

@@ -29,7 +29,7 @@ func (m *model) take(now int64, requests []store.Request) (decisions []store.Dec
 		name := m.name(a.Key)
 		logs[i] = m.advanced(now, name, a.Window, written)
 		total := inside(logs[i]).total
-		if logs[i].Settle(now, a); inside(logs[i]).total != total {
+		if logs[i].CountUnreported(now, a); inside(logs[i]).total != total {
 			m.logs[name], written[name] = logs[i], a.Window
 		}
 		decisions[i] = logs[i].Check(now, a)

@@ -6,11 +6,11 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-func extraUnits(f *fixture) {
+func leaseUnits(f *fixture) {
 	tests := []struct {
-		need, extra int64
+		need, lease int64
 		granted     bool
-		extraWant   int64
+		leaseWant   int64
 		remaining   int64
 	}{
 		{1, 3, true, 3, 16},
@@ -22,27 +22,27 @@ func extraUnits(f *fixture) {
 	}
 	request := f.limit(20, long)
 	for i, test := range tests {
-		a := f.take(extra(request, test.need, test.extra))[0]
-		if a.Granted != test.granted || a.Lease != test.extraWant || a.Remaining != test.remaining {
+		a := f.take(leasing(request, test.need, test.lease))[0]
+		if a.Granted != test.granted || a.Lease != test.leaseWant || a.Remaining != test.remaining {
 			f.Fatalf("call %d: %+v, want %+v", i, a, test)
 		}
-		if want := test.granted && test.need+test.extraWant > 0; a.Charged() != want {
+		if want := test.granted && test.need+test.leaseWant > 0; a.Charged() != want {
 			f.Fatalf("call %d: %+v, want charged %v", i, a, want)
 		}
 	}
 
-	// The last unit is the request's, not extra.
+	// The last unit is the request's, not the lease's.
 	request = f.limit(1, long)
-	if a := f.granted(extra(request, 1, 5)); a.Lease != 0 {
-		f.Errorf("%+v, want no extra of a limit of 1", a)
+	if a := f.granted(leasing(request, 1, 5)); a.Lease != 0 {
+		f.Errorf("%+v, want no lease of a limit of 1", a)
 	}
 }
 
 func refill(f *fixture) {
 	request := f.limit(10, long)
-	for _, want := range []struct{ extra, remaining int64 }{{4, 6}, {4, 2}, {2, 0}, {0, 0}} {
-		a := f.granted(extra(request, 0, 4))
-		if a.Lease != want.extra || a.Remaining != want.remaining || a.Charged() != (want.extra > 0) {
+	for _, want := range []struct{ lease, remaining int64 }{{4, 6}, {4, 2}, {2, 0}, {0, 0}} {
+		a := f.granted(leasing(request, 0, 4))
+		if a.Lease != want.lease || a.Remaining != want.remaining || a.Charged() != (want.lease > 0) {
 			f.Fatalf("%+v, want %+v", a, want)
 		}
 	}
@@ -52,9 +52,9 @@ func refill(f *fixture) {
 	// what is spent.
 	lowered, other := request, f.limit(1, long)
 	lowered.Limit = 4
-	decisions := f.take(extra(lowered, 0, 4), other)
+	decisions := f.take(leasing(lowered, 0, 4), other)
 	if !decisions[0].Granted || decisions[0].Charged() || !decisions[1].Charged() {
-		f.Errorf("a refill above a lowered limit: %+v, want it granted with nothing, and the other ask charged", decisions)
+		f.Errorf("a refill above a lowered limit: %+v, want it granted with nothing, and the other request charged", decisions)
 	}
 }
 
@@ -77,32 +77,32 @@ func look(f *fixture) {
 	}
 }
 
-func extraRefused(f *fixture) {
+func leaseRefused(f *fixture) {
 	free := f.limit(10, long)
 	full := of(f.zoned("full", free), 1)
 	f.granted(full)
-	f.take(extra(free, 1, 5), full)
-	f.take(extra(free, 0, 5), full)
+	f.take(leasing(free, 1, 5), full)
+	f.take(leasing(free, 0, 5), full)
 	f.remaining(free, 10)
 }
 
 // Units that may be spent until a moment to come count from then.
-func aheadHoldsLonger(f *fixture) {
+func spanHoldsLonger(f *fixture) {
 	tests := []struct {
 		name        string
-		need, extra int64
-		ahead       time.Duration
+		need, lease int64
+		span        time.Duration
 		held        time.Duration
 	}{
-		{"with extra", 1, 9, time.Second, long + time.Second},
+		{"with a lease", 1, 9, time.Second, long + time.Second},
 		{"refill", 0, 10, 300 * time.Millisecond, long + 300*time.Millisecond},
-		{"without extra", 10, 0, time.Second, long},
-		{"with extra that does not fit", 10, 5, time.Second, long},
+		{"without a lease", 10, 0, time.Second, long},
+		{"with a lease that does not fit", 10, 5, time.Second, long},
 	}
 	for _, test := range tests {
 		request := f.limit(10, long)
-		first := extra(request, test.need, test.extra)
-		first.LeaseSpan = test.ahead
+		first := leasing(request, test.need, test.lease)
+		first.LeaseSpan = test.span
 		before := time.Now()
 		f.granted(first)
 		a := f.refused(request)
@@ -117,7 +117,7 @@ func aheadHoldsLonger(f *fixture) {
 
 	// What is charged later is not stamped earlier.
 	request := f.limit(2, long)
-	first := extra(request, 0, 1)
+	first := leasing(request, 0, 1)
 	first.LeaseSpan = store.MaxLeaseSpan
 	a, b := f.granted(first), f.granted(request)
 	if b.Stamp < a.Stamp {

@@ -145,7 +145,7 @@ func refundExpired(f *fixture) {
 
 func refundLease(f *fixture) {
 	request := f.limit(100, long)
-	first := extra(request, 1, 9)
+	first := leasing(request, 1, 9)
 	first.LeaseSpan = store.MaxLeaseSpan
 	a := f.granted(first)
 	f.granted(request) // joins what lies ahead

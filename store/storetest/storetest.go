@@ -6,7 +6,7 @@
 // The suite runs against real servers in real time. It judges what it can
 // count, and intervals by the clock on both sides of a call, so that a slow
 // machine makes it slow and not wrong. It does not test what a store does
-// when its server fails, nor long windows, nor whether every answer agrees
+// when its server fails, nor long windows, nor whether every decision agrees
 // with [store.Window] to the microsecond.
 package storetest
 
@@ -53,37 +53,37 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"all or nothing", allOrNothing},
 		{"all or nothing over clients", allOrNothingOverClients},
 		{"all or nothing under concurrency", allOrNothingUnderConcurrency},
-		{"advisory", shadow},
-		{"no asks", noRequests},
+		{"shadow", shadow},
+		{"no requests", noRequests},
 		{"no time to wait", noTime},
-		{"senseless asks", senselessRequests},
+		{"senseless requests", senselessRequests},
 		{"windows are different logs", windowsDiffer},
 		{"zones are different logs", zonesDiffer},
 		{"any bytes name a client", anyClient},
 
-		{"extra units", extraUnits},
+		{"lease units", leaseUnits},
 		{"refill", refill},
 		{"look", look},
-		{"extra units of a refused call", extraRefused},
-		{"ahead holds longer", aheadHoldsLonger},
+		{"lease units of a refused call", leaseRefused},
+		{"a lease holds longer", spanHoldsLonger},
 
-		{"give back", refund},
-		{"give back a part", refundPart},
-		{"give back to many keys", refundMany},
-		{"give back twice", refundTwice},
-		{"give back with a wrong mark", refundWrongMark},
-		{"give back with a later stamp", refundLaterStamp},
-		{"give back to another life", refundAnotherLife},
-		{"give back what has expired", refundExpired},
-		{"give back extra units", refundLease},
+		{"refund", refund},
+		{"refund a part", refundPart},
+		{"refund to many keys", refundMany},
+		{"refund twice", refundTwice},
+		{"refund with a wrong mark", refundWrongMark},
+		{"refund with a later stamp", refundLaterStamp},
+		{"refund to another life", refundAnotherLife},
+		{"refund what has expired", refundExpired},
+		{"refund lease units", refundLease},
 
-		{"owed since it was spent", owedSinceSpent},
-		{"owed by a look", owedByLook},
-		{"owed expires", owedExpires},
-		{"owed exceeds the limit", owedExceedsTheLimit},
-		{"owed in a refused call", owedInARefusedCall},
-		{"owed by an advisory ask", owedByAdvisory},
-		{"owed is not given back", owedIsNotGivenBack},
+		{"reports count since they were spent", reportedSinceSpent},
+		{"reports of a look", reportedByLook},
+		{"reports expire", reportedExpires},
+		{"reports exceed the limit", reportedExceedsTheLimit},
+		{"reports of a refused call", reportedInARefusedCall},
+		{"reports of a shadow request", reportedByShadow},
+		{"reports are not refunded", reportedIsNotRefunded},
 
 		{"retry after is true", retryAfterIsTrue},
 		{"reset is true", resetIsTrue},
@@ -142,33 +142,33 @@ func newFixture(t *testing.T, s store.Store) *fixture {
 	return &fixture{T: t, store: s, id: fmt.Sprintf("%016x", rand.Uint64())}
 }
 
-// limit returns an ask for one unit of a key that was never used.
+// limit returns a request for one unit of a key that was never used.
 func (f *fixture) limit(limit int64, window time.Duration) store.Request {
 	f.keys++
 	key := store.Key{Zone: "storetest", Client: fmt.Sprintf("%s.%d", f.id, f.keys), Window: window}
 	return store.Request{Key: key, Limit: limit, Units: 1}
 }
 
-// zoned returns the ask under another zone.
+// zoned returns the request under another zone.
 func (f *fixture) zoned(zone string, request store.Request) store.Request {
 	request.Key.Zone = zone + "-" + f.id
 	return request
 }
 
-// need, extra and lookAt return the ask with other units.
+// need, leasing and lookAt return the request with other units.
 func need(request store.Request, units int64) store.Request {
 	request.Units = units
 	return request
 }
 
-func extra(request store.Request, units, extra int64) store.Request {
-	request.Units, request.Lease = units, extra
+func leasing(request store.Request, units, lease int64) store.Request {
+	request.Units, request.Lease = units, lease
 	return request
 }
 
-func lookAt(request store.Request) store.Request { return extra(request, 0, 0) }
+func lookAt(request store.Request) store.Request { return leasing(request, 0, 0) }
 
-// of returns the ask under another limit.
+// of returns the request under another limit.
 func of(request store.Request, limit int64) store.Request {
 	request.Limit = limit
 	return request
@@ -178,7 +178,7 @@ func refundOf(request store.Request, a store.Decision, units int64) store.Refund
 	return store.Refund{Key: request.Key, Charge: a.Charge, Units: units}
 }
 
-// take asks, and fails the test if the store does.
+// take makes a call, and fails the test if the store does.
 func (f *fixture) take(requests ...store.Request) []store.Decision {
 	f.Helper()
 	decisions := make([]store.Decision, len(requests))
@@ -190,14 +190,14 @@ func (f *fixture) take(requests ...store.Request) []store.Decision {
 			a.Granted && a.RetryAfter != 0 || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
 			a.Lease < 0 || a.Lease > requests[i].Lease || a.Lease > 0 && !a.Charged() ||
 			a.Charged() != (a.Stamp != 0) || !a.Charged() && a.Origin != 0 {
-			f.Fatalf("Take(%+v): senseless answer %+v", requests[i], a)
+			f.Fatalf("Take(%+v): senseless decision %+v", requests[i], a)
 		}
 	}
 	return decisions
 }
 
-// one asks one thing. It may be called by several goroutines, unlike the
-// others, which end the test.
+// one makes a call of one request. It may be called by several goroutines, unlike
+// the others, which end the test.
 func (f *fixture) one(request store.Request) store.Decision {
 	var decisions [1]store.Decision
 	if err := f.store.Take(time.Now(), patience, []store.Request{request}, decisions[:]); err != nil {
@@ -235,7 +235,7 @@ func (f *fixture) remaining(request store.Request, want int64) {
 func (f *fixture) refund(refunds ...store.Refund) {
 	f.Helper()
 	if err := f.store.Refund(patience, refunds); err != nil {
-		f.Fatalf("Return(%+v): %v", refunds, err)
+		f.Fatalf("Refund(%+v): %v", refunds, err)
 	}
 }
 

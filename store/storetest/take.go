@@ -86,8 +86,8 @@ func largestLimit(f *fixture) {
 	f.remaining(request, 1)
 	f.refund(refundOf(request, a, store.MaxEvents-3))
 	f.remaining(request, store.MaxEvents-2)
-	if a := f.granted(extra(request, 1, store.MaxEvents)); a.Lease != store.MaxEvents-3 {
-		f.Fatalf("%+v, want %d extra", a, int64(store.MaxEvents-3))
+	if a := f.granted(leasing(request, 1, store.MaxEvents)); a.Lease != store.MaxEvents-3 {
+		f.Fatalf("%+v, want a lease of %d", a, int64(store.MaxEvents-3))
 	}
 	f.refused(request)
 }
@@ -97,8 +97,8 @@ func limitOfNone(f *fixture) {
 	if a := f.refused(request); a.RetryAfter != long || a.Remaining != 0 || a.Reset != 0 {
 		f.Errorf("%+v, want a retry after the window", a)
 	}
-	if a := f.take(extra(request, 0, 5))[0]; a.Lease != 0 || a.Charged() {
-		f.Errorf("extra of a limit of 0: %+v, want none", a)
+	if a := f.take(leasing(request, 0, 5))[0]; a.Lease != 0 || a.Charged() {
+		f.Errorf("lease of a limit of 0: %+v, want none", a)
 	}
 }
 
@@ -153,7 +153,7 @@ func allOrNothing(f *fixture) {
 	full.Limit = 1
 	f.granted(full)
 
-	for _, requests := range [][]store.Request{{free, full}, {full, free}, {full, extra(free, 1, 5)}} {
+	for _, requests := range [][]store.Request{{free, full}, {full, free}, {full, leasing(free, 1, 5)}} {
 		decisions := f.take(requests...)
 		for i, a := range decisions {
 			if a.Charged() || a.Lease != 0 {
@@ -188,7 +188,7 @@ func allOrNothingOverClients(f *fixture) {
 	f.granted(need(requests[7], 3))
 	for i, a := range f.take(requests...) {
 		if a.Charged() || a.Granted != (i != 7) {
-			f.Errorf("ask %d: %+v", i, a)
+			f.Errorf("request %d: %+v", i, a)
 		}
 	}
 	for i, request := range requests {
@@ -254,27 +254,27 @@ func shadow(f *fixture) {
 		}
 	}
 
-	// A call that another ask refuses does not charge an advisory one.
+	// A call that another request refuses does not charge a shadow one.
 	fresh := f.zoned("fresh", firm)
 	fresh.Shadow = true
 	if a := f.take(firm, fresh)[1]; !a.Granted || a.Charged() || a.Remaining != 2 {
-		f.Errorf("advisory in a refused call: %+v, want it granted and not charged", a)
+		f.Errorf("shadow in a refused call: %+v, want it granted and not charged", a)
 	}
 	// One that fits in part is not charged in part.
 	part := need(f.zoned("part", of(weak, 3)), 2)
 	if decisions := f.take(part, fresh); !decisions[0].Charged() || !decisions[1].Charged() {
-		f.Errorf("advisory: %+v, want both charged", decisions)
+		f.Errorf("shadow: %+v, want both charged", decisions)
 	}
 	if decisions := f.take(part, fresh); decisions[0].Granted || decisions[0].Remaining != 1 || !decisions[1].Charged() {
-		f.Errorf("advisory: %+v, want the first one refused with 1 remaining", decisions)
+		f.Errorf("shadow: %+v, want the first one refused with 1 remaining", decisions)
 	}
 	f.remaining(part, 1)
 	fresh = f.zoned("fresher", fresh)
 
-	// A call of nothing but advisory asks is granted.
+	// A call of nothing but shadow requests is granted.
 	decisions := f.take(weak, fresh)
 	if decisions[0].Granted || !decisions[1].Charged() || decisions[1].Remaining != 1 {
-		f.Errorf("all advisory: %+v, want the second one charged", decisions)
+		f.Errorf("all shadow: %+v, want the second one charged", decisions)
 	}
 }
 
@@ -318,17 +318,17 @@ func senselessRequests(f *fixture) {
 		{"negative limit", bad(func(a *store.Request) { a.Limit = -1 })},
 		{"limit too large", bad(func(a *store.Request) { a.Limit = store.MaxEvents + 1 })},
 		{"negative need", bad(func(a *store.Request) { a.Units = -1 })},
-		{"negative extra", bad(func(a *store.Request) { a.Lease = -1 })},
+		{"negative lease", bad(func(a *store.Request) { a.Lease = -1 })},
 		{"too far ahead", bad(func(a *store.Request) { a.LeaseSpan = store.MaxLeaseSpan + 1 })},
-		{"too many owed", bad(func(a *store.Request) {
+		{"too many unreported", bad(func(a *store.Request) {
 			for range store.MaxUnreported + 1 {
-				*a = owing(*a, time.Second, 1)
+				*a = reporting(*a, time.Second, 1)
 			}
 		})},
-		{"owed since a time to come", bad(func(a *store.Request) { *a = owing(*a, -time.Microsecond, 1) })},
-		{"owed since part of a microsecond", bad(func(a *store.Request) { *a = owing(*a, time.Nanosecond, 1) })},
-		{"no units owed", bad(func(a *store.Request) { *a = owing(*a, time.Second, 0) })},
-		{"too many units owed", bad(func(a *store.Request) { *a = owing(*a, time.Second, store.MaxEvents+1) })},
+		{"reported since a time to come", bad(func(a *store.Request) { *a = reporting(*a, -time.Microsecond, 1) })},
+		{"reported since part of a microsecond", bad(func(a *store.Request) { *a = reporting(*a, time.Nanosecond, 1) })},
+		{"no units unreported", bad(func(a *store.Request) { *a = reporting(*a, time.Second, 0) })},
+		{"too many units unreported", bad(func(a *store.Request) { *a = reporting(*a, time.Second, store.MaxEvents+1) })},
 	}
 	for _, test := range tests {
 		err := f.store.Take(time.Now(), patience, []store.Request{good, test.request}, make([]store.Decision, 2))
@@ -340,7 +340,7 @@ func senselessRequests(f *fixture) {
 		}
 	}
 	if err := f.store.Take(time.Now(), patience, []store.Request{good}, nil); err == nil {
-		f.Errorf("no room for answers: no error")
+		f.Errorf("no room for decisions: no error")
 	}
 	f.remaining(good, 5)
 }

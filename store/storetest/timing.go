@@ -13,10 +13,10 @@ func retryAfterIsTrue(f *fixture) {
 		for {
 			sent := time.Now()
 			a := f.take(request)[0]
-			answered := time.Now()
+			decided := time.Now()
 			if a.Granted {
-				if answered.Before(before.Add(retry - slack)) {
-					f.Errorf("limit %d: granted %v after the refusal, which said %v", limit, answered.Sub(before), retry)
+				if decided.Before(before.Add(retry - slack)) {
+					f.Errorf("limit %d: granted %v after the refusal, which said %v", limit, decided.Sub(before), retry)
 				}
 				break
 			}
@@ -55,7 +55,7 @@ func (f *fixture) usedUp(limit int64) (request store.Request, before, after time
 func resetIsTrue(f *fixture) {
 	request := f.limit(5, store.MinWindow)
 	f.granted(request)
-	a := f.granted(extra(request, 1, 1))
+	a := f.granted(leasing(request, 1, 1))
 	if a.Reset <= 0 || a.Reset > store.MinWindow {
 		f.Fatalf("%+v, want a reset within the window", a)
 	}

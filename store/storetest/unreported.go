@@ -7,18 +7,18 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// owing returns the ask with units that were spent an age ago.
-func owing(request store.Request, age time.Duration, units int64) store.Request {
+// reporting returns the request with units that were spent an age ago.
+func reporting(request store.Request, age time.Duration, units int64) store.Request {
 	request.Unreported = append([]store.Spent(nil), request.Unreported...)
 	request.Unreported = append(request.Unreported, store.Spent{Age: age, Units: units})
 	return request
 }
 
-// What is owed is held from when it was spent: the rest of the window.
-func owedSinceSpent(f *fixture) {
+// What is reported is held from when it was spent: the rest of the window.
+func reportedSinceSpent(f *fixture) {
 	for _, limit := range []int64{3, 300} {
 		request := f.limit(limit, long)
-		a := f.granted(owing(owing(request, 20*time.Minute, limit-2), 10*time.Minute, 1))
+		a := f.granted(reporting(reporting(request, 20*time.Minute, limit-2), 10*time.Minute, 1))
 		if a.Remaining != 0 || a.Reset != long {
 			f.Errorf("%+v, want none remaining until the window has passed", a)
 		}
@@ -29,40 +29,40 @@ func owedSinceSpent(f *fixture) {
 			f.Errorf("%+v, want all of them free when the last unit has expired", a)
 		}
 
-		// A call that finds nothing but what it owes tells the moment itself.
+		// A call that finds nothing but what it reports tells the moment itself.
 		request = f.limit(limit, long)
-		if a := f.refused(owing(request, 50*time.Minute, limit)); a.RetryAfter != 10*time.Minute || a.Reset != 10*time.Minute {
+		if a := f.refused(reporting(request, 50*time.Minute, limit)); a.RetryAfter != 10*time.Minute || a.Reset != 10*time.Minute {
 			f.Errorf("%+v, want a retry after ten minutes", a)
 		}
 	}
 }
 
-// A look counts what it owes, and so does a refill, on a key that was never
+// A look counts what it reports, and so does a refill, on a key that was never
 // used too.
-func owedByLook(f *fixture) {
+func reportedByLook(f *fixture) {
 	request := f.limit(10, long)
-	if a := f.granted(owing(lookAt(request), time.Minute, 4)); a.Remaining != 6 || a.Charged() || a.Reset != long-time.Minute {
+	if a := f.granted(reporting(lookAt(request), time.Minute, 4)); a.Remaining != 6 || a.Charged() || a.Reset != long-time.Minute {
 		f.Errorf("%+v, want 6 remaining and nothing charged", a)
 	}
 	f.remaining(request, 6)
-	if a := f.granted(owing(extra(request, 0, 10), time.Minute, 4)); a.Lease != 2 {
-		f.Errorf("%+v, want 2 extra", a)
+	if a := f.granted(reporting(leasing(request, 0, 10), time.Minute, 4)); a.Lease != 2 {
+		f.Errorf("%+v, want a lease of 2", a)
 	}
-	if a := f.granted(owing(extra(request, 0, 10), time.Minute, 4)); a.Charged() || a.Remaining != 0 {
-		f.Errorf("%+v, want none extra", a)
+	if a := f.granted(reporting(leasing(request, 0, 10), time.Minute, 4)); a.Charged() || a.Remaining != 0 {
+		f.Errorf("%+v, want no lease", a)
 	}
 	f.remaining(of(request, 20), 6)
 }
 
-func owedExpires(f *fixture) {
+func reportedExpires(f *fixture) {
 	const window, left = 10 * time.Second, 100 * time.Millisecond
 	request := f.limit(2, window)
 	for _, age := range []time.Duration{window, window + time.Microsecond, time.Hour, math.MaxInt64 / 1000 * 1000} {
-		if a := f.granted(owing(lookAt(request), age, 2)); a.Remaining != 2 || a.Reset != 0 {
+		if a := f.granted(reporting(lookAt(request), age, 2)); a.Remaining != 2 || a.Reset != 0 {
 			f.Errorf("%+v of what was spent %v ago, want nothing counted", a, age)
 		}
 	}
-	if a := f.refused(owing(request, window-left, 2)); a.RetryAfter != left {
+	if a := f.refused(reporting(request, window-left, 2)); a.RetryAfter != left {
 		f.Errorf("%+v, want a retry after %v", a, left)
 	}
 	time.Sleep(left + slack)
@@ -73,8 +73,8 @@ func owedExpires(f *fixture) {
 	// Where there are younger units they leave with the next of them.
 	request = f.limit(5, window)
 	began := time.Now()
-	f.granted(owing(lookAt(request), time.Second, 1))
-	f.granted(owing(lookAt(request), window-left, 1))
+	f.granted(reporting(lookAt(request), time.Second, 1))
+	f.granted(reporting(lookAt(request), window-left, 1))
 	time.Sleep(left + slack)
 	a := f.take(lookAt(request))[0]
 	if a.Remaining != 3 && time.Since(began) < window-time.Second-slack {
@@ -82,10 +82,10 @@ func owedExpires(f *fixture) {
 	}
 }
 
-func owedExceedsTheLimit(f *fixture) {
+func reportedExceedsTheLimit(f *fixture) {
 	request := f.limit(5, long)
 	f.granted(need(request, 3))
-	if a := f.refused(owing(request, time.Minute, 7)); a.Remaining != 0 {
+	if a := f.refused(reporting(request, time.Minute, 7)); a.Remaining != 0 {
 		f.Errorf("%+v, want none remaining", a)
 	}
 	f.refused(request)
@@ -95,7 +95,7 @@ func owedExceedsTheLimit(f *fixture) {
 	request = f.limit(store.MaxEvents, long)
 	all := request
 	for i := range store.MaxUnreported {
-		all = owing(all, time.Duration(i)*time.Minute, store.MaxEvents)
+		all = reporting(all, time.Duration(i)*time.Minute, store.MaxEvents)
 	}
 	for range 30 {
 		f.refused(all)
@@ -103,35 +103,35 @@ func owedExceedsTheLimit(f *fixture) {
 	f.refused(request)
 }
 
-// What is owed is a fact, whatever is decided.
-func owedInARefusedCall(f *fixture) {
+// What is reported is a fact, whatever is decided.
+func reportedInARefusedCall(f *fixture) {
 	full := f.limit(1, long)
 	f.granted(full)
 	free := of(f.zoned("free", full), 10)
-	decisions := f.take(owing(free, time.Minute, 4), full)
+	decisions := f.take(reporting(free, time.Minute, 4), full)
 	if decisions[0].Charged() || decisions[0].Remaining != 6 {
 		f.Errorf("%+v, want 6 remaining and nothing charged", decisions[0])
 	}
 	f.remaining(free, 6)
 
-	f.take(free, owing(full, time.Minute, 2))
+	f.take(free, reporting(full, time.Minute, 2))
 	f.remaining(of(full, 10), 7)
 	f.remaining(free, 6)
 }
 
-func owedByAdvisory(f *fixture) {
+func reportedByShadow(f *fixture) {
 	firm := f.limit(2, long)
 	weak := of(f.zoned("weak", firm), 3)
 	weak.Shadow = true
-	decisions := f.take(firm, owing(weak, time.Minute, 2))
+	decisions := f.take(firm, reporting(weak, time.Minute, 2))
 	if !decisions[0].Charged() || !decisions[1].Charged() || decisions[1].Remaining != 0 {
 		f.Errorf("%+v, want both charged", decisions)
 	}
-	decisions = f.take(firm, owing(weak, time.Minute, 2))
+	decisions = f.take(firm, reporting(weak, time.Minute, 2))
 	if !decisions[0].Charged() || decisions[1].Granted {
 		f.Errorf("%+v, want the first one charged", decisions)
 	}
-	decisions = f.take(firm, owing(weak, time.Minute, 2))
+	decisions = f.take(firm, reporting(weak, time.Minute, 2))
 	if decisions[0].Granted || decisions[1].Granted {
 		f.Errorf("%+v, want both refused", decisions)
 	}
@@ -139,9 +139,9 @@ func owedByAdvisory(f *fixture) {
 }
 
 // Nobody is given the units of others back.
-func owedIsNotGivenBack(f *fixture) {
+func reportedIsNotRefunded(f *fixture) {
 	request := f.limit(10, long)
-	a := f.granted(owing(need(request, 2), time.Minute, 3))
+	a := f.granted(reporting(need(request, 2), time.Minute, 3))
 	f.refund(refundOf(request, a, 2))
 	f.remaining(request, 7)
 	f.refund(refundOf(request, a, 2))
