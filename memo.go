@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
 // memo keeps the number of instances of a store in Caddy's storage, where it
@@ -66,7 +68,7 @@ func (m *memo) recall(b *backend) {
 			return
 		}
 		n, wrong := strconv.Atoi(strings.TrimSpace(string(value)))
-		if err == nil && (wrong != nil || n < 1 || n > maxInstances) {
+		if err == nil && (wrong != nil || n < 1 || n > redis.MaxInstances) {
 			err = fmt.Errorf("%.20q is not a number of instances", value)
 		}
 		m.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -51,23 +50,23 @@ type Options struct {
 	TLS *tls.Config
 	// Renew, if it is set, is called before each connection is made, for the
 	// secrets that hold then: passwords are rotated, and certificates expire.
-	// If it fails, the secrets of before are used.
+	// If it fails, the previous secrets are used.
 	Renew func() (Secrets, error)
-	// Instances is how many processes use the store, before it is known.
-	// The default is 1.
+	// Instances is how many processes use the store, before it is known, 1 to
+	// 10,000. The default is 1.
 	Instances int
 	// KeyPrefix begins every key; the default is "drl". It holds no
-	// braces, spaces or control characters.
+	// braces, spaces or control characters, and at most 64 bytes.
 	KeyPrefix string
 	// KeySecret, if set, keeps whoever can read the keys from finding out,
 	// by trying, which clients they stand for. Stores that share counts
 	// share it.
 	KeySecret []byte
 	// PoolSize is the most connections there are at a time, and so the
-	// number of batches under way.
+	// number of batches under way, 1 to 1000.
 	PoolSize int
 	// QueueSize is the most calls that wait for a connection to be free.
-	// Calls beyond it fail at once.
+	// Calls beyond it fail at once. 1 to 1,000,000.
 	QueueSize int
 	// Timeout is how long the server has at least to answer once a call was
 	// sent, even if its request waits less: a connection that misses it is
@@ -87,73 +86,150 @@ type Secrets struct {
 	TLS                                *tls.Config
 }
 
-// Validate reports the first thing that is wrong with the options, without
-// repeating what may be a secret.
-func (o Options) Validate() error {
-	if err := o.validateServers(); err != nil {
-		return err
+// An OptionError is a mistake in one field of [Options].
+type OptionError struct {
+	// Field is its name.
+	Field string
+	// Element is the place in the list, from 1, if the mistake is in one
+	// element of Cluster or Sentinels; else 0.
+	Element int
+
+	format string // continues the name of the field
+	args   []any
+}
+
+// fieldName is the name of a field of Options in the text of an error.
+type fieldName string
+
+// Error repeats nothing that may be a secret.
+func (e *OptionError) Error() string {
+	return "redis: " + e.Text(func(field string) string {
+		if field == e.Field && e.Element > 0 {
+			return fmt.Sprintf("%s[%d]", field, e.Element-1)
+		}
+		return field
+	})
+}
+
+// Text is the error in the words of a program that has its own names for the
+// fields of Options.
+func (e *OptionError) Text(name func(field string) string) string {
+	args := slices.Clone(e.args)
+	for i, arg := range args {
+		if field, ok := arg.(fieldName); ok {
+			args[i] = name(string(field))
+		}
 	}
-	switch {
-	case o.DB < 0:
-		return fmt.Errorf("redis: database %d is negative", o.DB)
-	case o.Username != "" && o.Password == "":
-		return errors.New("redis: there is a user name but no password; set the password, or remove the user name")
-	case strings.ContainsFunc(o.KeyPrefix, notInPrefix):
-		return fmt.Errorf("redis: key prefix %q has a brace, a space or a control character; use letters, digits and punctuation", o.KeyPrefix)
-	case len(o.KeyPrefix) > 64:
-		return fmt.Errorf("redis: key prefix of %d bytes; 64 is the most", len(o.KeyPrefix))
-	case o.PoolSize < 0 || o.PoolSize > 1024:
-		return fmt.Errorf("redis: pool size %d is not between 1 and 1024", o.PoolSize)
-	case o.QueueSize < 0 || o.QueueSize > 1<<20:
-		return fmt.Errorf("redis: queue size %d is not between 1 and %d", o.QueueSize, 1<<20)
-	case o.Timeout != 0 && (o.Timeout < MinTimeout || o.Timeout > MaxTimeout):
-		return fmt.Errorf("redis: timeout %v is not between %v and %v", o.Timeout, MinTimeout, MaxTimeout)
-	case o.Instances < 0 || o.Instances > maxInstances:
-		return fmt.Errorf("redis: %d instances are not between 1 and %d", o.Instances, maxInstances)
-	case o.DialTimeout != 0 && (o.DialTimeout < MinTimeout || o.DialTimeout > MaxTimeout):
-		return fmt.Errorf("redis: dial timeout %v is not between %v and %v", o.DialTimeout, MinTimeout, MaxTimeout)
+	return name(e.Field) + " " + fmt.Sprintf(e.format, args...)
+}
+
+func wrongOption(field, format string, args ...any) *OptionError {
+	return &OptionError{Field: field, format: format, args: args}
+}
+
+// Validate reports the first mistake in the options as an [*OptionError].
+func (o Options) Validate() error {
+	for _, validate := range []func() *OptionError{o.validateServers, o.validateAccess, o.validateSizes} {
+		if mistake := validate(); mistake != nil {
+			return mistake
+		}
 	}
 	return nil
 }
 
-// maxInstances bounds Options.Instances.
-const maxInstances = 10_000
+// Bounds of [Options].
+const (
+	MaxInstances = 10_000
+
+	maxPoolSize  = 1000
+	maxQueueSize = 1_000_000
+	maxKeyPrefix = 64 // bytes
+)
+
+// validateSizes checks what has bounds.
+func (o Options) validateSizes() *OptionError {
+	for _, size := range []struct {
+		field     string
+		value, to int
+	}{{"PoolSize", o.PoolSize, maxPoolSize}, {"QueueSize", o.QueueSize, maxQueueSize}, {"Instances", o.Instances, MaxInstances}} {
+		if size.value < 0 || size.value > size.to {
+			return wrongOption(size.field, "%d is not between 1 and %d", size.value, size.to)
+		}
+	}
+	for _, timeout := range []struct {
+		field string
+		value time.Duration
+	}{{"Timeout", o.Timeout}, {"DialTimeout", o.DialTimeout}} {
+		if timeout.value != 0 && (timeout.value < MinTimeout || timeout.value > MaxTimeout) {
+			return wrongOption(timeout.field, "%v is not between %v and %v", timeout.value, MinTimeout, MaxTimeout)
+		}
+	}
+	return nil
+}
+
+// validateAccess checks who we are for the servers, and which data we use.
+func (o Options) validateAccess() *OptionError {
+	const lacks = "has no password; write %s as well, or remove it"
+	switch {
+	case o.Username != "" && o.Password == "":
+		return wrongOption("Username", lacks, fieldName("Password"))
+	case o.SentinelUsername != "" && o.SentinelPassword == "":
+		return wrongOption("SentinelUsername", lacks, fieldName("SentinelPassword"))
+	case o.DB < 0:
+		return wrongOption("DB", "%d is negative; write 0 or above", o.DB)
+	case o.DB > 0 && len(o.Cluster) > 0:
+		return wrongOption("DB", "%d is not in a cluster, which has database 0 only; remove it, and keep data apart by %s", o.DB, fieldName("KeyPrefix"))
+	case strings.ContainsFunc(o.KeyPrefix, notInPrefix):
+		return wrongOption("KeyPrefix", "%q has a brace, a space or a control character; use letters, digits and punctuation", o.KeyPrefix)
+	case len(o.KeyPrefix) > maxKeyPrefix:
+		return wrongOption("KeyPrefix", "has %d bytes; %d is the most", len(o.KeyPrefix), maxKeyPrefix)
+	}
+	return nil
+}
 
 // validateServers checks what says where the servers are.
-func (o Options) validateServers() error {
-	several := 0
-	for _, given := range []bool{o.Address != "", len(o.Cluster) > 0, len(o.Sentinels) > 0} {
-		if given {
-			several++
+func (o Options) validateServers() *OptionError {
+	const exclude = "and %s exclude each other; remove one"
+	if len(o.Sentinels) == 0 {
+		for _, text := range []struct{ field, value string }{
+			{"MasterName", o.MasterName}, {"SentinelUsername", o.SentinelUsername}, {"SentinelPassword", o.SentinelPassword},
+		} {
+			if text.value != "" {
+				return wrongOption(text.field, "is for Sentinels; write %s as well, or remove it", fieldName("Sentinels"))
+			}
 		}
 	}
 	switch {
-	case several > 1:
-		return errors.New("redis: a single server, a cluster and sentinels exclude each other; name one of them")
-	case len(o.Sentinels) == 0 && (o.MasterName != "" || o.SentinelUsername != "" || o.SentinelPassword != ""):
-		return errors.New("redis: there is a master name, or a user name or password for sentinels, but no sentinels; name them, or remove it")
-	case o.SentinelUsername != "" && o.SentinelPassword == "":
-		return errors.New("redis: there is a user name for the sentinels but no password; set the password, or remove the user name")
+	case len(o.Sentinels) > 0 && len(o.Cluster) > 0:
+		return wrongOption("Sentinels", exclude, fieldName("Cluster"))
+	case len(o.Sentinels) > 0 && o.Address != "":
+		return wrongOption("Sentinels", exclude, fieldName("Address"))
+	case len(o.Cluster) > 0 && o.Address != "":
+		return wrongOption("Cluster", exclude, fieldName("Address"))
 	case len(o.Cluster) > 0:
-		if o.DB != 0 {
-			return fmt.Errorf("redis: a cluster has no database %d, only 0; use a key prefix to keep data apart", o.DB)
-		}
-		return validateTCP("cluster", o.Cluster)
+		return validateTCP("Cluster", o.Cluster)
+	case len(o.Sentinels) > 0 && o.MasterName == "":
+		return wrongOption("MasterName", "is missing; write the name under which the Sentinels know the master, for example mymaster")
 	case len(o.Sentinels) > 0:
-		if o.MasterName == "" {
-			return errors.New("redis: there are sentinels but no name of a master; set it as in sentinel.conf, such as mymaster")
-		}
-		return validateTCP("sentinel", o.Sentinels)
+		return validateTCP("Sentinels", o.Sentinels)
 	}
-	_, _, err := o.endpoint()
-	return err
+	_, _, mistake := o.endpoint()
+	return mistake
 }
 
-func validateTCP(what string, addresses []string) error {
+func validateTCP(field string, addresses []string) *OptionError {
 	for i, address := range addresses {
-		if network, _, err := (Options{Address: address}).endpoint(); err != nil || network != "tcp" {
-			return fmt.Errorf("redis: %s address %d of %d is not of the form host:port", what, i+1, len(addresses))
+		network, _, mistake := Options{Address: address}.endpoint()
+		switch {
+		case mistake != nil:
+			mistake = wrongOption(field, "is not of the form host:port, with a port from 1 to 65535")
+		case network != "tcp":
+			mistake = wrongOption(field, "is a Unix socket, which cannot be one of several servers; write host:port")
+		default:
+			continue
 		}
+		mistake.Element = i + 1
+		return mistake
 	}
 	return nil
 }
@@ -163,28 +239,28 @@ func notInPrefix(r rune) bool {
 }
 
 // endpoint returns the network and the address to dial.
-func (o Options) endpoint() (network, address string, err error) {
-	const remedy = "write host:port, such as localhost:6379, or unix//path/to.sock"
+func (o Options) endpoint() (network, address string, mistake *OptionError) {
+	const remedy = "; write host:port, such as localhost:6379, or unix//path/to.sock"
 	if o.Address == "" {
-		return "", "", errors.New("redis: there is no address; " + remedy)
+		return "", "", wrongOption("Address", "is missing"+remedy)
 	}
 	path, unix := strings.CutPrefix(o.Address, "unix/")
 	if unix || strings.HasPrefix(path, "/") {
 		if o.TLS != nil {
-			return "", "", errors.New("redis: TLS over a Unix socket is not supported; remove one of them")
+			return "", "", wrongOption("TLS", "cannot be used on a Unix socket; remove it, or write host:port")
 		}
 		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@") {
-			return "", "", errors.New("redis: the path of a Unix socket is not absolute; " + remedy)
+			return "", "", wrongOption("Address", "is a Unix socket whose path is not absolute"+remedy)
 		}
 		return "unix", path, nil
 	}
 	// What is no address may be a URL with a password: it is not repeated.
 	host, port, err := net.SplitHostPort(o.Address)
 	if err != nil || host == "" || strings.ContainsAny(host, "@/ ") {
-		return "", "", errors.New("redis: the address is not of the form host:port; " + remedy)
+		return "", "", wrongOption("Address", "is not of the form host:port"+remedy)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return "", "", errors.New("redis: the port of the address is not a number from 1 to 65535; " + remedy)
+		return "", "", wrongOption("Address", "has a port that is not a number from 1 to 65535"+remedy)
 	}
 	return "tcp", o.Address, nil
 }
@@ -218,8 +294,8 @@ func (o Options) where() (network, address string) {
 	case len(o.Sentinels) > 0:
 		return "sentinel", "sentinel " + o.MasterName + " " + inOrder(o.Sentinels)
 	}
-	network, address, err := o.endpoint()
-	if err != nil {
+	network, address, mistake := o.endpoint()
+	if mistake != nil {
 		address = o.Address
 	}
 	return network, address

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"crypto/tls"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -105,52 +106,77 @@ func TestValidate(t *testing.T) {
 	}
 	for _, test := range []struct {
 		change func(*Options)
+		field  string
 		want   string
 	}{
-		{func(o *Options) { o.Address = "" }, "no address"},
-		{func(o *Options) { o.Address = "localhost" }, "host:port"},
-		{func(o *Options) { o.Address = ":6379" }, "host:port"},
-		{func(o *Options) { o.Address = "redis://user:hunter2@host:6379" }, "host:port"},
-		{func(o *Options) { o.Address = "user:hunter2@host:6379" }, "host:port"},
-		{func(o *Options) { o.Address = "hunter2@host:6379" }, "host:port"},
-		{func(o *Options) { o.Address = "host:0" }, "port"},
-		{func(o *Options) { o.Address = "unix/redis.sock" }, "not absolute"},
-		{func(o *Options) { o.Address, o.TLS = "/redis.sock", &tls.Config{} }, "TLS"},
-		{func(o *Options) { o.DB = -1 }, "negative"},
-		{func(o *Options) { o.Username = "hunter2" }, "no password"},
-		{func(o *Options) { o.KeyPrefix = "a{b" }, "brace"},
-		{func(o *Options) { o.KeyPrefix = "a b" }, "space"},
-		{func(o *Options) { o.KeyPrefix = "a\nb" }, "control"},
-		{func(o *Options) { o.KeyPrefix = strings.Repeat("a", 65) }, "64"},
-		{func(o *Options) { o.PoolSize = -1 }, "pool size"},
-		{func(o *Options) { o.QueueSize = -1 }, "queue size"},
-		{func(o *Options) { o.Timeout = time.Hour }, "timeout"},
-		{func(o *Options) { o.DialTimeout = -1 }, "dial timeout"},
-		{func(o *Options) { o.Instances = -1 }, "instances"},
-		{func(o *Options) { o.Cluster = []string{"host:1"} }, "exclude each other"},
-		{func(o *Options) { o.Sentinels, o.MasterName = []string{"host:1"}, "master" }, "exclude each other"},
-		{func(o *Options) { o.MasterName = "master" }, "no sentinels"},
-		{func(o *Options) { o.SentinelPassword = "hunter2" }, "no sentinels"},
-		{func(o *Options) { o.SentinelUsername = "hunter2" }, "no sentinels"},
-		{inCluster("host:1", "hunter2"), "cluster address 2 of 2"},
-		{inCluster("unix//run/redis.sock"), "cluster address 1 of 1"},
-		{inCluster(""), "cluster address 1 of 1"},
-		{func(o *Options) { inCluster("host:1")(o); o.DB = 1 }, "key prefix"},
-		{func(o *Options) { inCluster("host:1")(o); o.MasterName = "master" }, "no sentinels"},
-		{behindSentinels("", "host:1"), "no name of a master"},
-		{behindSentinels("master", "host:1", "redis://:hunter2@host"), "sentinel address 2 of 2"},
-		{func(o *Options) { behindSentinels("master", "host:1")(o); o.SentinelUsername = "hunter2" }, "no password"},
-		{func(o *Options) { behindSentinels("master", "host:1")(o); o.Cluster = []string{"host:1"} }, "exclude each other"},
+		{func(o *Options) { o.Address = "" }, "Address", "is missing"},
+		{func(o *Options) { o.Address = "localhost" }, "Address", "host:port"},
+		{func(o *Options) { o.Address = ":6379" }, "Address", "host:port"},
+		{func(o *Options) { o.Address = "redis://user:hunter2@host:6379" }, "Address", "host:port"},
+		{func(o *Options) { o.Address = "user:hunter2@host:6379" }, "Address", "host:port"},
+		{func(o *Options) { o.Address = "hunter2@host:6379" }, "Address", "host:port"},
+		{func(o *Options) { o.Address = "host:0" }, "Address", "port"},
+		{func(o *Options) { o.Address = "unix/redis.sock" }, "Address", "not absolute"},
+		{func(o *Options) { o.Address, o.TLS = "/redis.sock", &tls.Config{} }, "TLS", "TLS cannot be used on a Unix socket"},
+		{func(o *Options) { o.DB = -1 }, "DB", "DB -1 is negative"},
+		{func(o *Options) { o.Username = "hunter2" }, "Username", "Username has no password; write Password as well"},
+		{func(o *Options) { o.KeyPrefix = "a{b" }, "KeyPrefix", "brace"},
+		{func(o *Options) { o.KeyPrefix = "a b" }, "KeyPrefix", "space"},
+		{func(o *Options) { o.KeyPrefix = "a\nb" }, "KeyPrefix", "control"},
+		{func(o *Options) { o.KeyPrefix = strings.Repeat("a", 65) }, "KeyPrefix", "has 65 bytes; 64 is the most"},
+		{func(o *Options) { o.PoolSize = -1 }, "PoolSize", "PoolSize -1 is not between 1 and 1000"},
+		{func(o *Options) { o.PoolSize = 1001 }, "PoolSize", "PoolSize 1001 is not between 1 and 1000"},
+		{func(o *Options) { o.QueueSize = -1 }, "QueueSize", "QueueSize -1 is not between"},
+		{func(o *Options) { o.QueueSize = 1_000_001 }, "QueueSize", "QueueSize 1000001 is not between 1 and 1000000"},
+		{func(o *Options) { o.Timeout = time.Hour }, "Timeout", "Timeout 1h0m0s is not between 100ms and 30s"},
+		{func(o *Options) { o.DialTimeout = -1 }, "DialTimeout", "DialTimeout -1ns is not between"},
+		{func(o *Options) { o.Instances = -1 }, "Instances", "Instances -1 is not between"},
+		{func(o *Options) { o.Instances = 10_001 }, "Instances", "Instances 10001 is not between 1 and 10000"},
+		{func(o *Options) { o.Cluster = []string{"host:1"} }, "Cluster", "Cluster and Address exclude each other"},
+		{func(o *Options) { o.Sentinels, o.MasterName = []string{"host:1"}, "master" }, "Sentinels", "Sentinels and Address exclude each other"},
+		{func(o *Options) { o.MasterName = "master" }, "MasterName", "write Sentinels as well"},
+		{func(o *Options) { o.SentinelPassword = "hunter2" }, "SentinelPassword", "write Sentinels as well"},
+		{func(o *Options) { o.SentinelUsername = "hunter2" }, "SentinelUsername", "write Sentinels as well"},
+		{inCluster("host:1", "hunter2"), "Cluster", "Cluster[1] is not of the form host:port"},
+		{inCluster("unix//run/redis.sock"), "Cluster", "Cluster[0] is a Unix socket"},
+		{inCluster(""), "Cluster", "Cluster[0] is not of the form host:port"},
+		{func(o *Options) { inCluster("host:1")(o); o.DB = 1 }, "DB", "database 0 only; remove it, and keep data apart by KeyPrefix"},
+		{func(o *Options) { inCluster("host:1")(o); o.MasterName = "master" }, "MasterName", "is for Sentinels"},
+		{behindSentinels("", "host:1"), "MasterName", "MasterName is missing"},
+		{behindSentinels("master", "host:1", "redis://:hunter2@host"), "Sentinels", "Sentinels[1] is not of the form host:port"},
+		{func(o *Options) { behindSentinels("master", "host:1")(o); o.SentinelUsername = "hunter2" }, "SentinelUsername", "write SentinelPassword as well"},
+		{func(o *Options) { behindSentinels("master", "host:1")(o); o.Cluster = []string{"host:1"} }, "Sentinels", "Sentinels and Cluster exclude each other"},
 	} {
 		o := good
 		test.change(&o)
 		err := o.Validate()
-		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("%+v: %v; want %q", o, err, test.want)
+		var mistake *OptionError
+		if !errors.As(err, &mistake) || mistake.Field != test.field ||
+			!strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%+v: %v; want %q in field %s", o, err, test.want, test.field)
 		}
 		if s, err := Open(o); err == nil {
 			s.Close()
 			t.Errorf("%+v was opened", o)
+		}
+	}
+}
+
+// A program that calls the fields otherwise has the errors in its words.
+func TestOptionErrorInOtherWords(t *testing.T) {
+	words := func(field string) string { return "<" + field + ">" }
+	for _, test := range []struct {
+		options Options
+		want    string
+	}{
+		{Options{Address: "a:1", PoolSize: -1}, "<PoolSize> -1 is not between 1 and 1000"},
+		{Options{Address: "a:1", Username: "me"}, "<Username> has no password; write <Password> as well, or remove it"},
+		{Options{Cluster: []string{"a:1", "%s"}}, "<Cluster> is not of the form host:port, with a port from 1 to 65535"},
+		{Options{Address: "a:1", KeyPrefix: "%s{KeyPrefix"}, `<KeyPrefix> "%s{KeyPrefix" has a brace, a space or a control character; use letters, digits and punctuation`},
+	} {
+		var mistake *OptionError
+		if err := test.options.Validate(); !errors.As(err, &mistake) || mistake.Text(words) != test.want {
+			t.Errorf("%+v: got error %v, want one whose text in other words is %q", test.options, err, test.want)
 		}
 	}
 }

@@ -15,8 +15,9 @@ import (
 //	rediss://...                               the same over TLS
 //	unix://[[user]:password@]/path/to.sock[?db=n]
 //
-// Its errors repeat nothing of the URL: whatever part of it is misread may be
-// a password, which is often the reason why it was misread.
+// A mistake in what the URL says is an [*OptionError]. Errors repeat nothing
+// of the URL: the part that was misread may be a password, which is often the
+// reason why it was misread.
 func ParseURL(raw string) (Options, error) {
 	const escape = "; characters of a password other than letters, digits and -._~ are written in percent encoding, such as %40 for @, or the password is given by itself"
 

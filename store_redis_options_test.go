@@ -9,16 +9,19 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
 
 	redisstore "github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
 func opened(t *testing.T, s *RedisStore) redisstore.Options {
 	t.Helper()
-	o, err := s.options()
+	o, err := s.options(expansion{caddy.NewReplacer()})
 	if err != nil {
 		t.Fatalf("options of %+v: %v", s, err)
 	}
@@ -140,6 +143,51 @@ func TestRedisURLIsRenewed(t *testing.T) {
 
 	if o := opened(t, &RedisStore{URL: "redis://:x@a:1", KeySecret: "{env.DRL_URL}", TLS: new(RedisTLS)}); o.Renew != nil {
 		t.Error("nothing can change: got Renew, want none")
+	}
+}
+
+// Every field of redis.Options that a configuration has is named in errors as
+// the configuration names it.
+func TestRedisOptionsHaveWords(t *testing.T) {
+	fields := reflect.TypeFor[redisstore.Options]()
+	for i := range fields.NumField() {
+		if name := fields.Field(i).Name; redisWords[name] == "" && name != "Renew" {
+			t.Errorf("redis.Options.%s has no word of the configuration", name)
+		}
+	}
+	for name := range redisWords {
+		if _, ok := fields.FieldByName(name); !ok {
+			t.Errorf("redis.Options has no field %s", name)
+		}
+	}
+}
+
+// What has a placeholder is not judged before it is expanded, and what stands
+// beside it is.
+func TestRedisIsJudgedBesidePlaceholders(t *testing.T) {
+	const later = "{env.DRL_NOT_SET}"
+	for _, c := range []struct {
+		store RedisStore
+		want  string // the word of the mistake, if there is one
+	}{
+		{RedisStore{URL: later, Username: "me"}, ""},
+		{RedisStore{URL: later, Password: "x", DB: new(int)}, ""},
+		{RedisStore{URL: later, Cluster: true, TLS: new(RedisTLS)}, ""},
+		{RedisStore{Username: later, Password: later, KeyPrefix: later, KeySecret: later, Address: []string{later}}, ""},
+		{RedisStore{Sentinel: true, MasterName: later, SentinelUsername: later, SentinelPassword: later, Address: []string{later}}, ""},
+		{RedisStore{TLS: &RedisTLS{CA: "/nowhere", Cert: "/nowhere", Key: later}}, ""},
+		{RedisStore{URL: later, PoolSize: -1}, "pool_size"},
+		{RedisStore{Address: []string{later}, KeyPrefix: "a b"}, "key_prefix"},
+		{RedisStore{URL: "redis://:x@a", Password: later}, "password"},
+		{RedisStore{Cluster: true, Address: []string{later, "a"}}, "address"},
+	} {
+		got := ""
+		if mistake := c.store.check(); mistake != nil {
+			got = mistake.field
+		}
+		if got != c.want {
+			t.Errorf("%+v: got a mistake in %q (%v), want one in %q", c.store, got, c.store.check(), c.want)
+		}
 	}
 }
 
