@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -23,11 +22,12 @@ const appID = "distributed_ratelimit"
 // the store, and defaults. It need not be configured: without it the store is
 // the memory of this process.
 type App struct {
-	// The store of all handlers that have none of their own. Default: memory,
+	// The store of all handlers without a store of their own. Default: memory,
 	// in which each instance counts for itself.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=distributed_ratelimit.stores inline_key=module"`
 
-	// Where the client's address comes from, for handlers that do not say.
+	// Where the client's address comes from, for handlers that do not say so
+	// themselves.
 	ClientAddress
 
 	// The default of the handlers' on_store_error: `local`, `allow` or
@@ -64,8 +64,8 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.logger = ctx, ctx.Logger()
 	a.zones = make(map[zoneID]*Zone)
-	if problem := a.check(); problem != nil {
-		return problem
+	if mistake := a.check(); mistake != nil {
+		return mistake
 	}
 	if err := registerMetrics(ctx); err != nil {
 		return err
@@ -75,7 +75,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		if a.ipSource, err = loadIPSource(ctx, &a.ClientAddress); err != nil {
 			return err
 		}
-		if _, err := newSourceTrust(a.ipSource, a.logger); err != nil {
+		if _, err := newRangesTrust(a.ipSource, a.logger); err != nil {
 			return err
 		}
 	}
@@ -87,15 +87,15 @@ func (a *App) Provision(ctx caddy.Context) error {
 }
 
 func (a *App) check() *configError {
-	if problem := a.ClientAddress.check(); problem != nil {
-		return problem
+	if mistake := a.ClientAddress.check(); mistake != nil {
+		return mistake
 	}
 	return checkStoreUse(a.OnStoreError, a.Budget)
 }
 
-// Start puts into force what must not change before the configuration runs:
-// bounds of a store that is shared with the configuration that runs now, and
-// whose reports of it count.
+// Start puts into force what must not change before the configuration runs: the
+// bounds of a store that it shares with the previous configuration, and which
+// backend logs the store's reports.
 func (a *App) Start() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -165,9 +165,9 @@ func (a *App) newBackendLocked(module any, logger *zap.Logger) (*backend, error)
 }
 
 // registerZone makes sure that zones of one name, which are one limit, are
-// configured alike. It is kept in the app's instance because that exists once
-// for each configuration: during a reload, and while a configuration is only
-// being validated, the zones of the running one must not be in the way.
+// configured alike. The zones are kept in the app because each configuration has
+// its own: during a reload, and while a configuration is only validated, the
+// zones of the running one must not be in the way.
 func (a *App) registerZone(store string, z *Zone) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -177,29 +177,9 @@ func (a *App) registerZone(store string, z *Zone) error {
 		a.zones[id] = z
 		return nil
 	}
-	if problem := z.conflict(other); problem != nil {
-		problem.zone = z.Name
-		return problem
-	}
-	return nil
-}
-
-// conflict tells what keeps z and other, which have one name, from being one
-// limit.
-func (z *Zone) conflict(other *Zone) *configError {
-	const remedy = "zones of one name are one limit: make them equal, or rename one"
-	switch {
-	case z.Window != other.Window:
-		return wrong("window", "window %s here and %s in another handler; "+remedy,
-			windowText(time.Duration(z.Window)), windowText(time.Duration(other.Window)))
-	case !sameKey(z.Key, other.Key):
-		return wrong("key", "key %s here and %s in another handler; "+remedy, keyText(z.Key), keyText(other.Key))
-	case z.ipv4Prefix() != other.ipv4Prefix():
-		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
-	case z.ipv6Prefix() != other.ipv6Prefix():
-		return wrong("ipv6_prefix", "ipv6_prefix %d here and %d in another handler; "+remedy, z.ipv6Prefix(), other.ipv6Prefix())
-	case *z.Events != *other.Events:
-		return wrong("events", "events %d here and %d in another handler; "+remedy, *z.Events, *other.Events)
+	if mistake := z.conflict(other); mistake != nil {
+		mistake.zone = z.Name
+		return mistake
 	}
 	return nil
 }

@@ -13,12 +13,12 @@ import (
 )
 
 // Starter is a store module that puts something into force only when its
-// configuration starts to run: until then it may be rejected, and another
-// configuration uses what both share.
+// configuration starts to run. Until then the configuration may be rejected,
+// while another one uses what both share.
 type Starter interface{ Start() }
 
 // backend is a store as the handlers of one configuration use it: with a guard,
-// of whose observations it writes logs and metrics.
+// whose observations become logs and metrics here.
 type backend struct {
 	*fallback.Guard
 	store    store.Store
@@ -27,7 +27,7 @@ type backend struct {
 	lasting  *lasting
 	storage  storage // outlives the process; or nil
 	hurried  logLimiter
-	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are gone
+	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are deleted
 }
 
 // lasting is what outlives the configurations that use one store's data.

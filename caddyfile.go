@@ -44,7 +44,7 @@ type handlerParser struct {
 //	    on_store_error local|allow|deny
 //	    budget <duration>
 //	    ratelimit_headers [draft] [legacy] [refused|always] | off
-//	    refusal auto|error|problem
+//	    refusal auto|error|mistake
 //	    status <code>
 //	    jitter <share>|<percent>%
 //	    log_key
@@ -63,17 +63,17 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			return nil, err
 		}
 	}
-	if problem := p.handler.check(); problem != nil {
-		return nil, p.at.locate(p.Dispenser, problem)
+	if mistake := p.handler.check(); mistake != nil {
+		return nil, p.at.locate(p.Dispenser, mistake)
 	}
-	if problem := p.checkWithShared(); problem != nil {
-		return nil, p.at.locate(p.Dispenser, problem)
+	if mistake := p.checkWithShared(); mistake != nil {
+		return nil, p.at.locate(p.Dispenser, mistake)
 	}
 	return p.handler, p.rememberZones()
 }
 
-// checkWithShared finds settings that do not go together with those of the global
-// option, where the handler has only one of hops and header.
+// checkWithShared finds settings that contradict the global option, where the
+// handler has only one of hops and header.
 func (p *handlerParser) checkWithShared() *configError {
 	option, ok := p.Option(directive).(httpcaddyfile.App)
 	if !ok {
@@ -90,8 +90,8 @@ func (p *handlerParser) checkWithShared() *configError {
 	if len(together.ClientIPHeaders) == 0 {
 		together.ClientIPHeaders = shared.ClientIPHeaders
 	}
-	if problem := together.check(); problem != nil {
-		return wrong(field, "together with the global option: %w", problem.err)
+	if mistake := together.check(); mistake != nil {
+		return wrong(field, "together with the global option: %w", mistake.err)
 	}
 	return nil
 }
@@ -282,7 +282,7 @@ func (p *handlerParser) zoneOption(z *Zone) error {
 	return unknownOption(p.Dispenser, "match, exempt, key, events, window, ipv4_prefix, ipv6_prefix, on_empty_key, on_store_error or dry_run")
 }
 
-// rememberZones compares the zones with those of the other directives of the
+// rememberZones compares the zones with the zones of earlier directives in the
 // Caddyfile: one name is one limit.
 func (p *handlerParser) rememberZones() error {
 	const stateKey = directive + ".zones"
@@ -304,10 +304,10 @@ func (p *handlerParser) rememberZones() error {
 			return d.Errf("a limit of %s without a name is already at %s; give each a name after the window: equal names share one limit, different names do not",
 				zone.Name, where)
 		}
-		if problem := zone.conflict(other.zone); problem != nil {
-			problem.zone = zone.Name
-			problem.err = fmt.Errorf("%v (the other one is at %s)", problem.err, where)
-			return p.at.locate(p.Dispenser, problem)
+		if mistake := zone.conflict(other.zone); mistake != nil {
+			mistake.zone = zone.Name
+			mistake.err = fmt.Errorf("%v (the other one is at %s)", mistake.err, where)
+			return p.at.locate(p.Dispenser, mistake)
 		}
 	}
 	return nil

@@ -170,8 +170,8 @@ func checkMatcher(name string, raw json.RawMessage) error {
 	case "client_ip", "remote_ip":
 		raw = withoutPlaceholders(raw)
 	case "expression":
-		// An escaped placeholder is left to the functions, of which
-		// client_ip expands it when it is set up.
+		// An escaped placeholder is left to the functions: client_ip expands
+		// it when it is set up.
 		if strings.Contains(string(raw), `\\{`) || pluginsInExpressions(caddy.GetModules("http.matchers")) {
 			return nil
 		}

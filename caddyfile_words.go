@@ -40,13 +40,13 @@ func (p places) once(d *caddyfile.Dispenser, zone string) error {
 
 // locate turns a mistake into an error that points at its line, or at the
 // nearest thing that is written at all.
-func (p places) locate(d *caddyfile.Dispenser, problem *configError) error {
-	for _, where := range []place{{problem.zone, problem.field}, {"", problem.field}, {problem.zone, "zone"}, {"", "zone"}} {
+func (p places) locate(d *caddyfile.Dispenser, mistake *configError) error {
+	for _, where := range []place{{mistake.zone, mistake.field}, {"", mistake.field}, {mistake.zone, "zone"}, {"", "zone"}} {
 		if at, ok := p[where]; ok {
-			return at.Errf("%v", problem)
+			return at.Errf("%v", mistake)
 		}
 	}
-	return d.Errf("%v", problem)
+	return d.Errf("%v", mistake)
 }
 
 func parseWord(d *caddyfile.Dispenser, into *string) error {
@@ -133,28 +133,28 @@ func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
 	if err != nil {
 		return err
 	}
-	source, ok := module.(caddyhttp.IPRangeSource)
+	ipSource, ok := module.(caddyhttp.IPRangeSource)
 	if !ok {
 		return d.Errf("module %q is not an IP source; write for example: trusted_proxies static private_ranges", name)
 	}
-	if err := checkStaticRanges(source); err != nil {
+	if err := checkStaticRanges(ipSource); err != nil {
 		return at.Errf("trusted_proxies: %v", err)
 	}
-	into.TrustedProxiesRaw = caddyconfig.JSONModuleObject(source, "source", name, nil)
+	into.TrustedProxiesRaw = caddyconfig.JSONModuleObject(ipSource, "source", name, nil)
 	return nil
 }
 
-// checkStaticRanges finds what is wrong in ranges that are written out. Those of
-// other sources are only known to the server.
-func checkStaticRanges(source caddyhttp.IPRangeSource) error {
-	static, ok := source.(*caddyhttp.StaticIPRange)
+// checkStaticRanges finds mistakes in ranges that are written out. The ranges of
+// other IP sources are only known to the server.
+func checkStaticRanges(ipSource caddyhttp.IPRangeSource) error {
+	static, ok := ipSource.(*caddyhttp.StaticIPRange)
 	if !ok {
 		return nil
 	}
 	module, err := provisionAlone("http.ip_sources.static", caddyconfig.JSON(static, nil))
 	switch {
 	case err != nil && slices.ContainsFunc(static.Ranges, hasPlaceholder):
-		return fmt.Errorf("%v; the source static knows no placeholders, but environment variables can be written as {$PROXIES}", err)
+		return fmt.Errorf("%v; the IP source static knows no placeholders, but environment variables can be written as {$PROXIES}", err)
 	case err != nil:
 		return fmt.Errorf("%v; %s", err, writeRanges)
 	}
@@ -200,8 +200,8 @@ func parseStore(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	return caddyconfig.JSONModuleObject(s, "module", name, nil), nil
 }
 
-// unknownOption rejects an option that is none; known lists those that are.
-// Options of other rate limiters are answered with what to write here.
+// unknownOption rejects a word that is no option; known lists the options. For
+// options of other rate limiters the error says what to write here.
 func unknownOption(d *caddyfile.Dispenser, known string) error {
 	switch word := d.Val(); word {
 	case "distributed":

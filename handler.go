@@ -1,310 +1,278 @@
+// Package distributedratelimit gives many Caddy instances one set of rate
+// limits: in every interval of one window, all instances together grant at
+// most the limit.
+//
+// Its HTTP handler, directive distributed_ratelimit, limits requests by zones
+// (limits with a name); its app, the global option of the same name, holds
+// the store that the instances share. What the package does not promise: a
+// store that loses acknowledged writes forgets what it had granted, and while
+// the store is away each zone follows its on_store_error.
 package distributedratelimit
 
 import (
-	"errors"
-	"math"
+	"cmp"
+	"encoding/json"
+	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
-// ServeHTTP limits the request: who is it, may it pass, what do we answer.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	p := chargesOf(r)
-	if p.refused {
-		// An error route is rendering the refusal. What a limit refused is
-		// charged nowhere else: a client that is over its limit would use up
-		// the limit on failed logins, and be refused for that. (Other refusals
-		// are errors like any: a client may bring them about at will, and what
-		// renders them may have limits.)
-		return next.ServeHTTP(w, r)
-	}
-	p.client = h.identity.client(r)
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
 
-	d := newEvaluation(h, r, p)
-	if err := d.gather(); err != nil {
-		d.release()
+// Handler limits the rate of requests. Requests that would exceed the limit
+// of a zone are refused with status 429 and a true Retry-After; a request is
+// charged to all the zones that apply to it, or, when one refuses, to none.
+// What a handler has charged stays charged when a later handler refuses.
+//
+// These placeholders are set for what runs after the handler, for error
+// routes and for the access log:
+//
+// Placeholder | Description
+// ------------|---------------
+// `{http.distributed_ratelimit.client_ip}` | The client's address, as the handler decided it
+// `{http.distributed_ratelimit.outcome}` | `granted`, `refused`, `dry_run` (granted, but a zone in dry run would have refused) or `exempt`; empty if no zone applied
+// `{http.distributed_ratelimit.zone}` | The zone that refused, else the one nearest to its limit
+// `{http.distributed_ratelimit.limit}` | The limit of that zone, in requests
+// `{http.distributed_ratelimit.remaining}` | What is left of it
+// `{http.distributed_ratelimit.reset}` | Seconds until all of it is free again
+// `{http.distributed_ratelimit.retry_after}` | Seconds until a retry can succeed, if refused
+// `{http.distributed_ratelimit.source}` | What decided: `store`, `lease` (this instance, with units that the store had granted it), `cache` (this instance, which remembers a refusal), `local` (the store was away) or `policy` (nothing was counted)
+type Handler struct {
+	// The limits, in the order in which they are checked and reported.
+	// A request is limited by all the zones whose matchers match it.
+	Zones []*Zone `json:"zones,omitempty"`
+
+	// Where the client's address comes from, for this handler. Default: what
+	// the app has, else what the HTTP server has.
+	ClientAddress
+
+	// What to do with a request while the store is away: `local` limits it in
+	// this process alone, to its share of the limit among the instances that
+	// are known, at least 1; `allow` lets it pass uncounted; `deny` responds
+	// with 503.
+	// Default: the app's, else `local`.
+	OnStoreError string `json:"on_store_error,omitempty"`
+
+	// The longest time that a request may wait for stores, in all handlers
+	// together. Default: the app's, else 100ms.
+	Budget caddy.Duration `json:"budget,omitempty"`
+
+	// Which response headers tell clients about their limits: `draft`
+	// (RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers)
+	// and `legacy` (X-RateLimit-Limit, -Remaining and -Reset); and when:
+	// `refused` or `always`. Or `off` alone. With `always`, shared caches may
+	// keep one client's numbers for another. Default: `draft`, `refused`.
+	RateLimitHeaders []string `json:"ratelimit_headers,omitempty"`
+
+	// How a refusal is rendered: `error` returns an error to the error routes
+	// (handle_errors), `problem` writes application/problem+json, and `auto`
+	// does the former if an error route matches the request and the latter
+	// otherwise. Inside an error route it is always written. Default: `auto`.
+	Refusal string `json:"refusal,omitempty"`
+
+	// The status of a refusal, 400 to 599. Default: 429.
+	Status int `json:"status,omitempty"`
+
+	// Lengthens Retry-After at random by up to this share of it, 0 to 1 (0.2
+	// is 20 %), so that refused clients do not all come back at the same
+	// moment. It is never shortened. Default: 0.
+	Jitter float64 `json:"jitter,omitempty"`
+
+	// Adds the key to the log lines of refusals. Keys may be secrets, such
+	// as API keys: by default they are not logged.
+	LogKey bool `json:"log_key,omitempty"`
+
+	// A store for this handler alone. Default: the app's store, which is
+	// what makes several handlers and several instances share their limits.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=distributed_ratelimit.stores inline_key=module"`
+
+	logger   *zap.Logger
+	app      *App
+	backend  *backend
+	identity *identity
+	headers  headerStyle
+	budget   time.Duration
+	policy   string   // default of the zones' on_store_error
+	held     []string // zones whose metrics this handler holds
+	matchers bool     // some zone has matchers
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.distributed_ratelimit",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets up the handler. It does not need the store to be reachable.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	if mistake := h.check(); mistake != nil {
+		return mistake
+	}
+
+	app, err := ctx.App(appID)
+	if err != nil {
+		return fmt.Errorf("loading the %s app: %v", appID, err)
+	}
+	h.app = app.(*App)
+
+	if err := registerMetrics(ctx); err != nil {
 		return err
 	}
-	d.decide()
-	d.report()
-	if !d.passes() {
-		p.refused = d.reason == reasonLimit
-		err := h.refuse(w, r, d)
-		d.release()
+	if err := h.provisionBackend(ctx); err != nil {
 		return err
 	}
-	if h.headers.when == headersAlways {
-		w = p.announce(w, h.headers, d)
+	h.identity, err = provisionIdentity(ctx, &h.ClientAddress, &h.app.ClientAddress, h.app.ipSource, h.logger)
+	if err != nil {
+		return err
 	}
-	d.release()
-
-	err := next.ServeHTTP(w, r)
-	p.finishHeaders(w)
-	return err
-}
-
-// evaluation is the work on one request in one handler. It is charged to all of
-// the handler's zones that apply, or to none; what it has charged when it lets
-// the request pass stays charged, whatever later handlers say: between them a
-// password may have been checked, or an upstream asked. Evaluations are reused.
-type evaluation struct {
-	h    *Handler
-	r    *http.Request
-	p    *charges
-	keys keyBuilder
-
-	verdicts []verdict
-	call     fallback.Call // for the verdicts that need the store
-	index    []int         // verdict of each of its requests
-	exempt   []*Zone
-	reason   reason // why the request is refused, if not for a limit
-}
-
-// verdict is what one zone says. It is silent if another zone refused before
-// anybody was asked about this one.
-type verdict struct {
-	zone *Zone
-	store.Decision
-	counted bool // the decision holds numbers
-}
-
-func (v *verdict) silent() bool { return !v.counted && v.Source != store.FromPolicy }
-
-// reason is a reason to refuse other than a limit.
-type reason uint8
-
-const (
-	reasonLimit     reason = iota
-	reasonStoreAway        // the store is away, and a zone denies then
-	reasonEmptyKey         // the request has nothing of a zone's key
-)
-
-var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
-
-func newEvaluation(h *Handler, r *http.Request, p *charges) *evaluation {
-	d := evaluations.Get().(*evaluation)
-	d.h, d.r, d.p = h, r, p
-	d.keys.repl = p.repl
-	d.keys.request = r
-	return d
-}
-
-func (d *evaluation) release() {
-	clear(d.verdicts)
-	clear(d.exempt)
-	d.call.Reset()
-	d.verdicts, d.index, d.exempt = d.verdicts[:0], d.index[:0], d.exempt[:0]
-	d.h, d.r, d.p, d.reason = nil, nil, nil, reasonLimit
-	d.keys.repl = nil
-	d.keys.request = nil
-	evaluations.Put(d)
-}
-
-// byPolicy is the decision of a zone that refuses whatever the store says.
-var byPolicy = store.Decision{Source: store.FromPolicy}
-
-// gather finds out which zones apply, and what to ask the store for.
-func (d *evaluation) gather() error {
-	if d.h.matchers {
-		// The matcher client_ip reads this variable. The server's answer may
-		// have been chosen by the client: `exempt { client_ip private_ranges }`
-		// must not believe a forged header.
-		ctx := d.r.Context()
-		before := caddyhttp.GetVar(ctx, caddyhttp.ClientIPVarKey)
-		caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, d.p.client.String())
-		defer caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, before)
-		// The matcher remote_ip reads this one. A Unix socket's may look like
-		// an address of the client's choice.
-		peer := d.r.RemoteAddr
-		d.r.RemoteAddr = remoteAddr(d.r)
-		defer func() { d.r.RemoteAddr = peer }()
+	h.budget = time.Duration(cmp.Or(h.Budget, h.app.Budget, caddy.Duration(defaultBudget)))
+	h.policy = cmp.Or(h.OnStoreError, h.app.OnStoreError, policyLocal)
+	h.headers = parseHeaderStyle(h.RateLimitHeaders)
+	if h.Status == 0 {
+		h.Status = http.StatusTooManyRequests
 	}
-	for _, zone := range d.h.Zones {
-		applies, exempt, err := zone.applies(d.r)
-		if err != nil {
+
+	h.warnOfKeys(ctx)
+	for _, zone := range h.Zones {
+		if err := zone.provision(ctx, h); err != nil {
+			return fmt.Errorf("zone %q: %v", zone.Name, err)
+		}
+		if err := h.app.registerZone(h.backend.store.String(), zone); err != nil {
 			return err
 		}
-		if exempt {
-			d.exempt = append(d.exempt, zone)
-		}
-		if !applies {
-			continue
-		}
-		if zone.keyedOnAddress() && isEarlyData(d.r) {
-			d.p.tooEarly(zone)
-			return caddyhttp.Error(http.StatusTooEarly,
-				errors.New("the address of a client that sends early data is not verified yet"))
-		}
-		if zone.limit == 0 {
-			d.verdicts = append(d.verdicts, verdict{zone: zone, Decision: byPolicy, counted: true})
-			continue
-		}
-
-		var request store.Request
-		limited, err := zone.request(&request, &d.keys, d.p.client)
-		switch {
-		case err == errEmptyKey && zone.DryRun:
-			d.verdicts = append(d.verdicts, verdict{zone: zone, Decision: byPolicy})
-			continue
-		case err == errEmptyKey:
-			d.verdicts = append(d.verdicts, verdict{zone: zone, Decision: byPolicy})
-			d.reason = reasonEmptyKey
-			continue
-		case err != nil:
-			return err
-		case !limited:
-			continue
-		}
-		if d.p.has(d.h.backend.name, &request.Key) {
-			continue
-		}
-		d.index = append(d.index, len(d.verdicts))
-		d.verdicts = append(d.verdicts, verdict{zone: zone})
-		d.call.Requests = append(d.call.Requests, request)
-		d.call.Policies = append(d.call.Policies, zone.policy)
+		h.matchers = h.matchers || len(zone.match) > 0 || len(zone.exempt) > 0
+		zoneSeries.retain(zone.Name)
+		h.held = append(h.held, zone.Name)
 	}
 	return nil
 }
 
-// isEarlyData reports whether the request came before its TLS handshake was
-// complete, in a packet whose source address anyone can write. On HTTP/1 and
-// HTTP/2 an unfinished handshake has other reasons: there the address is that
-// of a TCP connection.
-func isEarlyData(r *http.Request) bool {
-	return r.ProtoMajor == 3 && r.TLS != nil && !r.TLS.HandshakeComplete
+func (h *Handler) provisionBackend(ctx caddy.Context) error {
+	if h.StoreRaw == nil {
+		var err error
+		h.backend, err = h.app.sharedBackend()
+		return err
+	}
+	module, err := ctx.LoadModule(h, "StoreRaw")
+	if err != nil {
+		return fmt.Errorf("loading the handler's store: %v", err)
+	}
+	h.backend, err = h.app.newBackend(module, h.logger)
+	return err
 }
 
-// decide has the store decide, or what stands in for it.
-func (d *evaluation) decide() {
-	requests := d.call.Requests
-	if len(requests) == 0 || !d.passes() {
-		// A zone that refuses whatever the store says spares the call, and
-		// nothing is charged.
-		return
+// Cleanup releases what Provision loaded, and only that: it also runs after a
+// Provision that failed midway. Requests still in the handler go on: what they
+// use is closed by its owner when it is idle.
+func (h *Handler) Cleanup() error {
+	for _, zone := range h.held {
+		zoneSeries.release(zone)
 	}
-	d.h.backend.Decide(time.Now(), d.p.rest(d.h.budget), &d.call)
-	d.p.waited += d.call.Waited
-	if d.call.Denied {
-		d.reason = reasonStoreAway
+	h.held = nil
+	return nil
+}
+
+const (
+	refusalAuto    = "auto"
+	refusalError   = "error"
+	refusalProblem = "problem"
+
+	maxJitter = 1.0
+)
+
+// check finds the first mistake in the configuration. The Caddyfile's parser
+// and Provision both use it, so that JSON is held to the same rules. It
+// returns nil if all is well.
+func (h *Handler) check() *configError {
+	if len(h.Zones) == 0 {
+		return wrong("zone", "no limit given; write for example: distributed_ratelimit 30 1m, or a zone with events and window")
 	}
-	for i := range requests {
-		v := &d.verdicts[d.index[i]]
-		if decision := &d.call.Decisions[i]; !decision.Skipped {
-			v.Decision, v.counted = *decision, decision.Source != store.FromPolicy
+	names := make(map[string]bool, len(h.Zones))
+	for i, zone := range h.Zones {
+		if zone == nil {
+			return wrong("zone", "zone %d is null; give it a name, events and window, or remove it", i)
 		}
-		if d.call.Charged(i) {
-			d.p.note(d.h.backend.name, &requests[i].Key)
+		if mistake := zone.check(); mistake != nil {
+			mistake.zone = zone.Name
+			return mistake
 		}
-	}
-}
-
-// passes reports whether no zone in force refuses.
-func (d *evaluation) passes() bool {
-	if d.reason != reasonLimit {
-		return false
-	}
-	for i := range d.verdicts {
-		v := &d.verdicts[i]
-		if !v.Granted && !v.zone.DryRun && !v.silent() {
-			return false
+		if names[zone.Name] {
+			return &configError{zone: zone.Name, field: "zone", err: fmt.Errorf("the handler has two zones of this name; rename one or merge them")}
 		}
+		names[zone.Name] = true
 	}
-	return true
+	if mistake := h.ClientAddress.check(); mistake != nil {
+		return mistake
+	}
+	if mistake := checkStoreUse(h.OnStoreError, h.Budget); mistake != nil {
+		return mistake
+	}
+	if mistake := checkHeaderStyle(h.RateLimitHeaders); mistake != nil {
+		return mistake
+	}
+	switch h.Refusal {
+	case "", refusalAuto, refusalError, refusalProblem:
+	default:
+		return wrong("refusal", "unknown refusal %q; write auto, error or problem", h.Refusal)
+	}
+	if h.Status != 0 && (h.Status < 400 || h.Status > 599) {
+		return wrong("status", "status %d is not an error status; write 400 to 599, normally 429", h.Status)
+	}
+	if !(h.Jitter >= 0 && h.Jitter <= maxJitter) {
+		return wrong("jitter", "jitter %v is not between 0 and %v; write for example 20%%, or 0.2, which is the same", h.Jitter, maxJitter)
+	}
+	return nil
 }
 
-// report makes the decision visible: placeholders, metrics, and a line in
-// the log for a refusal.
-func (d *evaluation) report() {
-	passes := d.passes()
-	for i := range d.verdicts {
-		v := &d.verdicts[i]
-		switch {
-		case v.silent():
-		case v.Granted && passes:
-			v.zone.counters.inc(outcomeGranted, v.Source)
-		case v.Granted:
-			// Another zone refused: this one was not charged.
-		case v.zone.DryRun:
-			v.zone.counters.inc(outcomeDryRun, v.Source)
-			d.logRefusal(v)
-		default:
-			v.zone.counters.inc(outcomeRefused, v.Source)
-			d.logRefusal(v)
-		}
+// ServeHTTP limits the request: who is the client, does it pass, and what is
+// the response.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	c := chargesOf(r)
+	if c.refused {
+		// An error route is rendering the refusal. What a limit refused is
+		// charged nowhere else: a client that is over its limit would use up
+		// the limit on failed logins, and be refused for that. (Other refusals
+		// are ordinary errors: a client may cause them at will, and the routes
+		// that render them may have limits.)
+		return next.ServeHTTP(w, r)
 	}
-	for _, zone := range d.exempt {
-		zone.counters.inc(outcomeExempt, store.FromPolicy)
+	c.client = h.identity.client(r)
+
+	e := newEvaluation(h, r, c)
+	if err := e.gather(); err != nil {
+		e.release()
+		return err
 	}
-	d.p.publish(d)
+	e.decide()
+	e.report()
+	if !e.passes() {
+		c.refused = e.reason == reasonLimit
+		err := h.refuse(w, r, e)
+		e.release()
+		return err
+	}
+	if h.headers.when == headersAlways {
+		w = c.announce(w, h.headers, e)
+	}
+	e.release()
+
+	err := next.ServeHTTP(w, r)
+	c.finishHeaders(w)
+	return err
 }
 
-// shown is the verdict that placeholders are about: the one that refused, or
-// would have in force, with the longest wait; else the one nearest to its
-// limit. It is nil if no zone applied.
-func (d *evaluation) shown() *verdict {
-	passes := d.passes()
-	var shown *verdict
-	for i := range d.verdicts {
-		v := &d.verdicts[i]
-		refused := !v.Granted && (passes || !v.zone.DryRun)
-		switch {
-		case v.silent(), !passes && !refused:
-			continue
-		case shown == nil,
-			refused && shown.Granted,
-			refused && v.wait() > shown.wait(),
-			v.Granted && shown.Granted && v.share() < shown.share():
-			shown = v
-		}
-	}
-	return shown
-}
-
-// wait is how long a refused client has to wait: for ever if the zone lets
-// nothing pass.
-func (v *verdict) wait() time.Duration {
-	if v.zone.limit == 0 {
-		return math.MaxInt64
-	}
-	return v.RetryAfter
-}
-
-// share is what is left of the zone's limit, 0 to 1; a zone that was not
-// counted has all of it.
-func (v *verdict) share() float64 { return share(v.counted, v.Remaining, v.zone.limit) }
-
-func share(counted bool, remaining, limit int64) float64 {
-	if !counted {
-		return 1
-	}
-	return float64(remaining) / float64(max(limit, 1))
-}
-
-func (d *evaluation) logRefusal(v *verdict) {
-	if !d.h.logger.Core().Enabled(zap.InfoLevel) {
-		return
-	}
-	suppressed, ok := v.zone.refusals.allow(refusalLines, logSecond)
-	if !ok {
-		return
-	}
-	fields := []zap.Field{
-		zap.String("zone", v.zone.Name),
-		zap.Stringer("client_ip", d.p.client),
-		zap.Stringer("source", v.Source),
-		zap.Duration("retry_after", v.RetryAfter),
-		zap.Bool("dry_run", v.zone.DryRun),
-		zap.Int64("suppressed", suppressed),
-	}
-	if d.h.LogKey {
-		fields = append(fields, zap.String("key", d.keys.readable(&v.zone.key, d.p.client, v.zone.v4, v.zone.v6)))
-	}
-	d.h.logger.Info("request refused", fields...)
-}
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

@@ -1,10 +1,12 @@
 package distributedratelimit
 
 import (
+	"cmp"
 	"io"
 	"net/http"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -71,13 +73,13 @@ type headerZone struct {
 
 const noReset = -1
 
-// headerZones lists the zones of a decision that are in force. retryAfter is
-// that of the response, 0 if it is none: the header's reset must not promise
-// an earlier time for what was refused.
-func (d *evaluation) headerZones(retryAfter int64) []headerZone {
-	zones := make([]headerZone, 0, len(d.verdicts))
-	for i := range d.verdicts {
-		v := &d.verdicts[i]
+// headerZones lists the zones that are in force. retryAfter is that of the
+// response, 0 if it has none: for a zone that refused, the header's reset must
+// not promise an earlier time.
+func (e *evaluation) headerZones(retryAfter int64) []headerZone {
+	zones := make([]headerZone, 0, len(e.verdicts))
+	for i := range e.verdicts {
+		v := &e.verdicts[i]
 		if !v.counted || v.zone.DryRun {
 			continue
 		}
@@ -116,7 +118,7 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 	if s.legacy {
 		// These can tell of one zone only: the one nearest to its limit.
 		z := slices.MinFunc(zones, func(a, b headerZone) int {
-			return compareShares(a.remaining, a.limit, b.remaining, b.limit)
+			return cmp.Compare(share(true, a.remaining, a.limit), share(true, b.remaining, b.limit))
 		})
 		header["X-Ratelimit-Limit"] = []string{strconv.FormatInt(z.limit, 10)}
 		header["X-Ratelimit-Remaining"] = []string{strconv.FormatInt(z.remaining, 10)}
@@ -127,15 +129,9 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 	}
 }
 
-func compareShares(a, ofA, b, ofB int64) int {
-	x, y := float64(a)/float64(max(ofA, 1)), float64(b)/float64(max(ofB, 1))
-	switch {
-	case x < y:
-		return -1
-	case x > y:
-		return 1
-	}
-	return 0
+// wholeSeconds rounds up to seconds.
+func wholeSeconds(d time.Duration) int64 {
+	return int64((d + time.Second - 1) / time.Second)
 }
 
 // appendItem appends an item of a structured field list (RFC 9651): a string
@@ -155,9 +151,9 @@ func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, va
 	return strconv.AppendInt(append(dst, '='), value2, 10)
 }
 
-// headerWriter adds the headers to a granted response at the last moment,
-// when it shows whether the upstream has set some itself. Several handlers
-// that a request passes share one.
+// headerWriter adds the headers to the response to a granted request at the last
+// moment, when it shows whether the upstream has set some itself. Several
+// handlers that a request passes share one.
 type headerWriter struct {
 	*caddyhttp.ResponseWriterWrapper
 	style headerStyle
@@ -165,33 +161,33 @@ type headerWriter struct {
 	done  bool
 }
 
-// announce makes the response tell about the zones of d.
-func (p *charges) announce(w http.ResponseWriter, style headerStyle, d *evaluation) http.ResponseWriter {
-	if p.headers == nil || p.headers.done {
-		p.headers = &headerWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
-		w = p.headers
+// announce makes the response tell about the zones of an evaluation.
+func (c *charges) announce(w http.ResponseWriter, style headerStyle, e *evaluation) http.ResponseWriter {
+	if c.headers == nil || c.headers.done {
+		c.headers = &headerWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+		w = c.headers
 	}
-	hw := p.headers
+	hw := c.headers
 	hw.style.when = headersAlways
 	hw.style.draft = hw.style.draft || style.draft
 	hw.style.legacy = hw.style.legacy || style.legacy
-	hw.zones = append(hw.zones, d.headerZones(0)...)
+	hw.zones = append(hw.zones, e.headerZones(0)...)
 	return w
 }
 
 // forgetHeaders keeps what was announced out of the response: the request is
 // refused after all, and the response tells of the zones that refused.
-func (p *charges) forgetHeaders() {
-	if p.headers != nil {
-		p.headers.zones = nil
+func (c *charges) forgetHeaders() {
+	if c.headers != nil {
+		c.headers.zones = nil
 	}
 }
 
 // finishHeaders adds the headers to a response that nobody has begun to
 // write: the server will, or an error route.
-func (p *charges) finishHeaders(w http.ResponseWriter) {
-	if w == http.ResponseWriter(p.headers) {
-		p.headers.add()
+func (c *charges) finishHeaders(w http.ResponseWriter) {
+	if w == http.ResponseWriter(c.headers) {
+		c.headers.add()
 	}
 }
 

@@ -27,8 +27,8 @@ type ClientAddress struct {
 	// Instead of trusted_proxies, for load balancers whose addresses are not
 	// known: how many proxies each request passes, 1 to 32. The client is
 	// exactly the element of the list that many places from the right, or the
-	// peer if it has fewer. Whoever reaches Caddy without passing through all
-	// of them chooses its address; each of them must append to the header.
+	// peer if it has fewer. A client that reaches Caddy without passing through
+	// all of them chooses its address; each of them must append to the header.
 	TrustedHops int `json:"trusted_hops,omitempty"`
 
 	// The one header in which they name it. X-Forwarded-For and Forwarded are
@@ -73,8 +73,8 @@ func (c *ClientAddress) check() *configError {
 // handler.
 type identity struct {
 	rules  ipident.Rules
-	source *sourceTrust // nil if the server is asked, or hops are counted
-	server *serverTrust // nil if not
+	ranges *rangesTrust // nil if the server decides, or hops are counted
+	server *serverTrust // nil unless the server decides
 	// trustsProxies: some peers may be proxies, as far as is known at load.
 	trustsProxies bool
 
@@ -83,33 +83,32 @@ type identity struct {
 	unix   sync.Once
 }
 
-// provisionIdentity finds the rules: those of the handler, else those of the
-// app, else those of the server. Trusted proxies and the header are looked
-// for separately.
-func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSource caddyhttp.IPRangeSource, logger *zap.Logger) (*identity, error) {
+// provisionIdentity finds the rules of the handler, else of the app, else of the
+// server. Trusted proxies and the header are looked for separately.
+func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedIPSource caddyhttp.IPRangeSource, logger *zap.Logger) (*identity, error) {
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	id := &identity{logger: logger}
 
-	source, hops := sharedSource, shared.TrustedHops
+	ipSource, hops := sharedIPSource, shared.TrustedHops
 	switch {
 	case own.TrustedHops != 0:
-		source, hops = nil, own.TrustedHops
+		ipSource, hops = nil, own.TrustedHops
 	case own.TrustedProxiesRaw != nil:
 		hops = 0
 		var err error
-		if source, err = loadIPSource(ctx, own); err != nil {
+		if ipSource, err = loadIPSource(ctx, own); err != nil {
 			return nil, err
 		}
 	}
-	if source != nil {
+	if ipSource != nil {
 		var err error
-		if id.source, err = newSourceTrust(source, logger); err != nil {
+		if id.ranges, err = newRangesTrust(ipSource, logger); err != nil {
 			return nil, err
 		}
 	} else if hops == 0 {
 		id.server = newServerTrust(server, logger)
 	}
-	id.trustsProxies = source != nil || hops > 0 || hasTrustedProxies(server)
+	id.trustsProxies = ipSource != nil || hops > 0 || hasTrustedProxies(server)
 
 	header := "X-Forwarded-For"
 	switch {
@@ -117,7 +116,7 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedSour
 		header = own.ClientIPHeaders[0]
 	case len(shared.ClientIPHeaders) > 0:
 		header = shared.ClientIPHeaders[0]
-	case source == nil && hops == 0 && server != nil && len(server.ClientIPHeaders) > 0:
+	case ipSource == nil && hops == 0 && server != nil && len(server.ClientIPHeaders) > 0:
 		header = server.ClientIPHeaders[0]
 		if len(server.ClientIPHeaders) > 1 {
 			logger.Warn("only the first of the server's client_ip_headers is read, because a client could write the others itself; "+
@@ -137,11 +136,11 @@ func loadIPSource(ctx caddy.Context, c *ClientAddress) (caddyhttp.IPRangeSource,
 	if err != nil {
 		return nil, fmt.Errorf("loading trusted_proxies: %v", err)
 	}
-	source, ok := module.(caddyhttp.IPRangeSource)
+	ipSource, ok := module.(caddyhttp.IPRangeSource)
 	if !ok {
-		return nil, fmt.Errorf("trusted_proxies: %T is not a source of IP ranges", module)
+		return nil, fmt.Errorf("trusted_proxies: module %T is not an IP source: it must implement caddyhttp.IPRangeSource", module)
 	}
-	return source, nil
+	return ipSource, nil
 }
 
 // remoteAddr is the text of the peer's address, "@" if it is a Unix socket.
@@ -159,7 +158,7 @@ func remoteAddr(r *http.Request) string {
 
 // client decides who the client of r is.
 func (id *identity) client(r *http.Request) ipident.Result {
-	peer := true // is asked about first, and once
+	peer := true // comes first, and once
 	var ranges ipident.Ranges
 	client := id.rules.Client(remoteAddr(r), r.Header, func(hop netip.Addr) bool {
 		first := peer
@@ -168,12 +167,12 @@ func (id *identity) client(r *http.Request) ipident.Result {
 		case !hop.IsValid():
 			// No list of ranges holds a Unix socket.
 			return trustsUnix(r)
-		case id.source == nil:
+		case id.ranges == nil:
 			return id.server.trusts(r, hop, first)
 		case first:
-			// Once for all hops: a list that is swapped in the middle of a
-			// walk would lead to an address that neither list yields.
-			ranges = id.source.ranges(r)
+			// Once for all hops: a list that changes in between would lead to
+			// an address that neither list yields.
+			ranges = id.ranges.of(r)
 		}
 		return ranges.Contains(hop)
 	})

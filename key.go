@@ -19,8 +19,8 @@ import (
 // keyTemplate is a parsed key: literals and placeholders in turn.
 type keyTemplate struct {
 	parts []keyPart
-	// address: an address is part of the key, so that the connection's
-	// source must have been verified.
+	// address: an address is part of the key, and so must have been verified
+	// by a handshake.
 	address bool
 }
 
@@ -60,7 +60,7 @@ func (t *keyTemplate) neverEmpty() bool {
 	return slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind == partClient || p.kind == partPeer })
 }
 
-// The placeholders that the handler answers itself, because it knows better
+// The placeholders that the handler fills in itself, because it knows better
 // than the server who the client is, and masks addresses.
 const (
 	placeholderClientVar = "http.vars.client_ip"
@@ -194,12 +194,11 @@ const (
 	formHash     = 'h' // the first half of the SHA-256 of what is too long
 )
 
-// build returns the key of a client, valid until the next call, and whether
-// it came out empty: none of its placeholders had a value. What is the same
-// in all keys, its literals, does not tell clients apart. The third result is
-// what an empty key lacked, or a key that is not empty had too much of: a part
-// with several values is as if it were left out, so that it gives no other
-// key than that.
+// build returns the key of a client, valid until the next call, and whether it
+// came out empty: none of its placeholders had a value. Literals do not count,
+// as they do not tell clients apart. lacked is what an empty key is short of, or
+// a part with several values: such a part is left out, so that a client cannot
+// make another key with it.
 func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (key []byte, empty bool, lacked lack) {
 	if len(t.parts) == 1 && t.parts[0].kind == partClient {
 		b.buf = client.AppendKey(append(b.buf[:0], formAddress), v4, v6)

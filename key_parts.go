@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// This file reads the parts of a key that a client writes, so that one value
-// is one key in whatever spelling: each further spelling of a credential
-// would be a further limit for whoever has it. What comes twice has no value:
-// a decoy beside the real one would be such a spelling too, and nobody knows
-// which of the two the application behind takes.
+// This file reads the parts of a key that a client writes, so that one value is
+// one key in every spelling: another spelling of a credential would be another
+// limit for its owner. What comes twice has no value: a decoy beside the real one
+// would be another spelling too, and nobody knows which of the two the application
+// behind takes.
 
 // lack is what a key is short of.
 type lack uint8
@@ -146,8 +146,8 @@ func hostLabel(host string, place int) string {
 	return host[strings.LastIndexByte(host, '.')+1:]
 }
 
-// appendFolded appends a host in lower case. Only ASCII has two: the server
-// answers 400 to a host with other letters.
+// appendFolded appends a host in lower case. Only ASCII letters have two cases
+// here: the server rejects a host with other letters.
 func appendFolded(dst []byte, host string) []byte {
 	for i := range len(host) {
 		c := host[i]

@@ -53,8 +53,8 @@ var senselessKeys = map[string]string{
 	"ip":                       "Caddy has no such placeholder; " + useClientIP,
 }
 
-// addressHeaders are request headers that name the client's address to
-// whoever trusts the sender. As a key they let anyone choose one.
+// addressHeaders are request headers that name the client's address, if the
+// sender can be trusted. In a key they let anyone choose a fresh limit.
 var addressHeaders = []string{
 	"x-forwarded-for", "forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "cf-connecting-ipv6",
 	"cf-pseudo-ipv4", "fastly-client-ip", "fly-client-ip", "x-cluster-client-ip", "x-original-forwarded-for", "x-forwarded",
@@ -107,8 +107,8 @@ func ofCaddy(name string) bool {
 }
 
 // checkPlaceholder rejects what certainly is a mistake in a key. A name that
-// Caddy does not have may come from a plugin, and one without a dot from the
-// directive map: those are mistakes only where they are nearly Caddy's own.
+// Caddy does not have may come from a plugin, and a name without a dot from the
+// directive map: it is a mistake only if it is nearly a name of Caddy's own.
 func checkPlaceholder(name string) error {
 	if why, ok := senselessKeys[name]; ok {
 		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, why)
@@ -172,7 +172,7 @@ func checkHTTPPlaceholder(name, rest string) error {
 			return fmt.Errorf("{%s} is always empty in Caddy; write {host} (in JSON {http.request.host})", name)
 		}
 		if slices.Contains(addressHeaders, strings.ToLower(header)) {
-			return fmt.Errorf("{%s} is written by whoever sends the request, so anyone could choose a fresh limit; %s, "+
+			return fmt.Errorf("{%s} is written by the client, so that anyone could choose a fresh limit; %s, "+
 				"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
 		}
 	}
@@ -185,8 +185,8 @@ func checkHTTPPlaceholder(name, rest string) error {
 	return nil
 }
 
-// noPlaceholder is about a name that Caddy does not have, and perhaps one that
-// was meant.
+// noPlaceholder is the error for a name that Caddy does not have; meant is the
+// name that was probably meant, or empty.
 func noPlaceholder(name, meant string) error {
 	if meant != "" {
 		return fmt.Errorf("{%s} is no placeholder of Caddy; did you mean {%s}? A placeholder that the directive map or a plugin sets needs a name "+

@@ -18,19 +18,19 @@ import (
 )
 
 // memo keeps the number of instances of a store in Caddy's storage, where it
-// outlives the process: processes that start while the store is away would each
-// grant the whole limit, since none of them has ever seen the others. It is safe
-// for concurrent use.
+// outlives the process: processes that start while the store is away have never
+// seen each other, and each would grant the whole limit. It is safe for
+// concurrent use.
 type memo struct {
 	mu      sync.Mutex
 	backend *backend // of the configuration that runs, nil if none does
-	known   int      // 0 if nothing is
+	known   int      // 0 if the number is not known
 	written int
 	writing bool // soon
-	broken  bool // the storage has failed, and that was told
+	broken  bool // the storage has failed, and that was logged
 }
 
-// storage is what is used of Caddy's storage.
+// storage is the part of Caddy's storage that memo uses.
 type storage interface {
 	Store(ctx context.Context, key string, value []byte) error
 	Load(ctx context.Context, key string) ([]byte, error)
@@ -42,7 +42,8 @@ const (
 	memoWait = time.Second
 	// memoPatience is how long the storage has for each call.
 	memoPatience = 10 * time.Second
-	// memoPause is how long a number is known before it is written: it changes several times when many instances start.
+	// memoPause is how long a number is known before it is written: it changes
+	// several times when many instances start.
 	memoPause = 2 * time.Second
 )
 
@@ -53,7 +54,7 @@ func memoKey(name string) string {
 }
 
 // recall reads how many instances shared the store, as the last process knew. It
-// waits for that for a while only.
+// waits for a second at most.
 func (m *memo) recall(b *backend) {
 	if b.storage == nil || b.lasting.Known() > 0 {
 		return
@@ -87,8 +88,8 @@ func (m *memo) recall(b *backend) {
 	}
 }
 
-// start has what is learned written into the storage of a configuration that
-// runs from now on.
+// start has the number written into the storage of a configuration that runs
+// from now on.
 func (m *memo) start(b *backend) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -97,7 +98,7 @@ func (m *memo) start(b *backend) {
 	m.writeLocked()
 }
 
-// stop ends that.
+// stop ends what start began.
 func (m *memo) stop(b *backend) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -142,7 +143,7 @@ func (m *memo) write() {
 	if err != nil {
 		m.failedLocked(b, err)
 	}
-	m.writing, m.written = false, n // what cannot be written is left until it changes
+	m.writing, m.written = false, n // after a failure, the next try is the next change
 	m.writeLocked()
 }
 

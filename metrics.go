@@ -76,12 +76,12 @@ func registerMetrics(ctx caddy.Context) error {
 	return nil
 }
 
-// series deletes a label's series when no configuration holds its value any
-// more.
+// series deletes the series of a label's value when the last configuration that
+// holds it has ended.
 type series struct {
 	mu     sync.Mutex
 	holds  map[string]int
-	forget func(value string)
+	remove func(value string)
 }
 
 func (s *series) retain(value string) {
@@ -97,12 +97,12 @@ func (s *series) release(value string) {
 		return
 	}
 	delete(s.holds, value)
-	s.forget(value)
+	s.remove(value)
 }
 
-// ifHeld does something with the series of a value while it is held, and
-// reports whether it is. A request may end after its configuration was cleaned
-// up: a look-up would then bring series back that nobody forgets again.
+// ifHeld does something with the series of a value if it is held, and reports
+// whether it is. A request may end after its configuration was cleaned up: a
+// look-up would then bring back series that nobody deletes again.
 func (s *series) ifHeld(value string, do func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,12 +114,12 @@ func (s *series) ifHeld(value string, do func()) bool {
 }
 
 var (
-	zoneSeries = series{holds: make(map[string]int), forget: func(zone string) {
+	zoneSeries = series{holds: make(map[string]int), remove: func(zone string) {
 		match := prometheus.Labels{"zone": zone}
 		metrics.requests.DeletePartialMatch(match)
 		metrics.emptyKeys.DeletePartialMatch(match)
 	}}
-	storeSeries = series{holds: make(map[string]int), forget: func(name string) {
+	storeSeries = series{holds: make(map[string]int), remove: func(name string) {
 		match := prometheus.Labels{"store": name}
 		metrics.storeDuration.DeletePartialMatch(match)
 		metrics.storeErrors.DeletePartialMatch(match)
@@ -160,7 +160,8 @@ func (c *outcomeCounters) inc(o outcome, s store.Source) {
 	incFresh(&c.seen[o][s], metrics.requests, c.zone, o.String(), s.String())
 }
 
-// incFresh looks a zone's counter up, and counts, unless the zone is gone.
+// incFresh looks a zone's counter up, and counts, if a configuration still has
+// the zone.
 func incFresh(slot *atomic.Pointer[prometheus.Counter], of *prometheus.CounterVec, zone string, labels ...string) {
 	zoneSeries.ifHeld(zone, func() {
 		fresh := of.WithLabelValues(append([]string{zone}, labels...)...)

@@ -30,10 +30,10 @@ var storePool = caddy.NewUsagePool()
 //
 // Every text may hold placeholders, such as {env.REDIS_URL} or
 // {file./run/secrets/redis}; they are expanded when the configuration is
-// loaded, and one that is unset or empty is an error. Those of user names,
-// passwords and the URL are expanded again for each new connection, and the
-// files of TLS are read again, so that secrets may be replaced without a
-// reload; if that fails, the ones of before are used.
+// loaded, and one that is unset or empty is an error. User names, passwords and
+// the URL are expanded again for each new connection, and the files of TLS are
+// read again, so that secrets may be replaced without a reload. If that fails,
+// the previous secrets are used.
 type RedisStore struct {
 	// Where the server is, as redis://[user:password@]host[:port][/db],
 	// rediss:// (TLS) or unix://[user:password@]/path[?db=n]. The fields below
@@ -46,11 +46,11 @@ type RedisStore struct {
 	// or Sentinels.
 	Address []string `json:"address,omitempty"`
 
-	// The servers are a Redis Cluster. The addresses are those of some of its
-	// servers, which name the others.
+	// The servers are a Redis Cluster. The addresses name some of its servers,
+	// which know the others.
 	Cluster bool `json:"cluster,omitempty"`
 
-	// The addresses are those of Sentinels, which know the server.
+	// The addresses name Sentinels, which know the server.
 	Sentinel bool `json:"sentinel,omitempty"`
 
 	// The name under which the Sentinels know the server. They need it.
@@ -63,7 +63,7 @@ type RedisStore struct {
 	// configuration that Caddy shows.
 	Password string `json:"password,omitempty"`
 
-	// The user and the password for the Sentinels, if they ask for one.
+	// The user and the password for the Sentinels, if they require one.
 	SentinelUsername string `json:"sentinel_username,omitempty"`
 	SentinelPassword string `json:"sentinel_password,omitempty"`
 
@@ -73,8 +73,8 @@ type RedisStore struct {
 	// What the names of all keys in Redis begin with. Default: drl.
 	KeyPrefix string `json:"key_prefix,omitempty"`
 
-	// A secret with which clients' keys are hashed, so that who can read
-	// Redis cannot test guesses of them. All instances need the same one;
+	// A secret with which clients' keys are hashed, so that a reader of Redis
+	// cannot test guesses of them. All instances need the same one;
 	// changing it starts empty logs. Use a placeholder.
 	KeySecret string `json:"key_secret,omitempty"`
 
@@ -82,31 +82,32 @@ type RedisStore struct {
 	TLS *RedisTLS `json:"tls,omitempty"`
 
 	// The least time that an operation may take once it is sent, even if no
-	// request waits for it any more; breaking it off costs the connection.
+	// request is waiting; breaking it off costs the connection.
 	// Default: 300ms, or three budgets if that is longer.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// The longest time that making a connection may take. Default: 500ms.
 	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
 
-	// The largest number of connections. Default: a few; decisions share
-	// them.
+	// The largest number of connections for decisions, to each server, 1 to
+	// 1000. Default: 8; decisions share them.
 	PoolSize int `json:"pool_size,omitempty"`
 
-	// The largest number of decisions that wait to be sent; above it the
-	// store counts as away. Default: 4096.
+	// The largest number of decisions that wait to be sent to each server, 1
+	// to 1,000,000. What comes on top is not sent: on_store_error decides it.
+	// Default: 4096.
 	QueueSize int `json:"queue_size,omitempty"`
 
-	// Whether a key that is used much may be granted several units at once,
-	// which this instance then spends without asking Redis, and whether
-	// refusals are remembered, for at most a second. The limits hold all the
-	// same. false asks Redis for each request. Default: true.
+	// Whether a busy key may be granted several units at once, a lease, which
+	// this instance then spends without a call to Redis, and whether refusals
+	// are remembered, for at most a second. The limits hold all the same.
+	// false calls Redis for each request. Default: true.
 	Lease *bool `json:"lease,omitempty"`
 
-	// How many instances share the limits, 1 to 10000, until that is known
+	// How many instances share the limits, 1 to 10,000, until that is known
 	// from the store: while it is away, an instance that limits by itself
-	// grants its share. If Caddy's storage remembers a larger number from
-	// before the start, that one counts. Default: 1.
+	// grants its share. A larger number that Caddy's storage remembers from
+	// before the start counts instead. Default: 1.
 	AssumedInstances int `json:"instances,omitempty"`
 
 	// What follows when the store has lost counts, as by a restart:
@@ -130,8 +131,8 @@ type RedisTLS struct {
 	Key  string `json:"key,omitempty"`
 	// The name that the server's certificate must have. Default: the host.
 	ServerName string `json:"server_name,omitempty"`
-	// Believes any certificate. Who can intercept the connection then reads
-	// the password.
+	// Believes any certificate. An attacker who intercepts the connection
+	// then reads the password.
 	InsecureSkipVerify bool `json:"insecure_skip_verify,omitempty"`
 }
 
@@ -206,8 +207,8 @@ type pooledRedis struct {
 	redis  *redis.Store
 }
 
-// leaseCloseTime is how long a reload or the shutdown may be held up by giving
-// leases back. What is not given back counts until its window has passed.
+// leaseCloseTime is how long a reload or the shutdown may wait until what is
+// left of leases is refunded. What is not counts until its window has passed.
 const leaseCloseTime = 500 * time.Millisecond
 
 // Destruct implements caddy.Destructor.
@@ -220,8 +221,7 @@ func (p *pooledRedis) Destruct() error {
 	return nil
 }
 
-// fingerprint names the data and the settings of the store, and shows none of
-// its secrets.
+// fingerprint names the data and the settings of the store, without its secrets.
 func (s *RedisStore) fingerprint(o redis.Options) string {
 	settings, err := json.Marshal(s)
 	if err != nil {
@@ -231,8 +231,8 @@ func (s *RedisStore) fingerprint(o redis.Options) string {
 	return "redis " + o.Identity() + " " + hex.EncodeToString(sum[:])
 }
 
-// Cleanup releases the store. It is closed when no configuration and no
-// request uses it any more.
+// Cleanup releases the store. It is closed when the last configuration has
+// released it.
 func (s *RedisStore) Cleanup() error {
 	if s.pooled == nil {
 		return nil

@@ -140,8 +140,8 @@ func ofURL(err error) *configError {
 	}))
 }
 
-// checkPlaceholders finds placeholders that Caddy does not have. What the others
-// hold is known to the server.
+// checkPlaceholders finds placeholders that Caddy does not have. The values of
+// the others are known to the server only.
 func (s *RedisStore) checkPlaceholders() *configError {
 	texts := []struct{ field, text string }{
 		{"store", s.URL}, {"username", s.Username}, {"password", s.Password}, {"sentinel_username", s.SentinelUsername},
@@ -172,9 +172,9 @@ func checkPlaceholders(field, text string) *configError {
 // checkFiles finds files that are there but wrong.
 //
 // A file that is missing, or that this user may not read, is no mistake here:
-// the Caddyfile may be adapted on another machine than that of the server, or
-// before the file is made. Caddy does the same with the files of its directive
-// tls. Provision reads them all, and reports one that is missing then.
+// the Caddyfile may be adapted on another machine than the server's, or before
+// the file is made. Caddy does the same with the files of its directive tls.
+// Provision reads all files, and reports then that one is missing.
 func (t *RedisTLS) checkFiles() *configError {
 	for _, file := range []struct{ field, path string }{{"ca", t.CA}, {"cert", t.Cert}, {"key", t.Key}} {
 		if mistake := checkPlaceholders(file.field, file.path); mistake != nil {

@@ -232,7 +232,7 @@ func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, *configEr
 func authorities(path string, text []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("tls ca of the redis store: %s holds no certificate in PEM; name a file with those of the authorities to trust", path)
+		return nil, fmt.Errorf("tls ca of the redis store: %s holds no certificate in PEM; name a file with the certificates of the authorities to trust", path)
 	}
 	return pool, nil
 }

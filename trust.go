@@ -1,14 +1,12 @@
 package distributedratelimit
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -21,14 +19,14 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
 
-// sourceTrust trusts the ranges of an IP source.
-type sourceTrust struct {
-	source caddyhttp.IPRangeSource
-	logger *zap.Logger
-	log    logLimiter
+// rangesTrust trusts the ranges of an IP source.
+type rangesTrust struct {
+	ipSource caddyhttp.IPRangeSource
+	logger   *zap.Logger
+	log      logLimiter
 
 	compiling sync.Mutex
-	// last is the list that the source handed out last, in compiled form.
+	// last is the newest list of the IP source, in compiled form.
 	last atomic.Pointer[compiledRanges]
 }
 
@@ -38,18 +36,18 @@ type compiledRanges struct {
 	err    error
 }
 
-// newSourceTrust fails if the source holds nearly every address; one that
-// changes later is not believed in such ranges.
-func newSourceTrust(source caddyhttp.IPRangeSource, logger *zap.Logger) (*sourceTrust, error) {
-	if err := checkTrustable(source); err != nil {
+// newRangesTrust fails if the IP source holds nearly every address. If it comes
+// to hold them later, they are not trusted.
+func newRangesTrust(ipSource caddyhttp.IPRangeSource, logger *zap.Logger) (*rangesTrust, error) {
+	if err := checkTrustable(ipSource); err != nil {
 		return nil, fmt.Errorf("trusted_proxies: %v", err)
 	}
-	return &sourceTrust{source: source, logger: logger}, nil
+	return &rangesTrust{ipSource: ipSource, logger: logger}, nil
 }
 
 // checkTrustable rejects ranges that never change and hold nearly every address.
-func checkTrustable(source caddyhttp.IPRangeSource) error {
-	static, ok := source.(*caddyhttp.StaticIPRange)
+func checkTrustable(ipSource caddyhttp.IPRangeSource) error {
+	static, ok := ipSource.(*caddyhttp.StaticIPRange)
 	if !ok {
 		return nil
 	}
@@ -57,9 +55,9 @@ func checkTrustable(source caddyhttp.IPRangeSource) error {
 	return err
 }
 
-// ranges asks the source, and compiles its answer unless it is the last one.
-func (t *sourceTrust) ranges(r *http.Request) ipident.Ranges {
-	prefixes := t.source.GetIPRanges(r)
+// of returns the ranges for a request, and compiles them if they are new.
+func (t *rangesTrust) of(r *http.Request) ipident.Ranges {
+	prefixes := t.ipSource.GetIPRanges(r)
 	last := t.last.Load()
 	if !last.is(prefixes) {
 		last = t.compile(prefixes)
@@ -74,7 +72,7 @@ func (t *sourceTrust) ranges(r *http.Request) ipident.Ranges {
 }
 
 // compile is done once for each list, however many requests meet it first.
-func (t *sourceTrust) compile(prefixes []netip.Prefix) *compiledRanges {
+func (t *rangesTrust) compile(prefixes []netip.Prefix) *compiledRanges {
 	t.compiling.Lock()
 	defer t.compiling.Unlock()
 	if last := t.last.Load(); last.is(prefixes) {
@@ -86,8 +84,8 @@ func (t *sourceTrust) compile(prefixes []netip.Prefix) *compiledRanges {
 	return now
 }
 
-// is reports whether the list was compiled. Most sources hand out one slice
-// until they refresh; some make a new one each time, whose comparison costs a
+// is reports whether the list was compiled. Most IP sources hand out one slice
+// until they refresh. Some make a new one each time; to compare it costs a
 // hundredth of compiling it.
 func (c *compiledRanges) is(prefixes []netip.Prefix) bool {
 	if c == nil || len(c.of) != len(prefixes) {
@@ -95,26 +93,6 @@ func (c *compiledRanges) is(prefixes []netip.Prefix) bool {
 	}
 	return len(prefixes) == 0 || &c.of[0] == &prefixes[0] || slices.Equal(c.of, prefixes)
 }
-
-// warnOfRemoteIP warns if the zone's matchers ask for the peer although that is
-// a proxy: `exempt remote_ip private_ranges` exempts everybody then. It is to be
-// called before the matchers are loaded, which drops their JSON.
-func (z *Zone) warnOfRemoteIP(h *Handler) {
-	if !h.identity.trustsProxies {
-		return
-	}
-	for word, sets := range map[string]caddyhttp.RawMatcherSets{"match": z.MatchRaw, "exempt": z.ExemptRaw} {
-		raw, err := json.Marshal(sets)
-		if err != nil || !remoteIPMatcher.Match(raw) {
-			continue
-		}
-		h.logger.Warn("remote_ip in a zone is the address of the proxy for every client behind one; write client_ip for that of the client",
-			zap.String("zone", z.Name), zap.String("in", word))
-	}
-}
-
-// remoteIPMatcher finds the matcher also within not and in an expression.
-var remoteIPMatcher = regexp.MustCompile(`"remote_ip":|remote_ip\(`)
 
 // hasTrustedProxies reports whether the server has trusted_proxies. They are
 // not exported, but that there are some can be seen.
@@ -126,25 +104,25 @@ func hasTrustedProxies(server *caddyhttp.Server) bool {
 	return server.TrustedProxiesUnix || field.Kind() == reflect.Interface && !field.IsNil()
 }
 
-// trustsUnix reports whether Unix-socket peers are trusted. The server's own
-// verdict is about the name of the socket, which the client chooses.
+// trustsUnix reports whether peers on Unix sockets are trusted. The server itself
+// goes by the name of the socket, which the client chooses.
 func trustsUnix(r *http.Request) bool {
 	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	return server != nil && server.TrustedProxiesUnix
 }
 
-// serverTrustsPeer is the server's own verdict on who is connected.
+// serverTrustsPeer reports whether the server trusts the peer.
 func serverTrustsPeer(r *http.Request) bool {
 	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
 	return trusted
 }
 
-// serverTrust asks the HTTP server. Its ranges are not exported, but it
-// prepares a request by judging the peer: so a hop is judged by preparing a
-// request that comes from it.
+// serverTrust trusts what the HTTP server trusts. The server's ranges are not
+// exported, but when it prepares a request it judges the peer. So a hop is
+// judged by preparing a request that comes from it.
 type serverTrust struct {
 	// everybody: the server trusts nearly every address. Then a header proves
-	// no more than what the peer itself saw.
+	// only what the peer itself saw.
 	everybody bool
 }
 
@@ -162,11 +140,11 @@ func newServerTrust(server *caddyhttp.Server, logger *zap.Logger) *serverTrust {
 	return t
 }
 
-// trustsEverybody probes what the server trusts. Addresses reserved for
-// documentation are no proxy's, so one of them is enough. The halves of all
-// addresses can be listed without them: so there is also a probe in each
-// sixteenth of IPv4 and of 2000::/3, and more than a quarter of either is too
-// much, as it is for ranges that can be seen. It returns a trusted probe.
+// trustsEverybody probes what the server trusts. No proxy has an address that is
+// reserved for documentation, so one of them is enough. Ranges may hold all
+// others: so there is also a probe in each sixteenth of IPv4 and of 2000::/3, and
+// more than a quarter of either is too much, as it is for ranges that can be
+// seen. It returns a trusted probe.
 func trustsEverybody(server *caddyhttp.Server) (netip.Addr, bool) {
 	request := &http.Request{Method: http.MethodGet, URL: new(url.URL), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	for _, text := range []string{"192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1"} {
@@ -190,9 +168,8 @@ func trustsEverybody(server *caddyhttp.Server) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// trusts is asked with an unmapped address without zone. peer tells whether it
-// is about who is connected, or about an address in the header, which may be
-// the same.
+// trusts takes an unmapped address without zone. peer tells whether it is the
+// peer, or an address in the header, which may be the same.
 func (t *serverTrust) trusts(r *http.Request, hop netip.Addr, peer bool) bool {
 	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if server == nil {

@@ -1,10 +1,9 @@
 package distributedratelimit
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"net/http"
-	"regexp"
 	"sync"
 	"time"
 
@@ -26,12 +25,12 @@ type Zone struct {
 	// that are refused see it.
 	Name string `json:"name,omitempty"`
 
-	// Which requests the zone applies to: those that match any of these
+	// Which requests the zone applies to: requests that match any of these
 	// matcher sets. Default: all.
 	MatchRaw caddyhttp.RawMatcherSets `json:"match,omitempty" caddy:"namespace=http.matchers"`
 
-	// Which of them are neither limited nor counted: those that match any of
-	// these matcher sets. The matcher client_ip sees the address that the
+	// Which of them are neither limited nor counted: requests that match any
+	// of these matcher sets. The matcher client_ip sees the address that the
 	// handler decided on, which a forged header cannot change.
 	ExemptRaw caddyhttp.RawMatcherSets `json:"exempt,omitempty" caddy:"namespace=http.matchers"`
 
@@ -39,8 +38,8 @@ type Zone struct {
 	// value has a counter of its own. `{http.vars.client_ip}` is the
 	// client's address and `{http.request.remote.host}` the peer's, both
 	// masked to the prefixes below. What a client sends, such as a header,
-	// is the client's own choice: whoever varies it has no limit, so pair
-	// such a zone with one keyed on the address. Default: the client's
+	// is the client's own choice: a client that varies it has no limit, so
+	// pair such a zone with one keyed on the address. Default: the client's
 	// address.
 	Key string `json:"key,omitempty"`
 
@@ -57,17 +56,17 @@ type Zone struct {
 	IPv4Prefix *int `json:"ipv4_prefix,omitempty"`
 
 	// The same for IPv6. Default: 64, the smallest network that is handed
-	// out: whoever has an IPv6 address usually has all of it.
+	// out: a client with one of its addresses usually has all of them.
 	IPv6Prefix *int `json:"ipv6_prefix,omitempty"`
 
 	// What to do when the key comes out empty, as when a header is missing:
 	// `client` uses the client's address, `skip` does not apply the zone, and
-	// `deny` answers 403. An error if no key of the zone can be empty, as when
+	// `deny` responds with 403. An error if no key of the zone can be empty, as when
 	// it holds the client's address. Default: `client`.
 	OnEmptyKey string `json:"on_empty_key,omitempty"`
 
-	// What to do when the store gives no answer: see the handler's field of
-	// this name. Default: the handler's.
+	// What to do while the store is away: see the handler's field of this
+	// name. Default: the handler's.
 	OnStoreError string `json:"on_store_error,omitempty"`
 
 	// Decides and counts, in a log of its own, and reports what it would have
@@ -83,9 +82,9 @@ type Zone struct {
 	storeName     string // of the log: a dry run has one of its own
 	counters      outcomeCounters
 	emptyKeys     lackCounters
-	unknown       sync.Once // the warning of a placeholder that nobody knows
+	unknown       sync.Once // the warning about a placeholder that nobody knows
 	logger        *zap.Logger
-	refusals      logLimiter
+	refusalLog    logLimiter
 }
 
 const (
@@ -96,104 +95,6 @@ const (
 	defaultIPv4Prefix = 32
 	defaultIPv6Prefix = 64
 )
-
-var zoneName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
-
-// check finds the first mistake in the zone's configuration.
-func (z *Zone) check() *configError {
-	if z.Name == "" {
-		return wrong("zone", "a zone needs a name; instances and sites share a limit by it")
-	}
-	if !zoneName.MatchString(z.Name) {
-		return wrong("zone", "zone name %q is not 1 to 64 letters, digits, dots, underscores or hyphens", z.Name)
-	}
-	if z.Events == nil {
-		return wrong("events", "events is missing; write how many requests are granted in a window")
-	}
-	if *z.Events < 0 || *z.Events > store.MaxEvents {
-		return wrong("events", "events %d is not between 0 and %d", *z.Events, int64(store.MaxEvents))
-	}
-	window := time.Duration(z.Window)
-	if window == 0 {
-		return wrong("window", "window is missing; write how long the events count, for example 1m")
-	}
-	if window > 0 && window < time.Microsecond {
-		return wrong("window", "window %v is too short; in JSON a bare number is in nanoseconds: write \"%[2]ds\"", window, int64(window))
-	}
-	if window < store.MinWindow || window > store.MaxWindow {
-		return wrong("window", "window %s is not between %s and %s", windowText(window), windowText(store.MinWindow), windowText(store.MaxWindow))
-	}
-	if window%time.Microsecond != 0 {
-		return wrong("window", "window %v is finer than a microsecond; round it", window)
-	}
-	if problem := checkMatcherSets("match", z.MatchRaw); problem != nil {
-		return problem
-	}
-	if problem := checkMatcherSets("exempt", z.ExemptRaw); problem != nil {
-		return problem
-	}
-	key, err := parseKey(z.Key)
-	if err != nil {
-		return wrong("key", "%w", err)
-	}
-	if problem := z.checkPrefixes(&key); problem != nil {
-		return problem
-	}
-	if z.IPv4Prefix != nil && (*z.IPv4Prefix < 1 || *z.IPv4Prefix > 32) {
-		return wrong("ipv4_prefix", "ipv4_prefix %d is not between 1 and 32 bits", *z.IPv4Prefix)
-	}
-	if z.IPv6Prefix != nil && (*z.IPv6Prefix < 1 || *z.IPv6Prefix > 128) {
-		return wrong("ipv6_prefix", "ipv6_prefix %d is not between 1 and 128 bits", *z.IPv6Prefix)
-	}
-	switch z.OnEmptyKey {
-	case "", emptyKeyClient, emptyKeySkip, emptyKeyDeny:
-	default:
-		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
-	}
-	if problem := z.checkOnEmptyKey(&key); problem != nil {
-		return problem
-	}
-	return checkPolicy(z.OnStoreError)
-}
-
-// checkPrefixes and checkOnEmptyKey reject settings that have nothing to apply
-// to: whoever wrote them believes that they do something.
-func (z *Zone) checkPrefixes(key *keyTemplate) *configError {
-	for _, prefix := range []struct {
-		field string
-		set   *int
-	}{{"ipv4_prefix", z.IPv4Prefix}, {"ipv6_prefix", z.IPv6Prefix}} {
-		if prefix.set != nil && !z.mayUseAddress(key) {
-			return wrong(prefix.field, "%s %d: the key %q holds no address; remove the prefix, or write {client_ip} in the key", prefix.field, *prefix.set, z.Key)
-		}
-	}
-	return nil
-}
-
-func (z *Zone) checkOnEmptyKey(key *keyTemplate) *configError {
-	switch {
-	case z.OnEmptyKey == "":
-		return nil
-	case !key.dynamic():
-		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as it has no placeholder; remove on_empty_key", z.OnEmptyKey, z.Key)
-	case z.Key == "":
-		return wrong("on_empty_key", "on_empty_key %s: without a key the limit is on the client's address, which is never empty; remove on_empty_key, or write a key", z.OnEmptyKey)
-	case key.neverEmpty():
-		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as every client has the address in it; remove on_empty_key, or the address from the key", z.OnEmptyKey, z.Key)
-	}
-	return nil
-}
-
-// checkMatcherSets rejects sets without a matcher, which match every request:
-// an empty exemption would turn the zone off without a word.
-func checkMatcherSets(field string, sets caddyhttp.RawMatcherSets) *configError {
-	for i, set := range sets {
-		if len(set) == 0 {
-			return wrong(field, "set %d of %s has no matcher, so that it matches every request; give it one, or remove it", i, field)
-		}
-	}
-	return nil
-}
 
 func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	z.warnOfRemoteIP(h)
@@ -210,7 +111,7 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	z.window = time.Duration(z.Window)
 	z.limit = *z.Events
 	z.v4, z.v6 = z.ipv4Prefix(), z.ipv6Prefix()
-	z.policy = policies[firstNonZero(z.OnStoreError, h.policy)]
+	z.policy = policies[cmp.Or(z.OnStoreError, h.policy)]
 	z.storeName = z.Name
 	if z.DryRun {
 		// A zone of this name may be in force elsewhere, while this one is
@@ -252,10 +153,9 @@ func loadMatchers(ctx caddy.Context, z *Zone, field string) (caddyhttp.MatcherSe
 	return sets, nil
 }
 
-// applies tells whether the zone limits the request: in the first result, and
-// in the second one whether an exemption is the reason why not. A matcher's
-// error is returned, never taken for an answer: a limit that is skipped when
-// something fails is none.
+// applies reports whether the zone limits the request, and if not, whether an
+// exemption is the reason. A matcher's error is returned, never taken for a no:
+// a limit that is skipped when something fails is none.
 func (z *Zone) applies(r *http.Request) (applies, exempt bool, err error) {
 	if len(z.match) > 0 {
 		matches, err := z.match.AnyMatchWithError(r)
@@ -272,12 +172,17 @@ func (z *Zone) applies(r *http.Request) (applies, exempt bool, err error) {
 	return true, false, nil
 }
 
-var errEmptyKey = errors.New("the request has nothing of what the limit is keyed on")
+// keyed is what became of the key of a request.
+type keyed uint8
 
-// request fills in what the zone asks the store for this request. It returns
-// errEmptyKey if the key came out empty and the zone denies that, and false
-// if the zone does not apply for want of a key.
-func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Result) (bool, error) {
+const (
+	keyFound   keyed = iota
+	keySkipped       // it is empty: the zone does not apply
+	keyDenied        // it is empty: the zone refuses
+)
+
+// request fills in what the zone requests from the store.
+func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Result) keyed {
 	bytes, empty, lacked := keys.build(&z.key, client, z.v4, z.v6)
 	if lacked != lackNothing {
 		z.lacks(lacked)
@@ -285,9 +190,9 @@ func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Res
 	if empty {
 		switch z.OnEmptyKey {
 		case emptyKeySkip:
-			return false, nil
+			return keySkipped
 		case emptyKeyDeny:
-			return false, errEmptyKey
+			return keyDenied
 		}
 		bytes, _, _ = keys.build(&addressKey, client, z.v4, z.v6)
 	}
@@ -297,10 +202,10 @@ func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Res
 		Units:  1,
 		Shadow: z.DryRun,
 	}
-	return true, nil
+	return keyFound
 }
 
-// lacks takes note of what the key of a request was short of.
+// lacks counts what the key of a request was short of.
 func (z *Zone) lacks(lacked lack) {
 	z.emptyKeys.inc(lacked)
 	if lacked == lackUnknown {
@@ -312,7 +217,7 @@ func (z *Zone) lacks(lacked lack) {
 	}
 }
 
-// keyedOnAddress reports whether an unverified source address could choose
+// keyedOnAddress reports whether an address that is not verified could choose
 // the key of a request.
 func (z *Zone) keyedOnAddress() bool { return z.mayUseAddress(&z.key) }
 

@@ -50,7 +50,7 @@ func TestProvisionRejects(t *testing.T) {
 		{"key host", zoneJSON(fine + `, "key": "{host}"`), []string{"in Caddyfiles only", "write {http.request.host}"}},
 		{"key header in the Caddyfile's words", zoneJSON(fine + `, "key": "{header.X-User}"`), []string{"short form", "write {http.request.header.X-User}"}},
 		{"key of nothing", zoneJSON(fine + `, "key": "{}"`), []string{"names no placeholder"}},
-		{"key header", zoneJSON(fine + `, "key": "{http.request.header.X-FORWARDED-FOR}"`), []string{"whoever sends the request"}},
+		{"key header", zoneJSON(fine + `, "key": "{http.request.header.X-FORWARDED-FOR}"`), []string{"written by the client"}},
 		{"prefix", zoneJSON(fine + `, "ipv4_prefix": 0`), []string{"ipv4_prefix 0 is not between"}},
 		{"on_empty_key", zoneJSON(fine + `, "on_empty_key": "x"`), []string{"unknown on_empty_key"}},
 		{"on_store_error of a zone", zoneJSON(fine + `, "on_store_error": "x"`), []string{"unknown on_store_error"}},

@@ -49,7 +49,7 @@ type Options struct {
 	// certificate must have is the host's, if it is not set here.
 	TLS *tls.Config
 	// Renew, if it is set, is called before each connection is made, for the
-	// secrets that hold then: passwords are rotated, and certificates expire.
+	// current secrets: passwords are rotated, and certificates expire.
 	// If it fails, the previous secrets are used.
 	Renew func() (Secrets, error)
 	// Instances is how many processes use the store, before it is known, 1 to
@@ -58,9 +58,8 @@ type Options struct {
 	// KeyPrefix begins every key; the default is "drl". It holds no
 	// braces, spaces or control characters, and at most 64 bytes.
 	KeyPrefix string
-	// KeySecret, if set, keeps whoever can read the keys from finding out,
-	// by trying, which clients they stand for. Stores that share counts
-	// share it.
+	// KeySecret, if set, keeps a reader of the keys from finding out, by
+	// trying, which clients they stand for. Stores that share counts share it.
 	KeySecret []byte
 	// PoolSize is the most connections there are at a time, and so the
 	// number of batches under way, 1 to 1000.
@@ -68,11 +67,11 @@ type Options struct {
 	// QueueSize is the most calls that wait for a connection to be free.
 	// Calls beyond it fail at once. 1 to 1,000,000.
 	QueueSize int
-	// Timeout is how long the server has at least to answer once a call was
-	// sent, even if its request waits less: a connection that misses it is
-	// closed, so that it should be well above what a server takes in a bad
-	// moment. Calls that wait for more than a third of it get three times
-	// their wait. 100 ms to 30 s.
+	// Timeout is how long the server has at least to reply once a call was
+	// sent, even if the call waits less. A connection that misses it is
+	// closed, so it should be well above what a server takes in a bad moment.
+	// Calls that wait for more than a third of it get three times their wait.
+	// 100 ms to 30 s.
 	Timeout time.Duration
 	// DialTimeout is how long opening a connection may take, TLS included.
 	// 100 ms to 30 s.
@@ -322,12 +321,11 @@ func (o Options) name() string {
 	return name
 }
 
-// Identity names the data that the options lead to, and whoever reads and
+// Identity names the data that the options lead to, and the user that reads and
 // writes it: stores of one identity share their counts. Options that only say
 // how to get there, such as TLS, timeouts and sizes, are no part of it. The
-// secrets are in it as a hash, so that it is fit for comparing but, since a
-// weak password can be guessed from its hash, not for logs: see
-// [Store.String].
+// secrets are in it as a hash. So it is fit for comparing, but not for logs, as
+// a weak password can be guessed from its hash: see [Store.String].
 func (o Options) Identity() string {
 	hash := sha256.New()
 	for _, secret := range [][]byte{[]byte(o.Username), []byte(o.Password), o.KeySecret} {

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 )
+
+const escape = "; characters of a password other than letters, digits and -._~ are written in percent encoding, such as %40 for @, or the password is given by itself"
 
 // ParseURL reads options from a URL:
 //
@@ -19,8 +22,6 @@ import (
 // of the URL: the part that was misread may be a password, which is often the
 // reason why it was misread.
 func ParseURL(raw string) (Options, error) {
-	const escape = "; characters of a password other than letters, digits and -._~ are written in percent encoding, such as %40 for @, or the password is given by itself"
-
 	if !strings.Contains(raw, "://") {
 		return Options{}, errors.New("redis: what should be a URL has no scheme; write redis://host:port, or rediss:// for TLS")
 	}
@@ -40,42 +41,15 @@ func ParseURL(raw string) (Options, error) {
 	if o.Username != "" && o.Password == "" {
 		return Options{}, errors.New("redis: the URL has a user name but no password; a password alone is written as :password@host")
 	}
-	query, err := url.ParseQuery(u.RawQuery)
+	db, err := o.serverOf(u)
 	if err != nil {
-		return Options{}, errors.New("redis: the part of the URL after the ? cannot be read" + escape)
+		return Options{}, err
 	}
-	db := query.Get("db")
-	query.Del("db")
-	if len(query) > 0 {
-		return Options{}, errors.New("redis: the URL has parameters other than db; other options have a name of their own" + escape)
-	}
-
-	switch u.Scheme {
-	case "redis", "rediss":
-		if u.Hostname() == "" {
-			return Options{}, errors.New("redis: the URL has no host; write redis://host:port")
+	if path := strings.Trim(u.Path, "/"); path != "" && u.Scheme != "unix" {
+		if db != "" {
+			return Options{}, errors.New("redis: the URL names its database twice, in its path and as db")
 		}
-		port := u.Port()
-		if port == "" {
-			port = "6379"
-		}
-		o.Address = net.JoinHostPort(u.Hostname(), port)
-		if path := strings.Trim(u.Path, "/"); path != "" {
-			if db != "" {
-				return Options{}, errors.New("redis: the URL names its database twice, in its path and as db")
-			}
-			db = path
-		}
-		if u.Scheme == "rediss" {
-			o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
-		}
-	case "unix":
-		if u.Host != "" || u.Path == "" {
-			return Options{}, errors.New("redis: the path of a unix URL is not absolute; write unix:///path/to.sock")
-		}
-		o.Address = "unix/" + u.Path
-	default:
-		return Options{}, errors.New("redis: the URL begins with none of redis://, rediss:// and unix://")
+		db = path
 	}
 	if db != "" {
 		if o.DB, err = strconv.Atoi(db); err != nil {
@@ -83,4 +57,35 @@ func ParseURL(raw string) (Options, error) {
 		}
 	}
 	return o, o.Validate()
+}
+
+// serverOf takes over the server of a URL, and returns the parameter db.
+func (o *Options) serverOf(u *url.URL) (db string, err error) {
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return "", errors.New("redis: the part of the URL after the ? cannot be read" + escape)
+	}
+	db = query.Get("db")
+	query.Del("db")
+	if len(query) > 0 {
+		return "", errors.New("redis: the URL has parameters other than db; other options have a name of their own" + escape)
+	}
+	switch u.Scheme {
+	case "redis", "rediss":
+		if u.Hostname() == "" {
+			return "", errors.New("redis: the URL has no host; write redis://host:port")
+		}
+		o.Address = net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "6379"))
+		if u.Scheme == "rediss" {
+			o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+	case "unix":
+		if u.Host != "" || u.Path == "" {
+			return "", errors.New("redis: the path of a unix URL is not absolute; write unix:///path/to.sock")
+		}
+		o.Address = "unix/" + u.Path
+	default:
+		return "", errors.New("redis: the URL begins with none of redis://, rediss:// and unix://")
+	}
+	return db, nil
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // logLimiter keeps strangers from filling the log: it allows a few lines in
-// each span of time and counts the others. Its zero value is ready; it is
-// safe for concurrent use.
+// each span of time and counts the rest. Its zero value is ready; it is safe for
+// concurrent use.
 type logLimiter struct {
 	mu         sync.Mutex
 	began      time.Time
@@ -18,8 +18,6 @@ type logLimiter struct {
 const (
 	logSecond = time.Second
 	logMinute = time.Minute
-	// refusalLines is how many refusals a zone may log in a second.
-	refusalLines = 3
 )
 
 // allow reports whether a line may be written now, and how many were

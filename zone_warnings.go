@@ -1,6 +1,8 @@
 package distributedratelimit
 
 import (
+	"encoding/json"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -9,8 +11,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// warnOfKeys tells of keys that may be no limit. It is called before zones
-// are provisioned: that takes their matchers away.
+// warnOfKeys warns of keys that may be no limit. It is called before zones are
+// provisioned, which takes their matchers away.
 func (h *Handler) warnOfKeys(ctx caddy.Context) {
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	anyHost := !namesItsHosts(server)
@@ -64,9 +66,9 @@ func (t *keyTemplate) addressAlone() bool {
 	return t.address && !slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind != partLiteral && !p.address() })
 }
 
-// chosenByClient returns the first placeholder whose value whoever sends the
-// request can choose freely, empty if there is none. anyHost tells that the
-// host is one, as some site takes any.
+// chosenByClient returns the first placeholder whose value the client can choose
+// freely, empty if there is none. With anyHost the host is one, as some site
+// takes any.
 func (t *keyTemplate) chosenByClient(anyHost bool) string {
 	for i := range t.parts {
 		p := &t.parts[i]
@@ -117,3 +119,23 @@ func namesHosts(matcher any) bool {
 	}
 	return len(hosts) > 0 && !slices.ContainsFunc(hosts, func(host string) bool { return strings.ContainsAny(host, "*{") })
 }
+
+// warnOfRemoteIP warns of matchers that look at the peer although that is a
+// proxy: `exempt remote_ip private_ranges` exempts everybody then. It is called
+// before the matchers are loaded, which drops their JSON.
+func (z *Zone) warnOfRemoteIP(h *Handler) {
+	if !h.identity.trustsProxies {
+		return
+	}
+	for word, sets := range map[string]caddyhttp.RawMatcherSets{"match": z.MatchRaw, "exempt": z.ExemptRaw} {
+		raw, err := json.Marshal(sets)
+		if err != nil || !remoteIPMatcher.Match(raw) {
+			continue
+		}
+		h.logger.Warn("remote_ip in a zone is the address of the proxy for every client behind one; write client_ip for that of the client",
+			zap.String("zone", z.Name), zap.String("in", word))
+	}
+}
+
+// remoteIPMatcher finds the matcher also within not and in an expression.
+var remoteIPMatcher = regexp.MustCompile(`"remote_ip":|remote_ip\(`)

@@ -20,12 +20,12 @@ const (
 	problemReducedCapacity = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 )
 
-// storeRetryAfter is how long clients are asked to wait when the store is
-// away: nobody knows how long it takes.
+// storeRetryAfter is how long clients shall wait while the store is away: nobody
+// knows how long that takes.
 const storeRetryAfter = time.Second
 
-// refusal is what a client that may not pass is told.
-type refusal struct {
+// problemDetails is what a refused client is told (RFC 9457).
+type problemDetails struct {
 	Type     string   `json:"type"`
 	Title    string   `json:"title"`
 	Status   int      `json:"status"`
@@ -35,52 +35,52 @@ type refusal struct {
 	retryAfter int64 // s; 0 if a retry does not help
 }
 
-// refuse answers a request that may not pass.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, d *evaluation) error {
-	d.p.forgetHeaders()
-	answer := h.refusal(d)
+// refuse responds to a request that may not pass.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) error {
+	e.charges.forgetHeaders()
+	problem := h.problem(e)
 	header := w.Header()
 	header.Set("Cache-Control", "no-store")
-	d.p.told.retryAfter = answer.retryAfter
-	if answer.retryAfter > 0 {
-		header.Set("Retry-After", strconv.FormatInt(answer.retryAfter, 10))
+	e.charges.told.retryAfter = problem.retryAfter
+	if problem.retryAfter > 0 {
+		header.Set("Retry-After", strconv.FormatInt(problem.retryAfter, 10))
 	}
 	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		// The server reads the body before it answers, to be able to use the
-		// connection again. A client that waits for the answer before it
+		// The server reads the body before it responds, to be able to use the
+		// connection again. A client that waits for the response before it
 		// sends the body (Expect: 100-continue) would wait for ever.
 		header.Set("Connection", "close")
 	}
-	if d.reason == reasonLimit {
-		h.headers.set(header, d.headerZones(answer.retryAfter))
+	if e.reason == reasonLimit {
+		h.headers.set(header, e.headerZones(problem.retryAfter))
 	}
 
-	err := caddyhttp.Error(answer.Status, errors.New(answer.Detail))
+	err := caddyhttp.Error(problem.Status, errors.New(problem.Detail))
 	if h.rendersError(r, err) {
 		return err
 	}
-	body, failed := json.Marshal(answer)
+	body, failed := json.Marshal(problem)
 	if failed != nil {
 		panic(failed) // strings and a number
 	}
 	body = append(body, '\n')
 	header.Set("Content-Type", "application/problem+json")
 	header.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(answer.Status)
+	w.WriteHeader(problem.Status)
 	_, _ = w.Write(body) // the client may have gone
 	return nil
 }
 
-func (h *Handler) refusal(d *evaluation) refusal {
-	switch d.reason {
+func (h *Handler) problem(e *evaluation) problemDetails {
+	switch e.reason {
 	case reasonStoreAway:
-		return refusal{
+		return problemDetails{
 			Type: problemReducedCapacity, Title: "Limits cannot be checked at the moment",
 			Status: http.StatusServiceUnavailable, Detail: "The limit on requests cannot be checked at the moment; try again shortly.",
 			retryAfter: wholeSeconds(h.jittered(storeRetryAfter)),
 		}
 	case reasonEmptyKey:
-		return refusal{
+		return problemDetails{
 			Type: "about:blank", Title: http.StatusText(http.StatusForbidden),
 			Status: http.StatusForbidden, Detail: "The request lacks what tells this client from others.",
 		}
@@ -88,8 +88,8 @@ func (h *Handler) refusal(d *evaluation) refusal {
 
 	var longest time.Duration
 	var violated []string
-	for i := range d.verdicts {
-		v := &d.verdicts[i]
+	for i := range e.verdicts {
+		v := &e.verdicts[i]
 		if v.Granted || v.zone.DryRun || v.silent() {
 			continue
 		}
@@ -97,13 +97,13 @@ func (h *Handler) refusal(d *evaluation) refusal {
 		violated = append(violated, v.zone.Name)
 	}
 	if longest == math.MaxInt64 {
-		return refusal{
+		return problemDetails{
 			Type: problemQuotaExceeded, Title: "Too many requests", Status: h.Status,
 			Detail: "The limit allows no requests.", Violated: violated,
 		}
 	}
 	seconds := max(wholeSeconds(h.jittered(longest)), 1)
-	return refusal{
+	return problemDetails{
 		Type: problemQuotaExceeded, Title: "Too many requests", Status: h.Status,
 		Detail:   "The limit on requests is reached; try again in " + strconv.FormatInt(seconds, 10) + " s.",
 		Violated: violated, retryAfter: seconds,
@@ -142,8 +142,8 @@ func (h *Handler) rendersError(r *http.Request, err caddyhttp.HandlerError) bool
 
 // handlesError reports whether an error route of the server is meant for the
 // request with this error. The error routes belong to the listener, not to
-// the site: those of a neighbouring site, or for other statuses, do nothing
-// for this request, and it would be answered with an empty body.
+// the site: routes of a neighbouring site, or for other statuses, do nothing
+// for this request, and the response would have an empty body.
 func handlesError(server *caddyhttp.Server, r *http.Request, err caddyhttp.HandlerError) bool {
 	// Look at the request as the server would hand it to the error routes:
 	// as it came in, with the error in its context and placeholders.

@@ -1,0 +1,266 @@
+package distributedratelimit
+
+import (
+	"errors"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+)
+
+// evaluation is the work on one HTTP request in one handler. The request is
+// charged to all of the handler's zones that apply, or to none. If it passes,
+// the charges stay, whatever later handlers say: in between, a password may have
+// been checked, or an upstream called. Evaluations are reused.
+type evaluation struct {
+	h       *Handler
+	r       *http.Request
+	charges *charges
+	keys    keyBuilder
+
+	verdicts []verdict
+	call     fallback.Call // for the verdicts that need the store
+	index    []int         // verdict of each of its requests
+	exempt   []*Zone
+	reason   reason
+}
+
+// verdict is what one zone says. It is silent if another zone refused, so that
+// nobody was asked about this one.
+type verdict struct {
+	zone *Zone
+	store.Decision
+	counted bool // the decision holds numbers
+}
+
+func (v *verdict) silent() bool { return !v.counted && v.Source != store.FromPolicy }
+
+// reason is why a request is refused.
+type reason uint8
+
+const (
+	reasonLimit     reason = iota
+	reasonStoreAway        // the store is away, and a zone denies then
+	reasonEmptyKey         // the request has nothing of a zone's key
+)
+
+var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
+
+func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
+	e := evaluations.Get().(*evaluation)
+	e.h, e.r, e.charges = h, r, c
+	e.keys.repl = c.repl
+	e.keys.request = r
+	return e
+}
+
+func (e *evaluation) release() {
+	clear(e.verdicts)
+	clear(e.exempt)
+	e.call.Reset()
+	e.verdicts, e.index, e.exempt = e.verdicts[:0], e.index[:0], e.exempt[:0]
+	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonLimit
+	e.keys.repl = nil
+	e.keys.request = nil
+	evaluations.Put(e)
+}
+
+// byPolicy is the decision of a zone that refuses whatever the store says.
+var byPolicy = store.Decision{Source: store.FromPolicy}
+
+// gather finds out which zones apply, and what to request from the store.
+func (e *evaluation) gather() error {
+	if e.h.matchers {
+		defer e.showAddresses()()
+	}
+	for _, zone := range e.h.Zones {
+		applies, exempt, err := zone.applies(e.r)
+		if err != nil {
+			return err
+		}
+		if exempt {
+			e.exempt = append(e.exempt, zone)
+		}
+		if !applies {
+			continue
+		}
+		if zone.keyedOnAddress() && isEarlyData(e.r) {
+			e.charges.tooEarly(zone)
+			return caddyhttp.Error(http.StatusTooEarly,
+				errors.New("the address of a client that sends early data is not verified yet"))
+		}
+		e.add(zone)
+	}
+	return nil
+}
+
+// showAddresses lets the matchers see the addresses that the handler has
+// decided on, until restore is called.
+func (e *evaluation) showAddresses() (restore func()) {
+	// The matcher client_ip reads this variable. The client may have chosen
+	// what the server put there: `exempt { client_ip private_ranges }` must not
+	// believe a forged header.
+	ctx := e.r.Context()
+	client := caddyhttp.GetVar(ctx, caddyhttp.ClientIPVarKey)
+	caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, e.charges.client.String())
+	// The matcher remote_ip reads this field. That of a Unix socket may look
+	// like an address of the client's choice.
+	peer := e.r.RemoteAddr
+	e.r.RemoteAddr = remoteAddr(e.r)
+	return func() {
+		e.r.RemoteAddr = peer
+		caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, client)
+	}
+}
+
+// add adds the verdict of a zone that applies, and the request for it unless it
+// is clear without the store.
+func (e *evaluation) add(zone *Zone) {
+	if zone.limit == 0 {
+		e.verdicts = append(e.verdicts, verdict{zone: zone, Decision: byPolicy, counted: true})
+		return
+	}
+	var request store.Request
+	switch zone.request(&request, &e.keys, e.charges.client) {
+	case keySkipped:
+		return
+	case keyDenied:
+		e.verdicts = append(e.verdicts, verdict{zone: zone, Decision: byPolicy})
+		if !zone.DryRun {
+			e.reason = reasonEmptyKey
+		}
+		return
+	}
+	if e.charges.has(e.h.backend.name, &request.Key) {
+		return
+	}
+	e.index = append(e.index, len(e.verdicts))
+	e.verdicts = append(e.verdicts, verdict{zone: zone})
+	e.call.Requests = append(e.call.Requests, request)
+	e.call.Policies = append(e.call.Policies, zone.policy)
+}
+
+// isEarlyData reports whether the request came before its TLS handshake was
+// complete, in a packet whose source address anyone can write. On HTTP/1 and
+// HTTP/2 an unfinished handshake has other reasons: there the address is that
+// of a TCP connection.
+func isEarlyData(r *http.Request) bool {
+	return r.ProtoMajor == 3 && r.TLS != nil && !r.TLS.HandshakeComplete
+}
+
+// decide has the store decide, or its fallback.
+func (e *evaluation) decide() {
+	requests := e.call.Requests
+	if len(requests) == 0 || !e.passes() {
+		// A zone that refuses whatever the store says spares the call, and
+		// nothing is charged.
+		return
+	}
+	e.h.backend.Decide(time.Now(), e.charges.rest(e.h.budget), &e.call)
+	e.charges.waited += e.call.Waited
+	if e.call.Denied {
+		e.reason = reasonStoreAway
+	}
+	for i := range requests {
+		v := &e.verdicts[e.index[i]]
+		if decision := &e.call.Decisions[i]; !decision.Skipped {
+			v.Decision, v.counted = *decision, decision.Source != store.FromPolicy
+		}
+		if e.call.Charged(i) {
+			e.charges.add(e.h.backend.name, &requests[i].Key)
+		}
+	}
+}
+
+// passes reports whether no zone that is in force refuses.
+func (e *evaluation) passes() bool {
+	if e.reason != reasonLimit {
+		return false
+	}
+	for i := range e.verdicts {
+		v := &e.verdicts[i]
+		if !v.Granted && !v.zone.DryRun && !v.silent() {
+			return false
+		}
+	}
+	return true
+}
+
+// report shows the verdicts in placeholders, metrics, and, for a refusal, a line
+// in the log.
+func (e *evaluation) report() {
+	passes := e.passes()
+	for i := range e.verdicts {
+		v := &e.verdicts[i]
+		switch {
+		case v.silent():
+		case v.Granted && passes:
+			v.zone.counters.inc(outcomeGranted, v.Source)
+		case v.Granted:
+			// Another zone refused: this one was not charged.
+		case v.zone.DryRun:
+			v.zone.counters.inc(outcomeDryRun, v.Source)
+			e.logRefusal(v)
+		default:
+			v.zone.counters.inc(outcomeRefused, v.Source)
+			e.logRefusal(v)
+		}
+	}
+	for _, zone := range e.exempt {
+		zone.counters.inc(outcomeExempt, store.FromPolicy)
+	}
+	e.charges.publish(e)
+}
+
+// wait is how long a refused client has to wait: for ever if the zone lets
+// nothing pass.
+func (v *verdict) wait() time.Duration {
+	if v.zone.limit == 0 {
+		return math.MaxInt64
+	}
+	return v.RetryAfter
+}
+
+// share is what is left of the zone's limit, 0 to 1; a zone that was not
+// counted has all of it.
+func (v *verdict) share() float64 { return share(v.counted, v.Remaining, v.zone.limit) }
+
+// share is what is left of a limit, 0 to 1; a limit that was not counted has
+// all of it.
+func share(counted bool, remaining, limit int64) float64 {
+	if !counted {
+		return 1
+	}
+	return float64(remaining) / float64(max(limit, 1))
+}
+
+// refusalLines is how many refusals a zone may log in a second.
+const refusalLines = 3
+
+func (e *evaluation) logRefusal(v *verdict) {
+	if !e.h.logger.Core().Enabled(zap.InfoLevel) {
+		return
+	}
+	suppressed, ok := v.zone.refusalLog.allow(refusalLines, logSecond)
+	if !ok {
+		return
+	}
+	fields := []zap.Field{
+		zap.String("zone", v.zone.Name),
+		zap.Stringer("client_ip", e.charges.client),
+		zap.Stringer("source", v.Source),
+		zap.Duration("retry_after", v.RetryAfter),
+		zap.Bool("dry_run", v.zone.DryRun),
+		zap.Int64("suppressed", suppressed),
+	}
+	if e.h.LogKey {
+		fields = append(fields, zap.String("key", e.keys.readable(&v.zone.key, e.charges.client, v.zone.v4, v.zone.v6)))
+	}
+	e.h.logger.Info("request refused", fields...)
+}

@@ -1,0 +1,43 @@
+package distributedratelimit
+
+import (
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+)
+
+// The words of on_store_error.
+const (
+	policyLocal = "local"
+	policyAllow = "allow"
+	policyDeny  = "deny"
+)
+
+var policies = map[string]fallback.Policy{policyLocal: fallback.Decide, policyAllow: fallback.Allow, policyDeny: fallback.Deny}
+
+const (
+	defaultBudget = 100 * time.Millisecond
+	minBudget     = time.Millisecond
+	maxBudget     = time.Minute
+)
+
+// checkStoreUse checks what the handler and the app both have.
+func checkStoreUse(onStoreError string, budget caddy.Duration) *configError {
+	if mistake := checkPolicy(onStoreError); mistake != nil {
+		return mistake
+	}
+	if budget < 0 || time.Duration(budget) > maxBudget || (budget > 0 && time.Duration(budget) < time.Millisecond) {
+		return wrong("budget", "budget %v is not between 1ms and %v", time.Duration(budget), maxBudget)
+	}
+	return nil
+}
+
+func checkPolicy(policy string) *configError {
+	switch policy {
+	case "", policyLocal, policyAllow, policyDeny:
+		return nil
+	}
+	return wrong("on_store_error", "unknown on_store_error %q; write local, allow or deny", policy)
+}

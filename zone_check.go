@@ -1,0 +1,158 @@
+package distributedratelimit
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+var zoneName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
+
+// check finds the first mistake in the zone's configuration.
+func (z *Zone) check() *configError {
+	if z.Name == "" {
+		return wrong("zone", "a zone needs a name; instances and sites share a limit by it")
+	}
+	if !zoneName.MatchString(z.Name) {
+		return wrong("zone", "zone name %q is not 1 to 64 letters, digits, dots, underscores or hyphens", z.Name)
+	}
+	if z.Events == nil {
+		return wrong("events", "events is missing; write how many requests are granted in a window")
+	}
+	if *z.Events < 0 || *z.Events > store.MaxEvents {
+		return wrong("events", "events %d is not between 0 and %d", *z.Events, int64(store.MaxEvents))
+	}
+	window := time.Duration(z.Window)
+	if window == 0 {
+		return wrong("window", "window is missing; write how long the events count, for example 1m")
+	}
+	if window > 0 && window < time.Microsecond {
+		return wrong("window", "window %v is too short; in JSON a bare number is in nanoseconds: write \"%[2]ds\"", window, int64(window))
+	}
+	if window < store.MinWindow || window > store.MaxWindow {
+		return wrong("window", "window %s is not between %s and %s", windowText(window), windowText(store.MinWindow), windowText(store.MaxWindow))
+	}
+	if window%time.Microsecond != 0 {
+		return wrong("window", "window %v is finer than a microsecond; round it", window)
+	}
+	if mistake := checkMatcherSets("match", z.MatchRaw); mistake != nil {
+		return mistake
+	}
+	if mistake := checkMatcherSets("exempt", z.ExemptRaw); mistake != nil {
+		return mistake
+	}
+	key, err := parseKey(z.Key)
+	if err != nil {
+		return wrong("key", "%w", err)
+	}
+	if mistake := z.checkPrefixes(&key); mistake != nil {
+		return mistake
+	}
+	if z.IPv4Prefix != nil && (*z.IPv4Prefix < 1 || *z.IPv4Prefix > 32) {
+		return wrong("ipv4_prefix", "ipv4_prefix %d is not between 1 and 32 bits", *z.IPv4Prefix)
+	}
+	if z.IPv6Prefix != nil && (*z.IPv6Prefix < 1 || *z.IPv6Prefix > 128) {
+		return wrong("ipv6_prefix", "ipv6_prefix %d is not between 1 and 128 bits", *z.IPv6Prefix)
+	}
+	switch z.OnEmptyKey {
+	case "", emptyKeyClient, emptyKeySkip, emptyKeyDeny:
+	default:
+		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
+	}
+	if mistake := z.checkOnEmptyKey(&key); mistake != nil {
+		return mistake
+	}
+	return checkPolicy(z.OnStoreError)
+}
+
+// checkPrefixes and checkOnEmptyKey reject settings that have nothing to apply
+// to: their author believes that they do something.
+func (z *Zone) checkPrefixes(key *keyTemplate) *configError {
+	for _, prefix := range []struct {
+		field string
+		set   *int
+	}{{"ipv4_prefix", z.IPv4Prefix}, {"ipv6_prefix", z.IPv6Prefix}} {
+		if prefix.set != nil && !z.mayUseAddress(key) {
+			return wrong(prefix.field, "%s %d: the key %q holds no address; remove the prefix, or write {client_ip} in the key", prefix.field, *prefix.set, z.Key)
+		}
+	}
+	return nil
+}
+
+func (z *Zone) checkOnEmptyKey(key *keyTemplate) *configError {
+	switch {
+	case z.OnEmptyKey == "":
+		return nil
+	case !key.dynamic():
+		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as it has no placeholder; remove on_empty_key", z.OnEmptyKey, z.Key)
+	case z.Key == "":
+		return wrong("on_empty_key", "on_empty_key %s: without a key the limit is on the client's address, which is never empty; remove on_empty_key, or write a key", z.OnEmptyKey)
+	case key.neverEmpty():
+		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as every client has the address in it; remove on_empty_key, or the address from the key", z.OnEmptyKey, z.Key)
+	}
+	return nil
+}
+
+// checkMatcherSets rejects sets without a matcher, which match every request:
+// an empty exemption would turn the zone off silently.
+func checkMatcherSets(field string, sets caddyhttp.RawMatcherSets) *configError {
+	for i, set := range sets {
+		if len(set) == 0 {
+			return wrong(field, "set %d of %s has no matcher, so that it matches every request; give it one, or remove it", i, field)
+		}
+	}
+	return nil
+}
+
+// conflict is the first setting in which z and other, which have one name, differ
+// as one limit must not.
+func (z *Zone) conflict(other *Zone) *configError {
+	const remedy = "zones of one name are one limit: make them equal, or rename one"
+	switch {
+	case z.Window != other.Window:
+		return wrong("window", "window %s here and %s in another handler; "+remedy,
+			windowText(time.Duration(z.Window)), windowText(time.Duration(other.Window)))
+	case !sameKey(z.Key, other.Key):
+		return wrong("key", "key %s here and %s in another handler; "+remedy, keyText(z.Key), keyText(other.Key))
+	case z.ipv4Prefix() != other.ipv4Prefix():
+		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
+	case z.ipv6Prefix() != other.ipv6Prefix():
+		return wrong("ipv6_prefix", "ipv6_prefix %d here and %d in another handler; "+remedy, z.ipv6Prefix(), other.ipv6Prefix())
+	case *z.Events != *other.Events:
+		return wrong("events", "events %d here and %d in another handler; "+remedy, *z.Events, *other.Events)
+	}
+	return nil
+}
+
+// windowText renders a window the way people write it: 1m, 1h30m, 30d.
+func windowText(d time.Duration) string {
+	if d < 0 {
+		return d.String()
+	}
+	var b strings.Builder
+	for _, unit := range []struct {
+		size time.Duration
+		name string
+	}{
+		{24 * time.Hour, "d"},
+		{time.Hour, "h"},
+		{time.Minute, "m"},
+		{time.Second, "s"},
+		{time.Millisecond, "ms"},
+		{time.Microsecond, "us"},
+	} {
+		if n := d / unit.size; n > 0 {
+			fmt.Fprintf(&b, "%d%s", n, unit.name)
+			d -= n * unit.size
+		}
+	}
+	if b.Len() == 0 {
+		return "0s"
+	}
+	return b.String()
+}
