@@ -34,7 +34,7 @@ func TestCaddyfileMistakesOfMatchers(t *testing.T) {
 		{"expression", zone("match expression {path}.startsWith(" + here), []string{"expression", "Syntax error"}},
 		{"expression in quotes", zone("match {", "method GET", "`{path} == `"+here, "}"), []string{"expression", "Syntax error"}},
 		{"expression of a block", zone("match {", "method GET", "expression `nothing({path})`"+here, "}"), []string{"expression", "undeclared reference"}},
-		{"expression that is no answer", zone("match expression `1 + 1`" + here), []string{"expression", "bool"}},
+		{"expression that is no yes or no", zone("match expression `1 + 1`" + here), []string{"expression", "bool"}},
 		{"range in an expression", zone("exempt expression `client_ip('10.0.0.0/99')`" + here), []string{"10.0.0.0/99"}},
 		{"host twice", zone("match host a.test b.test A.test" + here), []string{"host", "repeated", "A.test"}},
 		{"host twice in two lines", zone("match {"+here, "host a.test", "host a.test", "}"), []string{"match: host", "repeated"}},
@@ -54,8 +54,8 @@ func TestCaddyfileMistakesOfMatchers(t *testing.T) {
 	}
 }
 
-// A mistake must be certain to be one: the Caddyfile may be adapted on another
-// machine than that of the server.
+// A mistake must be certain: the Caddyfile may be adapted on another machine than
+// the server's.
 func TestCaddyfileTakesMatchersThatTheServerMayKnow(t *testing.T) {
 	for name, file := range map[string]string{
 		"range of the environment":             zone("exempt client_ip {env.DRL_NOT_SET}"),

@@ -164,7 +164,7 @@ func TestCaddyfileMistakesOverSites(t *testing.T) {
 	}
 }
 
-// Limits as other servers write them are answered with how to write them here.
+// For limits as other servers write them, the error says how to write them here.
 func TestCaddyfileMistakesOfOtherForms(t *testing.T) {
 	for _, m := range []mistake{
 		{"rate", ":80 {\n\tdistributed_ratelimit 30r/m" + here + "\n}", []string{"write: distributed_ratelimit 30 1m"}},

@@ -74,8 +74,8 @@ func TestCaddyfileMistakesOfEmptyKeys(t *testing.T) {
 	}
 }
 
-// Files of TLS that are there can be judged; those that are not may be on the
-// server.
+// Files of TLS that are there can be judged. Files that are missing here may be
+// on the server.
 func TestCaddyfileMistakesOfTLSFiles(t *testing.T) {
 	dir := t.TempDir()
 	name := func(file string) string { return filepath.Join(dir, file) }

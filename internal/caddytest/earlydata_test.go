@@ -53,8 +53,8 @@ http://a.test {
 }`)
 			user := with("X-User", "me")
 			a := e.status(row.want, alice, "http://a.test/", user, arrives(3, false))
-			if requests := r.asked(); row.want == early && len(requests) > 0 {
-				t.Errorf("early data: the store was asked for %+v, want no call", requests)
+			if requests := r.requested(); row.want == early && len(requests) > 0 {
+				t.Errorf("early data: got the requests %+v to the store, want no call", requests)
 			}
 			a.header(t, "Retry-After", "")
 			if events == "0" {

@@ -146,12 +146,12 @@ type rig struct {
 	mu       sync.Mutex
 	err      error
 	delay    time.Duration
-	first    bool           // of each call only the first ask is decided
-	late     *store.Pending // calls are executed, but answered too late
+	first    bool           // of each call only the first request is decided
+	pending  *store.Pending // calls are executed, but time out
 	behind   []store.Decision
-	source   store.Source // what answers tell
+	source   store.Source // of all decisions
 	requests []store.Request
-	given    []store.Refund
+	refunds  []store.Refund
 }
 
 func newRig(t *testing.T, name string) *rig {
@@ -175,25 +175,25 @@ func (r *rig) hangs(d time.Duration) {
 	r.delay = d
 }
 
-// lags makes the store execute calls and answer them with a timeout; the
-// answers of the last one are delivered by arrive.
+// lags makes calls time out although they are executed; arrive delivers the
+// decisions of the last one.
 func (r *rig) lags() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.late = new(store.Pending)
+	r.pending = new(store.Pending)
 }
 
 // arrive delivers what lags held back, and ends it.
 func (r *rig) arrive() {
 	r.mu.Lock()
-	late, decisions := r.late, r.behind
-	r.late, r.behind = nil, nil
+	pending, decisions := r.pending, r.behind
+	r.pending, r.behind = nil, nil
 	r.mu.Unlock()
-	late.Deliver(decisions)
+	pending.Deliver(decisions)
 }
 
-// asked returns what the store was asked for, and forgets it.
-func (r *rig) asked() []store.Request {
+// requested returns the requests to the store since the last look.
+func (r *rig) requested() []store.Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	requests := r.requests
@@ -201,10 +201,10 @@ func (r *rig) asked() []store.Request {
 	return requests
 }
 
-func (r *rig) returned() []store.Refund {
+func (r *rig) refunded() []store.Refund {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.given
+	return r.refunds
 }
 
 // rigStore is the module of a rig.
@@ -237,12 +237,12 @@ func (s *rigStore) Take(now time.Time, wait time.Duration, requests []store.Requ
 		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("no time to wait")}
 	}
 	s.mu.Lock()
-	err, delay, late, source, first := s.err, s.delay, s.late, s.source, s.first
+	err, delay, pending, source, first := s.err, s.delay, s.pending, s.source, s.first
 	s.requests = append(s.requests, requests...)
 	s.mu.Unlock()
 	if delay > wait {
 		time.Sleep(wait)
-		return &store.Error{Kind: store.KindTimeout, Err: errors.New("no answer in time")}
+		return &store.Error{Kind: store.KindTimeout, Err: errors.New("no reply in time")}
 	}
 	time.Sleep(delay)
 	if first {
@@ -258,7 +258,7 @@ func (s *rigStore) Take(now time.Time, wait time.Duration, requests []store.Requ
 		behind.Deliver(slices.Clone(decisions))
 		return &store.Error{Kind: store.KindAway, Pending: behind, Fates: fates, Err: errors.New("one of two is away")}
 	}
-	if late != nil {
+	if pending != nil {
 		behind := make([]store.Decision, len(requests))
 		if err := s.takeHere(wait, requests, behind); err != nil {
 			return err
@@ -266,7 +266,7 @@ func (s *rigStore) Take(now time.Time, wait time.Duration, requests []store.Requ
 		s.mu.Lock()
 		s.behind = behind
 		s.mu.Unlock()
-		return &store.Error{Kind: store.KindTimeout, Pending: late, Err: errors.New("no answer in time")}
+		return &store.Error{Kind: store.KindTimeout, Pending: pending, Err: errors.New("no reply in time")}
 	}
 	if err != nil {
 		// What a store leaves behind when it fails means nothing.
@@ -284,11 +284,11 @@ func (s *rigStore) Take(now time.Time, wait time.Duration, requests []store.Requ
 
 func (s *rigStore) Refund(wait time.Duration, refunds []store.Refund) error {
 	s.mu.Lock()
-	s.given = append(s.given, refunds...)
+	s.refunds = append(s.refunds, refunds...)
 	s.mu.Unlock()
 	for _, g := range refunds {
 		if g.Origin != rigOrigin {
-			panic("the origin of a grant was lost")
+			panic("the origin of a charge was lost")
 		}
 	}
 	return s.memory.Refund(wait, refunds)
@@ -307,7 +307,7 @@ func (s *rigStore) takeHere(wait time.Duration, requests []store.Request, decisi
 	return err
 }
 
-// far is a rig that is shared with other instances, and tells how its servers
+// far is a rig that is shared with other instances, and reports how its servers
 // fare.
 type far struct {
 	*rig
@@ -315,7 +315,7 @@ type far struct {
 	instances int
 	watchers  map[int]func(store.Report)
 	next      int
-	known     []store.Report // told to new watchers
+	known     []store.Report // for new watchers
 }
 
 func newFar(t *testing.T, name string, instances int) *far {
@@ -325,7 +325,7 @@ func newFar(t *testing.T, name string, instances int) *far {
 	return f
 }
 
-// report tells all watchers.
+// report reports to all watchers.
 func (f *far) report(r store.Report) {
 	f.watch.Lock()
 	defer f.watch.Unlock()
@@ -416,7 +416,7 @@ func (s *stageHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next ca
 	return play(w, r, next)
 }
 
-// brokenMatcher answers with an error, on all paths or on one.
+// brokenMatcher fails, on all paths or on one.
 type brokenMatcher struct {
 	Path string `json:"path,omitempty"`
 }
@@ -438,7 +438,7 @@ func (m *brokenMatcher) MatchWithError(r *http.Request) (bool, error) {
 	return false, caddyhttp.Error(http.StatusTeapot, errors.New("the matcher is broken"))
 }
 
-// roamingSource is a source of trusted ranges that change.
+// roamingSource is an IP source whose ranges change.
 type roamingSource struct {
 	Name string `json:"name"`
 }

@@ -33,7 +33,7 @@ http://a.test {
 	}
 	respond "hello"
 }`)
-			expect := func(a answer, style, remaining string) {
+			expect := func(a reply, style, remaining string) {
 				t.Helper()
 				draft, legacy := strings.Contains(style, "d"), strings.Contains(style, "l")
 				if got := hour(a.Header.Get("RateLimit")); (got != "") != draft || draft && got != `"x";r=`+remaining+`;t=HOUR` {
@@ -116,7 +116,7 @@ http://a.test {
 }
 
 // The headers of a request that a later handler refuses tell of that refusal
-// alone: what earlier ones granted is given back.
+// alone.
 func TestHeadersOfARefusalByASecondHandler(t *testing.T) {
 	for name, row := range map[string]struct{ options, errors, policy, limit string }{
 		"written":        {"ratelimit_headers draft", "", `"two";q=0;w=3600`, `"two";r=0`},
@@ -148,7 +148,7 @@ http://a.test {
 
 // stage runs a function behind a handler that sends headers always, on a real
 // connection.
-func stage(t *testing.T, play act) (e *edge, get func() (answer, error)) {
+func stage(t *testing.T, play act) (e *edge, get func() (reply, error)) {
 	t.Helper()
 	invite(t, "stage of "+t.Name(), play)
 	e = start(t, `
@@ -158,7 +158,7 @@ http://a.test {
 	}
 	stage "stage of `+t.Name()+`"
 }`)
-	return e, func() (answer, error) {
+	return e, func() (reply, error) {
 		r, err := http.NewRequest(http.MethodGet, "http://"+e.ports["80"]+"/", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -166,11 +166,11 @@ http://a.test {
 		r.Host = "a.test"
 		response, err := http.DefaultTransport.RoundTrip(r)
 		if err != nil {
-			return answer{}, err
+			return reply{}, err
 		}
 		defer response.Body.Close()
 		body, err := io.ReadAll(response.Body)
-		return answer{response, string(body)}, err
+		return reply{response, string(body)}, err
 	}
 }
 
@@ -217,7 +217,7 @@ func TestHeadersAlwaysThroughWriters(t *testing.T) {
 		})
 	}
 
-	// What counts is what the upstream has set by the final answer.
+	// What counts is what the upstream has set by the final response.
 	t.Run("headers of the upstream after early hints", func(t *testing.T) {
 		_, get := stage(t, func(w http.ResponseWriter, _ *http.Request, _ caddyhttp.Handler) error {
 			w.WriteHeader(http.StatusEarlyHints)
@@ -313,7 +313,7 @@ func TestConnectionsCanBeTakenOver(t *testing.T) {
 	if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("upgrading: got %v, %v, want status 101", response, err)
 	}
-	answer{Response: response}.header(t, "RateLimit-Policy", `"x";q=10;w=3600`)
+	reply{Response: response}.header(t, "RateLimit-Policy", `"x";q=10;w=3600`)
 	io.WriteString(conn, "hello\n")
 	if line, err := reader.ReadString('\n'); line != "echo hello\n" {
 		t.Errorf("through the connection: got %q, %v", line, err)

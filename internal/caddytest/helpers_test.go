@@ -166,20 +166,20 @@ func (e *edge) server(port string) *caddyhttp.Server {
 	return server
 }
 
-// answer is what a client gets.
-type answer struct {
+// reply is what a client gets.
+type reply struct {
 	*http.Response
 	body string
 }
 
 // get sends a request from an address to the server on the URL's port, 80
 // if it has none.
-func (e *edge) get(from, url string, change ...func(*http.Request)) answer {
+func (e *edge) get(from, url string, change ...func(*http.Request)) reply {
 	e.t.Helper()
 	return e.send(from, http.MethodGet, url, change...)
 }
 
-func (e *edge) send(from, method, url string, change ...func(*http.Request)) answer {
+func (e *edge) send(from, method, url string, change ...func(*http.Request)) reply {
 	e.t.Helper()
 	port := "80"
 	if _, rest, ok := strings.Cut(strings.TrimPrefix(url, "http://"), ":"); ok {
@@ -189,7 +189,7 @@ func (e *edge) send(from, method, url string, change ...func(*http.Request)) ans
 }
 
 // sendTo is send for goroutines of a test, which must not stop it.
-func (e *edge) sendTo(server *caddyhttp.Server, from, method, url string, change ...func(*http.Request)) answer {
+func (e *edge) sendTo(server *caddyhttp.Server, from, method, url string, change ...func(*http.Request)) reply {
 	r := httptest.NewRequest(method, url, nil)
 	r.RemoteAddr = from
 	if !strings.HasPrefix(from, "@") && !strings.HasPrefix(from, "[") {
@@ -200,11 +200,11 @@ func (e *edge) sendTo(server *caddyhttp.Server, from, method, url string, change
 	}
 	w := httptest.NewRecorder()
 	server.ServeHTTP(w, r)
-	return answer{w.Result(), w.Body.String()}
+	return reply{w.Result(), w.Body.String()}
 }
 
 // dial sends a request over loopback.
-func (e *edge) dial(r *http.Request) answer {
+func (e *edge) dial(r *http.Request) reply {
 	e.t.Helper()
 	response, err := http.DefaultTransport.RoundTrip(r)
 	if err != nil {
@@ -215,7 +215,7 @@ func (e *edge) dial(r *http.Request) answer {
 	if err != nil {
 		e.t.Fatalf("%s %s: reading the body: %v", r.Method, r.URL, err)
 	}
-	return answer{response, string(body)}
+	return reply{response, string(body)}
 }
 
 // with sets a header line; each use adds one.
@@ -234,12 +234,12 @@ func (e *edge) granted(n int, from, url string, change ...func(*http.Request)) {
 }
 
 // refused expects a request to be refused with status 429.
-func (e *edge) refused(from, url string, change ...func(*http.Request)) answer {
+func (e *edge) refused(from, url string, change ...func(*http.Request)) reply {
 	e.t.Helper()
 	return e.status(http.StatusTooManyRequests, from, url, change...)
 }
 
-func (e *edge) status(want int, from, url string, change ...func(*http.Request)) answer {
+func (e *edge) status(want int, from, url string, change ...func(*http.Request)) reply {
 	e.t.Helper()
 	a := e.get(from, url, change...)
 	if a.StatusCode != want {
@@ -248,7 +248,7 @@ func (e *edge) status(want int, from, url string, change ...func(*http.Request))
 	return a
 }
 
-// body expects the body of an answer.
+// body expects the body of a reply.
 func (e *edge) body(want, from, url string, change ...func(*http.Request)) {
 	e.t.Helper()
 	if a := e.get(from, url, change...); a.body != want {
@@ -257,7 +257,7 @@ func (e *edge) body(want, from, url string, change ...func(*http.Request)) {
 }
 
 // header expects the value of a header, "" for none.
-func (a answer) header(t *testing.T, name, want string) {
+func (a reply) header(t *testing.T, name, want string) {
 	t.Helper()
 	if got := strings.Join(a.Header.Values(name), " | "); got != want {
 		t.Errorf("header %s: got %q, want %q (status %d)", name, got, want, a.StatusCode)

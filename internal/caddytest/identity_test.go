@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// who is a site that answers with the client that the handler has decided on.
+// who is a site that responds with the client that the handler has decided on.
 const who = `
 http://a.test {
 	distributed_ratelimit 1000 1h z {
@@ -122,8 +122,8 @@ http://a.test {
 	}
 }
 
-// Sources may change at any time. One that comes to hold every address is not
-// believed.
+// The ranges of an IP source may change at any time. If they come to hold every
+// address, they are not trusted.
 func TestClientByRangesThatChange(t *testing.T) {
 	for name, where := range map[string][2]string{
 		"handler": {"", "trusted_proxies roaming moving"},
@@ -173,7 +173,7 @@ func TestServerThatTrustsEverybody(t *testing.T) {
 	}
 }
 
-// Where the server reads several headers, only the first is the source.
+// Where the server reads several headers, only the first is read.
 func TestSeveralHeadersOfTheServer(t *testing.T) {
 	e := start(t, addressSite("servers {\ntrusted_proxies static 10.0.0.0/8\nclient_ip_headers X-Real-IP X-Forwarded-For\n}", ""))
 	e.client("203.0.113.9", "10.0.0.1", with("X-Real-IP", "203.0.113.9"), with(forwarded, "1.2.3.4"))

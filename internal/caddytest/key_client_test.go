@@ -23,7 +23,7 @@ http://a.test {
 }`, events, options))
 }
 
-// passed sends requests and counts those that are granted.
+// passed sends requests and counts how many are granted.
 func (e *edge) passed(n int, from string, change func(i int, r *http.Request)) int {
 	e.t.Helper()
 	granted := 0
@@ -93,7 +93,7 @@ func TestKeysOfHosts(t *testing.T) {
 }`)
 		k := func(name string) string {
 			e.get(alice, "http://a.test/", host(name))
-			return r.asked()[0].Key.Client
+			return r.requested()[0].Key.Client
 		}
 		same(t, "a host with a trailing dot", k("www.test"), k("WWW.test.:80"))
 		different(t, "two hosts", k("www.test"), k("ww.test"))
@@ -229,7 +229,7 @@ http://b.test {
 
 	e.reload(strings.ReplaceAll(file, "zone odd", "zone other"))
 	if _, ok := e.series("empty_keys_total")["unknown odd"]; ok {
-		t.Error("a zone that is gone has a series")
+		t.Error("a zone that was removed has a series")
 	}
 	e.sample("empty_keys_total", "missing login", 5)
 }

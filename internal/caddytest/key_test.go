@@ -35,9 +35,9 @@ http://a.test {
 	return func(from string, change ...func(*http.Request)) string {
 		t.Helper()
 		e.granted(1, from, "http://a.test/", change...)
-		requests := r.asked()
+		requests := r.requested()
 		if len(requests) != 1 || requests[0].Key.Zone != "z" {
-			t.Fatalf("asks of one request from %s: got %+v, want one of zone z", from, requests)
+			t.Fatalf("an HTTP request from %s: got the requests %+v to the store, want one of zone z", from, requests)
 		}
 		if n := len(requests[0].Key.Client); n > store.MaxClientBytes {
 			t.Errorf("key of %d bytes, want at most %d", n, store.MaxClientBytes)

@@ -99,7 +99,7 @@ http://before.test {
 }
 
 // The first of the sets that matches decides, as in Caddy: what stands after
-// it is not asked.
+// it does not run.
 func TestMatcherErrorsAfterAMatchDoNotMatter(t *testing.T) {
 	e := start(t, `
 http://a.test {

@@ -52,8 +52,8 @@ func (f *far) away() {
 
 const alone = "nobody knows how many instances share it"
 
-// Four instances restart while the store is down, as after a power cut. None
-// of them has ever seen the others, and each used to grant the whole limit.
+// Four instances restart while the store is down, as after a power cut. They
+// have never seen each other, and each used to grant the whole limit.
 func TestInstancesAreRememberedOverARestart(t *testing.T) {
 	line := "distributed_ratelimit 11 1h z"
 	e, f := remote(t, 4, line)
@@ -66,7 +66,7 @@ func TestInstancesAreRememberedOverARestart(t *testing.T) {
 	e.log.says(0, alone)
 }
 
-// The first time there is nothing to remember: that is said, once.
+// The first time there is nothing to remember: that is logged, once.
 func TestNobodyKnowsHowManyInstancesThereAre(t *testing.T) {
 	f := newFar(t, "redis", 1)
 	f.away()
@@ -80,8 +80,8 @@ func TestNobodyKnowsHowManyInstancesThereAre(t *testing.T) {
 	}
 }
 
-// A configuration that is only validated writes nothing, and what the store
-// says to the one that runs is what counts.
+// A configuration that is only validated writes nothing. What the store tells the
+// running one counts.
 func TestValidationRemembersNothing(t *testing.T) {
 	f := newFar(t, "redis", 4)
 	e := start(t, "http://b.test {\n\trespond ok\n}")
@@ -97,7 +97,7 @@ func TestValidationRemembersNothing(t *testing.T) {
 	soon(t, "the configuration that runs writes", func() bool { return e.remembers() == "4" })
 }
 
-// A storage that is broken is said once, and limits nothing.
+// A broken storage is logged once, and does not disturb limiting.
 func TestBrokenStorage(t *testing.T) {
 	f := newFar(t, "redis", 4)
 	f.report(store.Report{Condition: store.Up})

@@ -37,7 +37,7 @@ http://a.test {
 	respond "ok"
 }`
 
-// The number of series does not depend on who comes.
+// The number of series does not depend on the clients.
 func TestMetricsDoNotGrowWithClients(t *testing.T) {
 	e := start(t, twoZones)
 	visit := func(from, to int) {
@@ -52,7 +52,7 @@ func TestMetricsDoNotGrowWithClients(t *testing.T) {
 	before := e.seriesNames()
 	visit(2, 1000)
 	if after := e.seriesNames(); !slices.Equal(before, after) {
-		t.Errorf("series after 1000 clients: got %v, want those after 2: %v", after, before)
+		t.Errorf("series after 1000 clients: got %v, want the same as after 2: %v", after, before)
 	}
 	e.sample("requests_total", "granted store each", 2000)
 	e.sample("requests_total", "refused store each", 1000)
@@ -99,8 +99,8 @@ func TestMetricsOverReloads(t *testing.T) {
 	}
 }
 
-// Whoever hammers cannot fill the log: a few lines a second for each zone,
-// which tell how many were left out.
+// A client that hammers cannot fill the log: it gets a few lines a second for
+// each zone, which tell how many were left out.
 func TestRefusalLogIsLimited(t *testing.T) {
 	e := start(t, `
 http://a.test {

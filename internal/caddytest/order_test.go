@@ -78,7 +78,7 @@ func TestRefusalsComeBeforeTheBody(t *testing.T) {
 				}
 				response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 				if err != nil {
-					t.Fatalf("%q: no answer while the body is missing: %v", head, err)
+					t.Fatalf("%q: no response while the body is missing: %v", head, err)
 				}
 				if response.StatusCode != http.StatusTooManyRequests || !response.Close {
 					t.Errorf("%q: got status %d, close %v, want 429 and the end of the connection", head, response.StatusCode, response.Close)

@@ -7,8 +7,8 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// partly makes the store decide the first ask of each call, and fail for the
-// rest, as a Cluster does of which one server is away.
+// partly makes the store decide the first request of each call, and fail for the
+// rest, like a Cluster with one server that is away.
 func (f *far) partly(t *testing.T, on bool) {
 	t.Helper()
 	f.mu.Lock()
@@ -16,10 +16,10 @@ func (f *far) partly(t *testing.T, on bool) {
 	f.first = on
 }
 
-// Of a request whose zones are on two servers, one of which is away, what the
-// other has decided counts; policy decides about the rest. All zones were
-// limited locally once.
-func TestWhatIsKnownOfACallThatFailedCounts(t *testing.T) {
+// The zones of a request are on two servers, one of which is away. What the other
+// has decided counts; the rest follows on_store_error. All zones were limited
+// locally once.
+func TestDecisionsOfAFailedCallCount(t *testing.T) {
 	f := newFar(t, "redis", 4)
 	e := start(t, `
 {
@@ -62,39 +62,39 @@ http://deny.test {
 	e.granted(2, alice, "http://a.test/")
 	e.sample("requests_total", "granted store there", 2)
 	e.sample("requests_total", "granted local away", 2)
-	// What there is charged is returned when away refuses.
+	// The charge of there is refunded when away refuses.
 	e.refused(alice, "http://a.test/").header(t, "Ratelimit-Policy", `"there";q=3;w=3600, "away";q=8;w=3600`)
-	soon(t, "the unit of there is returned", func() bool { return f.given() == 1 })
-	if g := f.returned()[0]; g.Key.Zone != "there" || g.Units != 1 {
-		t.Errorf("returned: got %+v, want a unit of there", g)
+	soon(t, "the unit of there is refunded", func() bool { return f.refundedUnits() == 1 })
+	if g := f.refunded()[0]; g.Key.Zone != "there" || g.Units != 1 {
+		t.Errorf("refunded: got %+v, want a unit of there", g)
 	}
 	e.status(http.StatusServiceUnavailable, alice, "http://deny.test/")
-	soon(t, "the unit of first is returned", func() bool { return f.given() == 2 })
+	soon(t, "the unit of first is refunded", func() bool { return f.refundedUnits() == 2 })
 
-	// What was decided locally is owed, and what the store decided is not.
+	// What was granted locally is unreported; the store knows what it decided.
 	f.partly(t, false)
-	f.asked()
+	f.requested()
 	e.granted(1, alice, "http://a.test/")
-	for _, a := range f.asked() {
-		units, _ := owed([]store.Request{a})
-		if want := map[string]int64{"there": 0, "away": 2}[a.Key.Zone]; units != want {
-			t.Errorf("owed in zone %s: got %d units, want %d", a.Key.Zone, units, want)
+	for _, r := range f.requested() {
+		units, _ := unreported([]store.Request{r})
+		if want := map[string]int64{"there": 0, "away": 2}[r.Key.Zone]; units != want {
+			t.Errorf("unreported in zone %s: got %d units, want %d", r.Key.Zone, units, want)
 		}
 	}
 }
 
-// What was certainly not asked was not charged: the zone's policy in the next
-// handler holds, if it is met again.
-func TestWhatWasNotAskedIsMetAgain(t *testing.T) {
+// A zone whose request was skipped is not charged. If the next handler has it
+// too, its policy there holds.
+func TestSkippedZonesAreMetAgain(t *testing.T) {
 	f := newFar(t, "redis", 1)
 	zones := func(policy string) string {
 		return "distributed_ratelimit {\n\t\t\tzone there {\n\t\t\t\tevents 9\n\t\t\t\twindow 1h\n\t\t\t}\n\t\t\tzone away {\n\t\t\t\tevents 9\n\t\t\t\twindow 1h\n\t\t\t\ton_store_error " + policy + "\n\t\t\t}\n\t\t}\n\t\t"
 	}
 	e := start(t, onFar("far redis", "route {\n\t\t"+zones("allow")+"distributed_ratelimit 9 1h away {\n\t\t\ton_store_error deny\n\t\t}\n\t}"))
 	f.partly(t, true)
-	f.asked()
+	f.requested()
 	e.get(alice, "http://a.test/")
-	if asked := f.asked(); len(asked) != 3 || asked[2].Key.Zone != "away" {
-		t.Errorf("the store was asked %+v, want there and away, and away again", asked)
+	if requests := f.requested(); len(requests) != 3 || requests[2].Key.Zone != "away" {
+		t.Errorf("the store got %+v, want requests for there and away, and for away again", requests)
 	}
 }

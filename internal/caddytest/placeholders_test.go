@@ -30,9 +30,9 @@ func logged(line map[string]any) string {
 	return strings.Join(row, " ")
 }
 
-func (e *edge) told(want string, answer string) {
+func (e *edge) told(want, body string) {
 	e.t.Helper()
-	if got := hour(answer); got != want {
+	if got := hour(body); got != want {
 		e.t.Errorf("placeholders: got %q, want %q", got, want)
 	}
 }

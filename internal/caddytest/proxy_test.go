@@ -52,7 +52,7 @@ http://down.test {
 	reverse_proxy 127.0.0.1:1
 }`)
 	const policy = `"x";q=4;w=3600`
-	get := func(host, path string) answer {
+	get := func(host, path string) reply {
 		t.Helper()
 		r, err := http.NewRequest(http.MethodGet, "http://"+e.ports["80"]+path, nil)
 		if err != nil {
@@ -63,7 +63,7 @@ http://down.test {
 	}
 	a := get("a.test", "/")
 	if a.StatusCode != http.StatusOK || len(a.body) != 100000 {
-		t.Errorf("a large answer: got status %d and %d bytes, want 200 and 100000", a.StatusCode, len(a.body))
+		t.Errorf("a large body: got status %d and %d bytes, want 200 and 100000", a.StatusCode, len(a.body))
 	}
 	a.header(t, "RateLimit-Policy", policy)
 
@@ -86,7 +86,7 @@ http://down.test {
 	if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("upgrading: got %v, %v, want status 101", response, err)
 	}
-	answer{Response: response}.header(t, "RateLimit-Policy", policy)
+	reply{Response: response}.header(t, "RateLimit-Policy", policy)
 	io.WriteString(conn, "hello\n")
 	if line, err := reader.ReadString('\n'); line != "echo hello\n" {
 		t.Errorf("through the upgraded connection: got %q, %v", line, err)

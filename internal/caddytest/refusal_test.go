@@ -1,227 +1,201 @@
 package caddytest
 
 import (
+	"encoding/json"
 	"net/http"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 )
 
-// rendered tells who wrote an answer: the plugin, or else its body.
-func (a answer) rendered() string {
-	if a.Header.Get("Content-Type") == "application/problem+json" {
-		return "problem"
+const (
+	alice = "198.51.100.1"
+	bob   = "198.51.100.2"
+)
+
+// waits expects a Retry-After of about an hour: a slow machine may have used
+// some of it.
+func (a reply) waits(t *testing.T, least, most int64) {
+	t.Helper()
+	text := a.Header.Get("Retry-After")
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || seconds < least || seconds > most {
+		t.Errorf("Retry-After: got %q, want %d to %d", text, least, most)
 	}
-	return a.body
 }
 
-func (e *edge) rendered(want, url string, change ...func(*http.Request)) answer {
-	e.t.Helper()
-	e.get(alice, url, change...) // uses the limit up
-	a := e.refused(alice, url, change...)
-	if got := a.rendered(); got != want {
-		e.t.Errorf("refusal of %s: got %q, want %q", url, got, want)
+// hour replaces the seconds of an hour, less what the test took, in a header.
+func hour(text string) string {
+	for s := 3600; s > 3500; s-- {
+		text = strings.ReplaceAll(text, strconv.Itoa(s), "HOUR")
 	}
-	a.waits(e.t, 3500, 3600)
-	a.header(e.t, "Cache-Control", "no-store")
-	if a.Header.Get("RateLimit") == "" {
-		e.t.Errorf("refusal of %s: got no header RateLimit", url)
-	}
-	return a
+	return text
 }
 
-// Error routes belong to the listener: each site's refusals go to its own, and
-// are written in full where there are none for them.
-func TestRefusalGoesToTheErrorRouteThatIsMeantForIt(t *testing.T) {
+func TestRefusalIsWrittenInFull(t *testing.T) {
 	e := start(t, `
-http://plain.test {
-	distributed_ratelimit 1 1h plain
-}
-http://own.test {
-	distributed_ratelimit 1 1h own
-	handle_errors {
-		respond "own {err.status_code} {err.message} {http.distributed_ratelimit.zone}/{http.distributed_ratelimit.outcome}"
-	}
-}
-http://other-status.test {
-	distributed_ratelimit 1 1h other
-	handle_errors 404 5xx {
-		respond "not found"
-	}
-}
-http://this-status.test {
-	distributed_ratelimit 1 1h this
-	handle_errors 404 {
-		respond "not found"
-	}
-	handle_errors 429 {
-		respond "slow down"
-	}
-}
-http://nested.test {
-	distributed_ratelimit 1 1h nested
-	handle_errors {
-		@api path /api/*
-		handle @api {
-			respond "api"
-		}
-		@limited `+"`{err.status_code} == 429`"+`
-		handle @limited {
-			@json header Accept application/json
-			respond @json "json"
-			@html header Accept text/html
-			respond @html "html"
-		}
-	}
-}
-http://grouped.test {
-	distributed_ratelimit 1 1h grouped
-	handle_errors {
-		handle /api/* {
-			respond /api/v1 "v1"
-		}
-		handle {
-			respond "fallback"
-		}
-	}
-}
-http://wide.neighbour.test {
-	distributed_ratelimit 1 1h neighbour
-	handle_errors 404 {
-		respond "not found"
-	}
-}
-http://*.neighbour.test {
-	handle_errors {
-		respond "the neighbour's"
-	}
-}
-http://rewritten.test {
-	rewrite * /rewritten
-	distributed_ratelimit 1 1h rewritten
-	handle_errors {
-		@original path /original
-		respond @original "original"
-	}
-}
-http://forced.test {
-	distributed_ratelimit 1 1h forced {
-		refusal problem
-	}
-	handle_errors {
-		respond "never"
-	}
-}
-http://handed.test {
-	distributed_ratelimit 1 1h handed {
-		refusal error
-	}
-}
-http://subtree.test:8081 {
-	distributed_ratelimit 1 1h subtree
-}
-`)
-	e.rendered("problem", "http://plain.test/")
-	e.rendered("own 429 The limit on requests is reached; try again in 3600 s. own/refused", "http://own.test/")
-	e.rendered("problem", "http://other-status.test/")
-	e.rendered("slow down", "http://this-status.test/")
-	e.rendered("api", "http://nested.test/api/x")
-	e.rendered("json", "http://nested.test/", with("Accept", "application/json"))
-	e.rendered("html", "http://nested.test/", with("Accept", "text/html"))
-	e.rendered("problem", "http://nested.test/", with("Accept", "image/png"))
-	// The first handle that matches is the only one, whatever it does.
-	e.rendered("v1", "http://grouped.test/api/v1")
-	e.rendered("problem", "http://grouped.test/api/v2")
-	e.rendered("fallback", "http://grouped.test/")
-	// So is the first site.
-	e.rendered("problem", "http://wide.neighbour.test/")
-	e.rendered("original", "http://rewritten.test/original")
-	e.rendered("problem", "http://rewritten.test/rewritten")
-	e.rendered("problem", "http://forced.test/")
-	e.rendered("problem", "http://subtree.test:8081/")
-
-	// Forced to be an error where nothing handles it: Caddy's empty answer.
-	e.granted(1, alice, "http://handed.test/")
-	a := e.refused(alice, "http://handed.test/")
+http://a.test {
+	distributed_ratelimit 2 1h
+	respond "hello"
+}`)
+	e.granted(2, alice, "http://a.test/")
+	a := e.refused(alice, "http://a.test/")
 	a.waits(t, 3500, 3600)
-	if a.body != "" {
-		t.Errorf("refusal error without error route: got body %q, want none", a.body)
+	a.header(t, "RateLimit-Policy", `"2-per-1h";q=2;w=3600`)
+	if got := hour(a.Header.Get("RateLimit")); got != `"2-per-1h";r=0;t=HOUR` {
+		t.Errorf("header RateLimit: got %q", got)
 	}
+	a.header(t, "X-RateLimit-Limit", "")
+	a.header(t, "Cache-Control", "no-store")
+	a.header(t, "Content-Type", "application/problem+json")
+	a.header(t, "Content-Length", strconv.Itoa(len(a.body)))
+
+	var problem struct {
+		Type     string   `json:"type"`
+		Title    string   `json:"title"`
+		Status   int      `json:"status"`
+		Detail   string   `json:"detail"`
+		Violated []string `json:"violated-policies"`
+	}
+	if err := json.Unmarshal([]byte(a.body), &problem); err != nil {
+		t.Fatalf("body %q: %v", a.body, err)
+	}
+	if problem.Type != "https://iana.org/assignments/http-problem-types#quota-exceeded" || problem.Status != 429 ||
+		!reflect.DeepEqual(problem.Violated, []string{"2-per-1h"}) || !strings.Contains(problem.Detail, a.Header.Get("Retry-After")) {
+		t.Errorf("body: got %+v", problem)
+	}
+	e.granted(1, bob, "http://a.test/")
 }
 
-// An error out of an error route would leave the response empty.
-func TestRefusalInAnErrorRouteIsAlwaysWritten(t *testing.T) {
+// What the header's policy counts is what the limit is, so a granted response
+// must be clean by default: caches would keep somebody's remaining count.
+func TestGrantedResponseIsCleanByDefault(t *testing.T) {
 	e := start(t, `
 http://a.test {
-	error 500
-	handle_errors {
-		distributed_ratelimit 1 1h errors {
-			refusal error
-		}
-		respond "sorry"
-	}
+	distributed_ratelimit 2 1h
+	respond "hello"
 }`)
-	if a := e.get(alice, "http://a.test/"); a.body != "sorry" {
-		t.Errorf("first error: got %d %q, want sorry", a.StatusCode, a.body)
-	}
-	e.rendered("problem", "http://a.test/")
-}
-
-// A refusal that is written is no error: what runs afterwards, such as the
-// access log, must not see the placeholders that were set for the matchers.
-func TestWrittenRefusalLeavesNoErrorBehind(t *testing.T) {
-	e := start(t, `
-http://a.test {
-	log
-	log_append code {http.error.status_code}
-	log_append text {http.error.status_text}
-	log_append message {http.error.message}
-	log_append id {http.error.id}
-	log_append trace {http.error.trace}
-	log_append error {http.error}
-	log_append what {http.distributed_ratelimit.outcome}
-	distributed_ratelimit 1 1h
-	handle_errors 404 {
-		respond "not found"
-	}
-}`)
-	e.rendered("problem", "http://a.test/")
-	for _, line := range e.log.says(1, "handled request") {
-		for _, name := range []string{"code", "text", "message", "id", "trace", "error"} {
-			if value := line[name]; value != nil && value != "" {
-				t.Errorf("access log: placeholder of the error %s: got %q, want none", name, value)
-			}
-		}
-		if line["what"] != "refused" {
-			t.Errorf("access log: outcome: got %q, want refused", line["what"])
-		}
+	a := e.get(alice, "http://a.test/")
+	for _, name := range []string{"RateLimit", "RateLimit-Policy", "X-RateLimit-Limit", "Retry-After", "Cache-Control"} {
+		a.header(t, name, "")
 	}
 }
 
-func TestRefusalErrorIsNoFailureInTheLog(t *testing.T) {
+func TestRefusalToHead(t *testing.T) {
 	e := start(t, `
 http://a.test {
 	distributed_ratelimit 1 1h
-	handle_errors {
-		respond "sorry"
-	}
+	respond "hello"
 }`)
-	e.rendered("sorry", "http://a.test/")
-	for line := range strings.Lines(e.log.text()) {
-		if strings.Contains(line, `"level":"error"`) {
-			t.Errorf("a refusal logs an error: %s", line)
+	url := "http://" + e.ports["80"] + "/"
+	for _, want := range []int{http.StatusOK, http.StatusTooManyRequests} {
+		r, err := http.NewRequest(http.MethodHead, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = "a.test"
+		a := e.dial(r)
+		if a.StatusCode != want || a.body != "" {
+			t.Errorf("HEAD: got status %d, body %q, want %d and no body", a.StatusCode, a.body, want)
+		}
+		if want == http.StatusTooManyRequests {
+			a.waits(t, 3500, 3600)
+			a.header(t, "Content-Type", "application/problem+json")
 		}
 	}
 }
 
-// Matchers of error routes that fail are no route for the refusal.
-func TestRefusalSurvivesABrokenErrorRoute(t *testing.T) {
+func TestStatusOfRefusals(t *testing.T) {
 	e := start(t, `
 http://a.test {
-	distributed_ratelimit 1 1h
-	handle_errors {
-		@broken broken
-		respond @broken "broken"
+	distributed_ratelimit 0 1h {
+		status 420
 	}
 }`)
-	e.rendered("problem", "http://a.test/")
+	a := e.status(420, alice, "http://a.test/")
+	if !strings.Contains(a.body, `"status":420`) {
+		t.Errorf("body: got %s, want status 420 in it", a.body)
+	}
+}
+
+func TestJitterOnlyLengthens(t *testing.T) {
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit 1 1000s {
+		jitter 50%
+	}
+	respond "ok"
+}`)
+	e.granted(1, alice, "http://a.test/")
+	seen := make(map[string]bool)
+	for range 200 {
+		a := e.refused(alice, "http://a.test/")
+		a.waits(t, 900, 1500)
+		seen[a.Header.Get("Retry-After")] = true
+		// The header must not promise an earlier time than Retry-After.
+		if got, want := a.Header.Get("RateLimit"), `"1-per-16m40s";r=0;t=`+a.Header.Get("Retry-After"); got != want {
+			t.Fatalf("header RateLimit: got %q, want %q", got, want)
+		}
+	}
+	if len(seen) < 20 {
+		t.Errorf("Retry-After with jitter: got %d different values in 200 refusals, want many", len(seen))
+	}
+}
+
+func TestZeroEventsRefuseEverything(t *testing.T) {
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit {
+		zone closed {
+			events 0
+			window 1m
+		}
+		zone open {
+			events 5
+			window 1h
+		}
+	}
+	respond "hello"
+}
+http://b.test {
+	distributed_ratelimit 5 1h open
+	respond "{http.distributed_ratelimit.remaining}"
+}`)
+	a := e.refused(alice, "http://a.test/")
+	a.header(t, "Retry-After", "")
+	a.header(t, "RateLimit", `"closed";r=0`)
+	e.body("4", alice, "http://b.test/")
+}
+
+func TestRefusalNamesTheLongestWait(t *testing.T) {
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit {
+		zone short {
+			events 1
+			window 10m
+		}
+		zone long {
+			events 1
+			window 1h
+		}
+		zone wide {
+			events 100
+			window 2h
+		}
+	}
+	respond "hello"
+}`)
+	e.granted(1, alice, "http://a.test/")
+	a := e.refused(alice, "http://a.test/")
+	a.waits(t, 3500, 3600)
+	if !strings.Contains(a.body, `"violated-policies":["short","long"]`) {
+		t.Errorf("body: got %s, want the zones short and long in it", a.body)
+	}
+	a.header(t, "RateLimit-Policy", `"short";q=1;w=600, "long";q=1;w=3600, "wide";q=100;w=7200`)
+	// The wide zone did not refuse: it tells what it has left.
+	if got := a.Header.Get("RateLimit"); !strings.Contains(got, `"wide";r=99;t=`) {
+		t.Errorf("header RateLimit: got %q, want 99 of wide in it", got)
+	}
 }

@@ -136,7 +136,7 @@ http://a.test {
 	}
 	e.sample("requests_total", "granted store z", float64(9-left))
 
-	// Nothing is held: when Caddy stops, the memory is gone.
+	// Nothing is held: when Caddy stops, the memory is released.
 	if err := caddy.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -159,8 +159,8 @@ func TestValidatingDisturbsNothing(t *testing.T) {
 	e.body("4", alice, "http://a.test/")
 }
 
-// Requests in flight are served by the configuration that they came to,
-// before and after the limiter, also when nothing of it is left.
+// Requests in flight are served by the configuration that they came to, before
+// and after the limiter, also when the new one has nothing of it.
 func TestRequestsInFlightOverAReload(t *testing.T) {
 	arrived, goOn := make(chan string, 2), make(chan struct{})
 	wait := act(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
@@ -269,7 +269,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 	close(stop)
 	clients.Wait()
 	if granted.Load() != limit || refused.Load() == 0 || other.Load() != 0 {
-		t.Errorf("over 10 reloads: got %d granted, %d refused, %d other answers, want %d granted, some refused, no other",
+		t.Errorf("over 10 reloads: got %d granted, %d refused, %d other replies, want %d granted, some refused, no other",
 			granted.Load(), refused.Load(), other.Load(), limit)
 	}
 }

@@ -6,7 +6,7 @@ import (
 )
 
 // A password that stands in the configuration is shown by caddy adapt and the
-// admin API. Nothing told its author.
+// admin API. Nobody warned its author.
 func TestSecretsInTheConfigurationAreWarnedOf(t *testing.T) {
 	const warning = "a secret stands in the configuration itself, which caddy adapt and the admin API show; write a placeholder such as {env.REDIS_URL} or {file./run/secrets/redis} ({$REDIS_URL} is replaced before, and shown)"
 	t.Setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1")

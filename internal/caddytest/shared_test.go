@@ -36,10 +36,10 @@ func soon(t *testing.T, what string, happened func() bool) {
 	}
 }
 
-// owed is the units that asks owed, and how many entries they had.
-func owed(requests []store.Request) (units int64, entries int) {
-	for _, a := range requests {
-		for _, spent := range a.Unreported {
+// unreported is the units that requests report, and in how many entries.
+func unreported(requests []store.Request) (units int64, entries int) {
+	for _, r := range requests {
+		for _, spent := range r.Unreported {
 			units += spent.Units
 			entries++
 		}
@@ -47,9 +47,9 @@ func owed(requests []store.Request) (units int64, entries int) {
 	return units, entries
 }
 
-func (f *far) given() int64 {
+func (f *far) refundedUnits() int64 {
 	var units int64
-	for _, g := range f.returned() {
+	for _, g := range f.refunded() {
 		units += g.Units
 	}
 	return units
@@ -69,8 +69,8 @@ func TestStoreAwayIsShared(t *testing.T) {
 	e.refused(bob, "http://a.test/")
 }
 
-// The share is of what the store granted here before, too, also by a lease.
-func TestStandbyIsWarm(t *testing.T) {
+// What the store granted here before counts in the share, also from a lease.
+func TestLocalCountsAreWarm(t *testing.T) {
 	e, f := remote(t, 2, "distributed_ratelimit 10 1h z")
 	e.granted(2, alice, "http://a.test/")
 	f.source = store.FromLease
@@ -81,33 +81,33 @@ func TestStandbyIsWarm(t *testing.T) {
 	e.refused(alice, "http://a.test/")
 }
 
-// What was granted for calls that were never sent is reported with the next
-// call for the key, once; what may have been counted is not.
-func TestOwedUnitsAreReported(t *testing.T) {
+// What was granted for calls that were never sent is reported with the next call
+// for the key, once. What may have been counted is not.
+func TestUnreportedUnitsAreReported(t *testing.T) {
 	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
 	f.breaks(errAway)
 	e.granted(3, alice, "http://a.test/")
 	f.breaks(errUnknownFate)
-	f.asked()
+	f.requested()
 	e.granted(1, bob, "http://a.test/")
-	if units, _ := owed(f.asked()); units != 0 {
-		t.Errorf("first call for another client: got %d units owed, want none", units)
+	if units, _ := unreported(f.requested()); units != 0 {
+		t.Errorf("first call for another client: got %d units reported, want none", units)
 	}
-	// It stays owed while the calls that report it are not executed.
+	// It stays unreported while the calls that report it are not executed.
 	f.breaks(errAway)
 	e.granted(1, alice, "http://a.test/")
-	if units, _ := owed(f.asked()); units != 3 {
-		t.Errorf("call that is not executed: got %d units owed, want 3", units)
+	if units, _ := unreported(f.requested()); units != 3 {
+		t.Errorf("call that is not executed: got %d units reported, want 3", units)
 	}
 	f.breaks(nil)
 	e.body("granted store 5", alice, "http://a.test/")
-	if units, _ := owed(f.asked()); units != 4 {
-		t.Errorf("call of the store that is back: got %d units owed, want 4", units)
+	if units, _ := unreported(f.requested()); units != 4 {
+		t.Errorf("call of the store that is back: got %d units reported, want 4", units)
 	}
 	e.body("granted store 4", alice, "http://a.test/")
 	e.body("granted store 9", bob, "http://a.test/")
-	if units, _ := owed(f.asked()); units != 0 {
-		t.Errorf("later calls: got %d units owed, want none", units)
+	if units, _ := unreported(f.requested()); units != 0 {
+		t.Errorf("later calls: got %d units reported, want none", units)
 	}
 
 	// A report of unknown fate is not repeated.
@@ -116,15 +116,15 @@ func TestOwedUnitsAreReported(t *testing.T) {
 	f.breaks(errUnknownFate)
 	e.granted(1, alice, "http://a.test/")
 	f.breaks(nil)
-	f.asked()
+	f.requested()
 	e.granted(1, alice, "http://a.test/")
-	if units, _ := owed(f.asked()); units != 0 {
-		t.Errorf("after a report of unknown fate: got %d units owed, want none", units)
+	if units, _ := unreported(f.requested()); units != 0 {
+		t.Errorf("after a report of unknown fate: got %d units reported, want none", units)
 	}
 }
 
-// A call that a lease decides reports nothing: what is owed waits.
-func TestOwedUnitsWaitForTheStore(t *testing.T) {
+// A call that a lease decides reports nothing: the units stay unreported.
+func TestUnreportedUnitsWaitForTheStore(t *testing.T) {
 	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
 	f.breaks(errAway)
 	e.granted(2, alice, "http://a.test/")
@@ -132,15 +132,16 @@ func TestOwedUnitsWaitForTheStore(t *testing.T) {
 	f.source = store.FromLease
 	e.granted(1, alice, "http://a.test/")
 	f.source = store.FromStore
-	f.asked()
+	f.requested()
 	e.granted(1, alice, "http://a.test/")
-	if units, _ := owed(f.asked()); units != 2 {
-		t.Errorf("call after one by a lease: got %d units owed, want 2", units)
+	if units, _ := unreported(f.requested()); units != 2 {
+		t.Errorf("call after one that a lease decided: got %d units reported, want 2", units)
 	}
 }
 
-// When the store is back it is told all that is owed, without a request.
-func TestOwedUnitsAreSettled(t *testing.T) {
+// When the store is back, all unreported units are flushed, without an HTTP
+// request.
+func TestUnreportedUnitsAreFlushed(t *testing.T) {
 	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
 	f.report(store.Report{Condition: store.Up})
 	f.report(store.Report{Condition: store.Away, Err: errAway})
@@ -148,25 +149,25 @@ func TestOwedUnitsAreSettled(t *testing.T) {
 	e.granted(3, alice, "http://a.test/")
 	e.granted(2, bob, "http://a.test/")
 	f.breaks(nil)
-	f.asked()
+	f.requested()
 	f.report(store.Report{Condition: store.Slow, Took: time.Second})
 	f.report(store.Report{Condition: store.Up})
 	var requests []store.Request
-	soon(t, "what is owed is reported", func() bool {
-		requests = append(requests, f.asked()...)
+	soon(t, "the unreported units are flushed", func() bool {
+		requests = append(requests, f.requested()...)
 		return len(requests) == 2
 	})
-	if units, _ := owed(requests); units != 5 || requests[0].Units != 0 || requests[1].Units != 0 {
-		t.Errorf("reported: got %+v, want 5 units and no need", requests)
+	if units, _ := unreported(requests); units != 5 || requests[0].Units != 0 || requests[1].Units != 0 {
+		t.Errorf("reported: got %+v, want 5 units, and none requested", requests)
 	}
-	// Other instances see it: so does this one, as if it were another.
+	// All instances see them, this one too.
 	e.body("granted store 6", alice, "http://a.test/")
 	e.body("granted store 7", bob, "http://a.test/")
 }
 
-// What an earlier handler granted while the store was away is owed, though a
+// What an earlier handler granted while the store was away is reported, though a
 // later handler refuses the request.
-func TestOwedUnitsOfRefusedRequests(t *testing.T) {
+func TestUnreportedUnitsOfRefusedRequests(t *testing.T) {
 	f := newFar(t, "redis", 1)
 	e := start(t, "{\n\tdistributed_ratelimit {\n\t\tstore far redis\n\t}\n}\nhttp://a.test {\n\troute {\n\t\tdistributed_ratelimit 10 1h first\n\t\tdistributed_ratelimit 0 1h second\n\t}\n}\nhttp://b.test {\n\tdistributed_ratelimit 10 1h first\n}")
 	f.breaks(errAway)
@@ -174,16 +175,17 @@ func TestOwedUnitsOfRefusedRequests(t *testing.T) {
 		e.refused(alice, "http://a.test/")
 	}
 	f.breaks(nil)
-	f.asked()
+	f.requested()
 	e.granted(1, alice, "http://b.test/")
-	if units, _ := owed(f.asked()); units != 3 || f.given() != 0 {
-		t.Errorf("after three refusals: got %d units owed and %d given back to the store, want 3 and none", units, f.given())
+	if units, _ := unreported(f.requested()); units != 3 || f.refundedUnits() != 0 {
+		t.Errorf("after three refusals: got %d units reported and %d refunded, want 3 and none", units, f.refundedUnits())
 	}
 }
 
-// An answer that comes after the request has passed stands, whatever a later
-// handler says; after this handler has refused it, its units go back.
-func TestLateAnswers(t *testing.T) {
+// The charge of a pending call stands if its HTTP request has passed this
+// handler, whatever a later one says. If this handler has refused it, the charge
+// is refunded.
+func TestPendingCalls(t *testing.T) {
 	f := newFar(t, "redis", 100)
 	e := start(t, `
 {
@@ -213,35 +215,36 @@ http://two.test {
 	f.arrive()
 	f.lags()
 	e.refused(alice, "http://a.test/")
-	if f.given() != 0 {
-		t.Errorf("before the answer: got %d units given back, want none", f.given())
+	if f.refundedUnits() != 0 {
+		t.Errorf("before the call is decided: got %d units refunded, want none", f.refundedUnits())
 	}
 	f.arrive()
-	soon(t, "the units of a refused request are given back", func() bool { return f.given() == 1 })
-	g := f.returned()[0]
+	soon(t, "the charge of a refused request is refunded", func() bool { return f.refundedUnits() == 1 })
+	g := f.refunded()[0]
 	if g.Key.Zone != "z" || g.Mark == 0 || g.Units != 1 {
-		t.Errorf("given back: got %+v", g)
+		t.Errorf("refunded: got %+v", g)
 	}
 	e.body("ok", bob, "http://a.test/")
 
 	f.lags()
 	e.status(http.StatusServiceUnavailable, alice, "http://deny.test/")
 	f.arrive()
-	soon(t, "the units of a denied request are given back", func() bool { return f.given() == 2 })
+	soon(t, "the charge of a denied request is refunded", func() bool { return f.refundedUnits() == 2 })
 
-	// A later handler refuses. What was granted to requests that passed this
-	// one is not given back.
+	// A later handler refuses. The charge of a request that passed this one is
+	// not refunded.
 	f.lags()
 	e.refused(alice, "http://two.test/")
 	f.arrive()
 	time.Sleep(20 * time.Millisecond)
-	if f.given() != 2 {
-		t.Errorf("in the end: got %d units given back, want 2: %+v", f.given(), f.returned())
+	if f.refundedUnits() != 2 {
+		t.Errorf("in the end: got %d units refunded, want 2: %+v", f.refundedUnits(), f.refunded())
 	}
 }
 
-// A late answer that is no grant, or never comes, gives nothing back.
-func TestLateRefusals(t *testing.T) {
+// A pending call that turns out refused, or whose outcome is never known, has
+// nothing to refund.
+func TestPendingRefusals(t *testing.T) {
 	e, f := remote(t, 1, "distributed_ratelimit 1 1h z")
 	e.granted(1, alice, "http://a.test/")
 	f.lags()
@@ -249,10 +252,10 @@ func TestLateRefusals(t *testing.T) {
 	f.arrive()
 	f.lags()
 	e.refused(alice, "http://a.test/")
-	f.late.Deliver(nil)
+	f.pending.Deliver(nil)
 	time.Sleep(20 * time.Millisecond)
-	if f.given() != 0 {
-		t.Errorf("got %d units given back, want none", f.given())
+	if f.refundedUnits() != 0 {
+		t.Errorf("got %d units refunded, want none", f.refundedUnits())
 	}
 }
 
@@ -263,7 +266,7 @@ const (
 	lineLost = "the store has lost counts; clients may be granted up to one limit more"
 )
 
-// Each change is told once, without a request, whoever watches.
+// Each change is logged once, without a request, however many backends watch.
 func TestReportsAreLoggedOnce(t *testing.T) {
 	e, f := remote(t, 3, "distributed_ratelimit 10 1h z")
 	if got := e.series("store_up"); len(got) != 0 {
@@ -277,7 +280,7 @@ func TestReportsAreLoggedOnce(t *testing.T) {
 	e.sample("store_up", "far:1 far redis", 1)
 	e.sample("store_instances", "far redis", 3)
 
-	// The requests' fates say nothing that the store does not say.
+	// Calls that fail log nothing: the store's reports do.
 	f.breaks(errAway)
 	e.granted(3, alice, "http://a.test/")
 	e.refused(alice, "http://a.test/")
@@ -317,7 +320,7 @@ func TestReportsAreLoggedOnce(t *testing.T) {
 	e.sample("store_up", "far:1 far redis", 1)
 	e.sample("store_up", "far:2 far redis", 0)
 
-	// They go with the store.
+	// Their series are deleted with the store.
 	e.reload("http://a.test {\n\tdistributed_ratelimit 1 1h z\n}")
 	for _, name := range e.seriesNames() {
 		if strings.Contains(name, "far") {
@@ -329,7 +332,8 @@ func TestReportsAreLoggedOnce(t *testing.T) {
 	}
 }
 
-// A configuration that does not run has no say, even if its store differs.
+// A configuration that does not run logs nothing, even if its store reports
+// something else.
 func TestReportsOfAConfigurationThatFails(t *testing.T) {
 	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
 	f.report(store.Report{Condition: store.Up})
@@ -345,7 +349,7 @@ func TestReportsOfAConfigurationThatFails(t *testing.T) {
 	e.sample("store_up", "far:1 far redis", 0)
 }
 
-// Losses are counted always, and told once a minute.
+// Losses are always counted, and logged once a minute.
 func TestLossesAreReported(t *testing.T) {
 	e, f := remote(t, 1, "distributed_ratelimit 10 1h z")
 	f.report(store.Report{Condition: store.Up, Lost: "it restarted"})
@@ -375,8 +379,8 @@ func TestCallsThatAreNotSentAreNotMeasured(t *testing.T) {
 	e.sample("store_errors_total", "broken far redis", 1)
 }
 
-// After a loss, a cautious instance also holds clients to its share, of all
-// that it granted itself; other limits are not affected.
+// After a loss, a cautious instance also holds clients to its share, by what it
+// granted itself. Other limits are not affected.
 func TestCautiousAfterALoss(t *testing.T) {
 	f := newFar(t, "redis", 2)
 	config := onFar("far redis cautious", `distributed_ratelimit {
@@ -400,16 +404,16 @@ func TestCautiousAfterALoss(t *testing.T) {
 	e.body("granted store 5", alice, "http://a.test/")
 	e.reload(config) // the loss is not forgotten
 	e.body("granted store 4", alice, "http://a.test/")
-	f.asked()
+	f.requested()
 	a := e.get(alice, "http://a.test/")
-	if a.StatusCode != http.StatusTooManyRequests || len(f.asked()) != 0 {
+	if a.StatusCode != http.StatusTooManyRequests || len(f.requested()) != 0 {
 		t.Errorf("beyond the share: got status %d, want 429 and no call", a.StatusCode)
 	}
 	e.sample("requests_total", "refused local long", 1)
 
-	// What the store refuses costs nothing here.
+	// What the store refuses does not count here.
 	e.granted(1, bob, "http://a.test/other")
-	key := f.asked()[0].Key.Client
+	key := f.requested()[0].Key.Client
 	before := f.memory
 	f.memory = store.NewMemory(0)
 	others := []store.Request{{Key: store.Key{Zone: "other", Client: key, Window: time.Hour}, Limit: 5, Units: 5}}
@@ -423,7 +427,7 @@ func TestCautiousAfterALoss(t *testing.T) {
 	f.memory = before
 	e.granted(1, bob, "http://a.test/other")
 
-	// Nor does its failure: what is granted then counts once.
+	// What is granted while it fails counts once.
 	f.breaks(errAway)
 	e.body("granted local 0", bob, "http://a.test/")
 	f.breaks(nil)
@@ -459,7 +463,7 @@ func TestSeriesDoNotComeBack(t *testing.T) {
 	e := start(t, onFar("far redis", "route {\n\tstage hold\n\tdistributed_ratelimit 10 1h z\n}"))
 	f.breaks(errUnknownFate)
 	server := e.server("80")
-	done := make(chan answer)
+	done := make(chan reply)
 	go func() { done <- e.sendTo(server, alice, http.MethodGet, "http://a.test/") }()
 	<-arrived
 	e.reload("http://a.test {\n\tdistributed_ratelimit 1 1h y\n}")
@@ -474,15 +478,15 @@ func TestSeriesDoNotComeBack(t *testing.T) {
 	}
 }
 
-// A server that is none of the store's any more has no series: whoever watches
-// store_up would be woken by it for ever.
-func TestServersThatAreGone(t *testing.T) {
+// A server that does not belong to the store any more has no series: an alert on
+// store_up would never end.
+func TestRemovedServers(t *testing.T) {
 	e, f := remote(t, 3, "distributed_ratelimit 10 1h z")
 	f.report(store.Report{Condition: store.Away, Err: errAway})
 	e.sample("store_up", "far:1 far redis", 0)
 	f.report(store.Report{Condition: store.Removed})
 	if got := e.series("store_up"); len(got) != 0 {
-		t.Errorf("after it has gone: got %v", got)
+		t.Errorf("after it was removed: got %v", got)
 	}
 	e.reload(onFar("far redis", "distributed_ratelimit 11 1h z"))
 	if got := e.series("store_up"); len(got) != 0 {
@@ -493,20 +497,20 @@ func TestServersThatAreGone(t *testing.T) {
 	e.log.says(0, lineBack)
 }
 
-// A zone that is met again, after a call that timed out, is not asked again:
+// A zone that is met again, after a call that timed out, is not requested again:
 // both calls may be executed.
-func TestLateCallsAreNotRepeated(t *testing.T) {
+func TestPendingCallsAreNotRepeated(t *testing.T) {
 	h := "distributed_ratelimit 10 1h z {\n\t\ton_store_error allow\n\t}\n\t"
 	e, f := remote(t, 1, h+h)
 	f.breaks(&store.Error{Kind: store.KindTimeout, Pending: new(store.Pending), Err: errors.New("late")})
 	e.status(200, alice, "http://a.test/")
-	if got := len(f.asked()); got != 1 {
-		t.Errorf("the store was asked %d times for one request and one zone, want 1", got)
+	if got := len(f.requested()); got != 1 {
+		t.Errorf("one HTTP request and one zone: got %d requests to the store, want 1", got)
 	}
 }
 
 // A store that is away again, soon after it lost counts, is away: a zone that
-// denies then does not tell clients that they asked for too much.
+// denies then does not tell clients that they sent too much.
 func TestPoliciesComeBeforeCaution(t *testing.T) {
 	f := newFar(t, "redis", 2)
 	e := start(t, onFar("far redis cautious", `distributed_ratelimit 4 1h z {

@@ -33,7 +33,7 @@ http://a.test {
 	r.breaks(nil)
 	e.body("granted store 1", alice, "http://a.test/")
 	r.breaks(errAway)
-	e.body("granted local 0", alice, "http://a.test/") // it knows what the store granted
+	e.body("granted local 0", alice, "http://a.test/") // the local count knows what the store granted
 	a := e.refused(alice, "http://a.test/")
 	a.waits(t, 3500, 3600)
 	e.body("granted local 1", bob, "http://a.test/")
@@ -187,13 +187,13 @@ http://first.test {
 }`)
 	e.refused(alice, "http://a.test/")
 	e.body("granted local 0", alice, "http://first.test/")
-	if given := r.returned(); len(given) > 0 {
-		t.Errorf("given back to the store that was away: got %+v, want nothing", given)
+	if refunds := r.refunded(); len(refunds) > 0 {
+		t.Errorf("refunds to the store that was away: got %+v, want none", refunds)
 	}
 }
 
 // The budget is the request's, however many handlers it passes: what the first
-// one has waited is missing for the next. A store is not asked in vain, and not
+// one has waited is missing for the next. A store is not called in vain, and not
 // blamed for it.
 func TestHandlersShareTheBudget(t *testing.T) {
 	r := newRig(t, "slow")
@@ -204,8 +204,8 @@ func TestHandlersShareTheBudget(t *testing.T) {
 		"http://d.test {\n\t"+zone("d")+tell+"\n}")
 	r.hangs(1500 * time.Millisecond)
 	e.granted(1, alice, "http://a.test/")
-	if asked := r.asked(); len(asked) != 1 || asked[0].Key.Zone != "a" {
-		t.Errorf("four handlers, of which one uses up the budget: the store was asked for %+v, want one ask for a", asked)
+	if requests := r.requested(); len(requests) != 1 || requests[0].Key.Zone != "a" {
+		t.Errorf("four handlers, of which one uses up the budget: got the requests %+v, want one for a", requests)
 	}
 	e.sample("store_errors_total", "budget rig slow", 3)
 	e.sample("store_up", "rig slow rig slow", 1)
@@ -215,8 +215,8 @@ func TestHandlersShareTheBudget(t *testing.T) {
 	e.body("granted store 3", alice, "http://d.test/")
 }
 
-// Where handlers differ, the request has the largest of their budgets: one with a
-// smaller one must not find it used up by another that may wait for longer.
+// Where budgets differ, the request has the largest: a handler with a smaller one
+// must not find it used up by a handler that may wait for longer.
 func TestHandlersOfDifferentBudgets(t *testing.T) {
 	r := newRig(t, "slow")
 	e := start(t, `
@@ -236,8 +236,8 @@ http://a.test {
 }`)
 	r.hangs(1600 * time.Millisecond)
 	e.granted(1, alice, "http://a.test/")
-	if asked := r.asked(); len(asked) != 2 {
-		t.Errorf("handlers with budgets of 20s and 3s, of which 1.6s are used: %d asks, want 2", len(asked))
+	if requests := r.requested(); len(requests) != 2 {
+		t.Errorf("handlers with budgets of 20s and 3s, of which 1.6s are used: %d requests to the store, want 2", len(requests))
 	}
 }
 
@@ -304,7 +304,7 @@ http://a.test {
 	e.log.says(1, back)
 	e.sample("store_up", "rig away rig away", 1)
 
-	// One failure among successes is none to speak of; a run of them is.
+	// A single failure is not logged; a run of failures is.
 	for range 10 {
 		r.breaks(errAway)
 		e.granted(2, alice, "http://a.test/")

@@ -19,9 +19,9 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/proxyprotocol"
 )
 
-// askOver sends a request over a connection, behind a PROXY header if there is
+// sendOver sends a request over a connection, behind a PROXY header if there is
 // one, and returns the body.
-func askOver(t *testing.T, conn net.Conn, proxy []byte, header string) string {
+func sendOver(t *testing.T, conn net.Conn, proxy []byte, header string) string {
 	t.Helper()
 	defer conn.Close()
 	conn.Write(proxy)
@@ -64,7 +64,7 @@ http://a.test {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := askOver(t, conn, nil, "X-Forwarded-For: 198.51.100.7\r\n"); got != row.client+" granted" {
+			if got := sendOver(t, conn, nil, "X-Forwarded-For: 198.51.100.7\r\n"); got != row.client+" granted" {
 				t.Errorf("a client that named its socket %s: got %q, want %q", row.name, got, row.client+" granted")
 			}
 		})
@@ -124,7 +124,7 @@ http://a.test {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := askOver(t, conn, row.header, ""); got != want {
+				if got := sendOver(t, conn, row.header, ""); got != want {
 					t.Errorf("the client: got %q, want %q", got, want)
 				}
 			})
@@ -134,7 +134,7 @@ http://a.test {
 
 func init() { caddy.RegisterModule(new(swappingSource)) }
 
-// swappingSource is a source that a test answers for, request by request.
+// swappingSource is an IP source whose ranges a test chooses, request by request.
 type swappingSource struct {
 	Name string `json:"name"`
 }
@@ -154,32 +154,32 @@ func (s *swappingSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (s *swappingSource) GetIPRanges(*http.Request) []netip.Prefix {
-	answer, err := guest[swapping](s.Name)
+	swap, err := guest[swapping](s.Name)
 	if err != nil {
 		return nil
 	}
-	return answer()
+	return swap()
 }
 
-// A list that was swapped in the middle of a walk led to an address that
-// neither list yields.
+// A list that changed between two hops led to an address that neither list
+// yields.
 func TestRangesAreAskedForOnceARequest(t *testing.T) {
 	lists := [][]netip.Prefix{
 		{netip.MustParsePrefix("10.0.0.0/8")},
 		{netip.MustParsePrefix("172.16.0.0/12")},
 	}
-	var asked atomic.Int64
-	invite(t, "turns", swapping(func() []netip.Prefix { return lists[(asked.Add(1)-1)%2] }))
+	var looks atomic.Int64
+	invite(t, "turns", swapping(func() []netip.Prefix { return lists[(looks.Add(1)-1)%2] }))
 	e := start(t, addressSite("", "trusted_proxies swapping turns"))
 	// By the first list 172.16.0.1 is the client, by the second 10.0.0.1.
 	e.client("172.16.0.1", "10.0.0.1", with(forwarded, "203.0.113.9, 172.16.0.1"))
 	e.client("10.0.0.1", "10.0.0.1", with(forwarded, "203.0.113.9, 172.16.0.1"))
-	if got := asked.Load(); got != 2 {
-		t.Errorf("two requests asked for the ranges %d times, want 2", got)
+	if got := looks.Load(); got != 2 {
+		t.Errorf("two requests read the ranges %d times, want 2", got)
 	}
 }
 
-// A source that made a new slice each time had 8,000 ranges compiled for each
+// An IP source that made a new slice each time had 8,000 ranges compiled for each
 // hop. Bytes are counted, not time.
 func TestEqualRangesAreCompiledOnce(t *testing.T) {
 	var list []netip.Prefix
@@ -206,13 +206,13 @@ func TestEqualRangesAreCompiledOnce(t *testing.T) {
 	}
 	same := bytes()
 	fresh.Store(true)
-	// The source's own copy is some 256 kB; compiling doubles it at least.
+	// The IP source's own copy is some 256 kB; compiling doubles it at least.
 	if copies, one := bytes()-same, int64(8000*32); copies > one*3/2 {
 		t.Errorf("a new slice with equal ranges costs %d bytes a request, want about one slice of %d", copies, one)
 	}
 }
 
-// When a source came to hold everybody, all trust was off without a word.
+// When an IP source came to hold everybody, all trust was off silently.
 func TestRangesThatComeToHoldEverybodyAreLogged(t *testing.T) {
 	ranges := new(roaming)
 	ranges.set("10.0.0.0/8")
@@ -225,13 +225,13 @@ func TestRangesThatComeToHoldEverybodyAreLogged(t *testing.T) {
 	}
 	for _, line := range e.log.says(1, "the IP source of trusted_proxies holds ranges that cannot be trusted") {
 		if text, _ := line["error"].(string); line["level"] != "warn" || !strings.Contains(text, "100 % of 0.0.0.0/0") {
-			t.Errorf("log line: got %v, want a warning with what the source holds", line)
+			t.Errorf("log line: got %v, want a warning with what the IP source holds", line)
 		}
 	}
 }
 
-// Behind a trusted proxy, exempt remote_ip private_ranges exempted everybody
-// without a word.
+// Behind a trusted proxy, exempt remote_ip private_ranges silently exempted
+// everybody.
 func TestRemoteIPInAZoneBehindAProxyIsWarnedOf(t *testing.T) {
 	const server, app = "servers {\ntrusted_proxies static 10.0.0.0/8\n}", "distributed_ratelimit {\ntrusted_proxies static 10.0.0.0/8\n}"
 	for _, row := range []struct {

@@ -74,8 +74,8 @@ http://second.test {
 	}
 }
 
-// A refused request is charged nowhere else: a limit in the error routes is
-// one on other failures, such as wrong passwords.
+// A refused request is charged nowhere else: a limit in the error routes is for
+// other failures, such as wrong passwords.
 func TestRefusalsAreNotChargedInErrorRoutes(t *testing.T) {
 	e := start(t, `
 http://a.test {
@@ -213,17 +213,17 @@ http://a.test {
 	}
 }`)
 	e.granted(2, alice, "http://a.test/")
-	if a, b := len(one.asked()), len(two.asked()); a != 2 || b != 2 {
-		t.Errorf("two requests: got %d and %d asks, want 2 to each store", a, b)
+	if a, b := len(one.requested()), len(two.requested()); a != 2 || b != 2 {
+		t.Errorf("two HTTP requests: got %d and %d requests to the stores, want 2 each", a, b)
 	}
 	e.refused(alice, "http://a.test/")
-	if n := len(one.returned()) + len(two.returned()); n != 0 {
-		t.Errorf("given back after a refusal: got %d grants, want none", n)
+	if n := len(one.refunded()) + len(two.refunded()); n != 0 {
+		t.Errorf("after a refusal: got %d refunds, want none", n)
 	}
 }
 
-// A refusal that a client can bring about at will, by leaving its key out, is an
-// error like any other: what renders it may have limits, and they hold.
+// A client can cause a refusal at will, by leaving out its key. Such a refusal is
+// an ordinary error: the routes that render it may have limits, which hold.
 func TestLimitsOfErrorRoutesHold(t *testing.T) {
 	e := start(t, `
 http://a.test {
