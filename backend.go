@@ -67,8 +67,8 @@ func openBackend(s store.Store, logger *zap.Logger, kept storage) (*backend, err
 	return b, nil
 }
 
-// start makes the backend the one whose observations count: its configuration
-// runs.
+// start is called when the configuration runs: from then on the observations of
+// this backend count.
 func (b *backend) start() {
 	if s, ok := b.store.(Starter); ok {
 		s.Start()

@@ -21,7 +21,7 @@ import (
 type ClientAddress struct {
 	// The proxies that are trusted to name the client in a header, as a
 	// module of Caddy's namespace http.ip_sources. Ranges that hold every
-	// address are an error: they would trust whatever anyone writes.
+	// address are an error: anyone could name any client.
 	TrustedProxiesRaw json.RawMessage `json:"trusted_proxies,omitempty" caddy:"namespace=http.ip_sources inline_key=source"`
 
 	// Instead of trusted_proxies, for load balancers whose addresses are not

@@ -28,8 +28,8 @@ func checkStoreUse(onStoreError string, budget caddy.Duration) *configError {
 	if mistake := checkPolicy(onStoreError); mistake != nil {
 		return mistake
 	}
-	if budget < 0 || time.Duration(budget) > maxBudget || (budget > 0 && time.Duration(budget) < time.Millisecond) {
-		return wrong("budget", "budget %v is not between 1ms and %v", time.Duration(budget), maxBudget)
+	if b := time.Duration(budget); b != 0 && (b < minBudget || b > maxBudget) {
+		return wrong("budget", "budget %v is not between %v and %v", b, minBudget, maxBudget)
 	}
 	return nil
 }

@@ -94,8 +94,8 @@ func (c *compiledRanges) is(prefixes []netip.Prefix) bool {
 	return len(prefixes) == 0 || &c.of[0] == &prefixes[0] || slices.Equal(c.of, prefixes)
 }
 
-// hasTrustedProxies reports whether the server has trusted_proxies. They are
-// not exported, but that there are some can be seen.
+// hasTrustedProxies reports whether the server has trusted_proxies. The field is
+// not exported, but it can be seen whether it is set.
 func hasTrustedProxies(server *caddyhttp.Server) bool {
 	if server == nil {
 		return false

@@ -115,7 +115,7 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	z.storeName = z.Name
 	if z.DryRun {
 		// A zone of this name may be in force elsewhere, while this one is
-		// being tried out: requests that a dry run lets pass must not eat at
+		// being tried out: requests that a dry run lets pass must not use up
 		// that limit. No name of a zone holds this character.
 		z.storeName += "~dry"
 	}

@@ -109,8 +109,8 @@ func checkMatcherSets(field string, sets caddyhttp.RawMatcherSets) *configError 
 	return nil
 }
 
-// conflict is the first setting in which z and other, which have one name, differ
-// as one limit must not.
+// conflict is the first setting that keeps z and other, which have one name, from
+// being one limit, nil if there is none.
 func (z *Zone) conflict(other *Zone) *configError {
 	const remedy = "zones of one name are one limit: make them equal, or rename one"
 	switch {
