@@ -115,6 +115,33 @@ func (b *breaker) close(took time.Duration) (tooLateFor time.Duration) {
 	return 0
 }
 
+// standing is how a breaker stands after a heartbeat.
+type standing struct {
+	away bool // no call is sent at all
+	// opened: the breaker was open, for a reason, and the heartbeat has closed
+	// it. wait is the longest wait that was not long enough then, 0 if the
+	// failures were of another kind.
+	opened bool
+	reason error
+	wait   time.Duration
+	slow   bool // it stays shut for calls that wait no longer than that
+}
+
+// heartbeat takes in a heartbeat, which the server took so long to answer
+// unless it failed.
+func (b *breaker) heartbeat(at time.Time, took time.Duration, err error) standing {
+	if err != nil {
+		b.failed(at, err, 0)
+		return standing{away: b.isAway()}
+	}
+	s := standing{}
+	if s.opened, s.reason = b.isOpen(); s.opened {
+		s.wait = b.disappointed()
+		s.slow = b.close(took) > 0
+	}
+	return s
+}
+
 // retire closes the breaker for good.
 func (b *breaker) retire() {
 	b.mu.Lock()
