@@ -136,3 +136,25 @@ func TestLateAtOnce(t *testing.T) {
 		t.Error("no answer, or not that of the call")
 	}
 }
+
+// TestLateWhenRefused: a reply comes when the call is being refused on account of
+// another server. Its decision is not one that the caller is told, since the
+// units go back.
+func TestLateWhenRefused(t *testing.T) {
+	s := &Store{one: lateNode(), keys: newKeys(DefaultKeyPrefix, nil), options: Options{}.withDefaults()}
+	requests := []store.Request{one("full", 0), one("free", 10)}
+	timeout := &store.Error{Kind: store.KindTimeout, Err: errTrouble}
+	parts := []*part{
+		{index: []int{0}, call: newCall(brief, nil), reply: strings.Repeat("\x00", takeReply)},
+		{index: []int{1}, call: newCall(brief, nil), err: timeout},
+	}
+	parts[1].call.finish("\x01"+strings.Repeat("\x01", takeReply-1), nil)
+	decisions := make([]store.Decision, 2)
+	err := s.conclude(parts, requests, decisions)
+	if err != nil || decisions[0].Granted || !decisions[1].Skipped || decisions[1].Charged() {
+		t.Errorf("%+v, %v; want a refusal, and no decision of the server that was late", decisions, err)
+	}
+	if s.one.queue.size == 0 {
+		t.Error("nothing goes back")
+	}
+}

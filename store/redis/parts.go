@@ -126,18 +126,25 @@ func (s *Store) takeApart(table *slotTable, wait, rest time.Duration, requests [
 		return s.takeParts(table, wait, requests, index, true)
 	})
 
+	return s.conclude(parts, requests, decisions)
+}
+
+// conclude decides a call whose parts have been decided, or have failed.
+func (s *Store) conclude(parts []*part, requests []store.Request, decisions []store.Decision) *store.Error {
 	failed, known, fates := gather(parts, len(requests))
 	refused := false
 	for i := range requests {
 		refused = refused || fates[i] == store.FateDecided && !known[i].Granted && !requests[i].Shadow
 	}
 	if refused {
-		// Nobody is charged, whatever the others would have said or may yet say.
+		// Nobody is charged, whatever the others have said or may yet say.
 		s.refundAll(requests, known)
+	}
+	copy(decisions, known) // before a late reply is written there
+	if refused {
 		mine := slices.Clone(requests) // callers use theirs again
 		pendingParts(parts, known).Then(func(late []store.Decision) { s.refundAll(mine, late) })
 	}
-	copy(decisions, known)
 	if failed == nil || refused && (failed.Unexecuted || !anyUnreported(requests)) {
 		return nil
 	}
