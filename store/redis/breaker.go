@@ -127,9 +127,9 @@ type standing struct {
 	slow   bool // it stays shut for calls that wait no longer than that
 }
 
-// heartbeat takes in a heartbeat, which the server took so long to answer
+// tried takes in a heartbeat, which the server took so long to answer
 // unless it failed.
-func (b *breaker) heartbeat(at time.Time, took time.Duration, err error) standing {
+func (b *breaker) tried(at time.Time, took time.Duration, err error) standing {
 	if err != nil {
 		b.failed(at, err, 0)
 		return standing{away: b.isAway()}

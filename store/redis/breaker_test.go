@@ -236,7 +236,7 @@ func TestBreakerRetired(t *testing.T) {
 // lateNode is a node whose server answers nothing, without a keeper and with a
 // worker that does nothing.
 func lateNode() *node {
-	n := &node{store: &Store{options: Options{PoolSize: 1}.withDefaults()}, wake: make(chan struct{}, 1)}
+	n := bareNode(newEnvironment(Options{PoolSize: 1}.withDefaults()), "", "", nil)
 	n.client = &client{workers: 1, users: 1}
 	n.breaker.answered(began.Add(-time.Hour))
 	return n
@@ -245,11 +245,11 @@ func lateNode() *node {
 // onTrip puts calls on one round trip of a node.
 func onTrip(n *node, count int) []*call {
 	calls := make([]*call, count)
-	trip := &trip{node: n}
+	trip := &trip{failed: n.failed}
 	for i := range calls {
 		calls[i] = newCall(brief, nil)
-		calls[i].request = true
-		calls[i].node.Store(n)
+		calls[i].awaited = true
+		calls[i].at.Store(&n.queue)
 		calls[i].trip = trip
 		calls[i].state.Store(sent)
 	}
@@ -265,7 +265,7 @@ func TestBreakerCountsTrips(t *testing.T) {
 			t.Fatalf("away after %d round trips", i)
 		}
 		for _, c := range onTrip(n, maxBatch) {
-			if _, err := giveUp(c); err == nil || err.Unexecuted {
+			if _, err := c.giveUp(); err == nil || err.Unexecuted {
 				t.Fatalf("giveUp: %+v", err)
 			}
 		}
@@ -283,7 +283,7 @@ func TestBreakerCountsTrips(t *testing.T) {
 		if err := n.submit(c); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := giveUp(c); err == nil || !err.Unexecuted {
+		if _, err := c.giveUp(); err == nil || !err.Unexecuted {
 			t.Fatalf("giveUp of a call that was not sent: %+v", err)
 		}
 	}
@@ -307,7 +307,7 @@ func TestGiveUpElsewhere(t *testing.T) {
 	if err := second.submit(c); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := giveUp(c); err == nil || !err.Unexecuted {
+	if _, err := c.giveUp(); err == nil || !err.Unexecuted {
 		t.Errorf("giveUp: %+v", err)
 	}
 	if first.queue.size != 1 || second.queue.size != 1 || first.queue.first != stay || second.queue.first != other {
@@ -322,7 +322,7 @@ func TestGiveUpElsewhere(t *testing.T) {
 	for _, c := range second.begin(second.client, nil) {
 		c.state.Store(sent)
 	}
-	_, _ = giveUp(c)
+	_, _ = c.giveUp()
 	if first.breaker.run.Load() != 0 || second.breaker.run.Load() != 1 {
 		t.Errorf("%d failures of the first server and %d of the second, want 0 and 1", first.breaker.run.Load(), second.breaker.run.Load())
 	}

@@ -11,23 +11,18 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// Bounds on the timeouts of [Options].
-const (
-	// MaxTimeout bounds how long an operation may take, whatever its caller
-	// is willing to wait.
-	MaxTimeout = 30 * time.Second
-	// MinTimeout is the shortest deadline there is sense in. A shorter one
-	// would close connections over every pause of either process.
-	MinTimeout = 100 * time.Millisecond
-)
+// idleTime is how long an unused connection is kept: less than the few minutes
+// after which middleboxes forget one without a word.
+const idleTime = 3 * time.Minute
 
-const (
-	// idleTime is how long an unused connection is kept: less than the few
-	// minutes after which middleboxes forget one without a word.
-	idleTime = 3 * time.Minute
-)
+// background is the context of everything that is sent. It is no HTTP
+// request's: what a client has given up is counted all the same.
+var background = context.Background()
 
-// client is the connections of a store. Operations of different lives share
+// dialer connects to a server.
+type dialer func(ctx context.Context) (net.Conn, error)
+
+// client is the connections to a server. Operations of different lives share
 // them.
 type client struct {
 	*redis.Client
@@ -38,16 +33,15 @@ type client struct {
 	// 0 if there is none, see origin.go.
 	origin atomic.Int64
 	// heard is the identity that a heartbeat brought last, over these
-	// connections or before they were made. It is guarded by node.mu.
-	heard int64
-
-	// Who uses it for a node, guarded by node.mu.
+	// connections or before they were made. The lock of its server guards it,
+	// and what follows.
+	heard   int64
 	workers int // goroutines sending batches
 	users   int // these, and the keeper
 }
 
 // newClient returns a client that has not dialled. The library's defaults are
-// those of a cache; where they are not a limiter's, the reason is here.
+// a cache's; where a limiter needs others, the reason is here.
 func newClient(o Options, secrets *secrets, dial dialer) *client {
 	c := redis.NewClient(&redis.Options{
 		Addr:   "set-by-the-dialer:0",
@@ -63,17 +57,17 @@ func newClient(o Options, secrets *secrets, dial dialer) *client {
 		DialerRetries: 1,
 		DialTimeout:   o.DialTimeout,
 
-		// The deadline of an operation is its own, not a request's: one that
-		// is missed costs the connection, and the next handshake then runs
-		// inside the next request's deadline, so that a short brown-out
-		// would destroy every connection again and again.
+		// The deadline of an operation is its own, not a call's: a missed one
+		// costs the connection, and the next handshake would then run within
+		// the next call's deadline, so that a short brown-out would destroy
+		// every connection again and again.
 		ContextTimeoutEnabled: false,
 		ReadTimeout:           o.Timeout,
 		WriteTimeout:          o.Timeout,
 
-		// There is a connection for each batch under way and for a heartbeat,
-		// so that none waits for one. Pipelines would otherwise have a pool
-		// beside this one.
+		// A connection for each batch under way and for a heartbeat, so that
+		// none of them waits. Pipelines would otherwise have a pool beside
+		// this one.
 		PoolSize:         o.PoolSize + 1,
 		PoolTimeout:      o.DialTimeout,
 		PipelinePoolSize: -1,
@@ -120,12 +114,12 @@ func dialTo(o Options, secrets *secrets, network, address string) dialer {
 	}
 }
 
-// neverFailing opens connections for the library's pool, which it never tells
-// that one could not be opened: the pool would write a line to standard error
-// for each attempt, through a logger that all users of the library in this
-// process share, and after a few would refuse to dial for up to a second
-// while a goroutine of its own tries. Instead the pool gets a connection on
-// which everything fails, and drops it at the handshake.
+// neverFailing opens connections for the library's pool, and never tells it that
+// one could not be opened. The pool would write a line to standard error for each
+// attempt, through a logger that all users of the library in this process share,
+// and after a few it would refuse to dial for up to a second while a goroutine of
+// its own tries. Instead it gets a connection on which everything fails, and
+// drops it at the handshake.
 func neverFailing(dial dialer) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		conn, err := dial(ctx)

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +17,7 @@ import (
 // asks the servers for it now and then, and whenever a server says that a slot
 // is elsewhere or does not answer.
 type cluster struct {
-	store *Store
+	env   *environment
 	life  context.Context           // of the keepers
 	table atomic.Pointer[slotTable] // nil until it is known
 	away  atomic.Pointer[error]     // why it is not known, if an attempt has failed
@@ -47,20 +44,23 @@ const (
 	layoutEvery = 30 * time.Second
 	layoutPause = 100 * time.Millisecond
 	// guestTime is how long a server without slots is kept after calls were
-	// sent to it: one that joins has none until the first has been moved.
+	// sent to it: a server that joins has none until the first has been moved.
 	guestTime = layoutEvery
 )
 
-// newCluster returns a cluster whose servers are known once its goroutine,
-// keep, runs. Both end with ctx.
-func newCluster(ctx context.Context, s *Store) *cluster {
-	return &cluster{
-		store: s, life: ctx, nodes: make(map[string]*member),
+// newCluster returns a cluster, and starts a goroutine that finds its servers.
+// It ends with ctx, as do the servers' keepers.
+func newCluster(ctx context.Context, env *environment) *cluster {
+	c := &cluster{
+		env: env, life: ctx, nodes: make(map[string]*member),
 		tried: make(chan struct{}), stale: make(chan struct{}, 1),
 	}
+	env.moved, env.redirect = c.moved, c.redirect
+	go c.keep()
+	return c
 }
 
-// moved asks for the slots to be asked for again.
+// moved has the servers asked for the slots again.
 func (c *cluster) moved() {
 	select {
 	case c.stale <- struct{}{}:
@@ -102,7 +102,7 @@ func (c *cluster) keep() {
 func (c *cluster) refresh() error {
 	var failures []error
 	for _, address := range c.informants() {
-		spans, err := c.request(address)
+		spans, err := c.spansFrom(address)
 		if c.life.Err() != nil {
 			return c.life.Err()
 		}
@@ -112,105 +112,50 @@ func (c *cluster) refresh() error {
 		}
 		failures = append(failures, fmt.Errorf("%s: %w", address, explained(err)))
 	}
-	err := c.store.redact(joined(failures))
+	err := c.env.secrets.redacted(joined(failures))
 	if c.table.Load() == nil {
 		c.away.Store(&err)
-		c.store.report(c.life, c.store.String(), store.Report{Condition: store.Away, Err: err})
+		c.env.watchers.report(c.life, c.name(), store.Report{Condition: store.Away, Err: err})
 	}
 	return err
 }
 
-// informants are the servers to ask: those that answer, in any order, then
-// those that the operator named.
+// name is what the whole cluster is called while its servers are not known.
+func (c *cluster) name() string { return c.env.options.name() }
+
+// informants are the servers to ask: first those that answer, in any order,
+// and the ones that the operator named; then the others.
 func (c *cluster) informants() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var those, others []string
+	var answering, others []string
 	for address, m := range c.nodes {
-		if m.breaker.admits(c.store.options.Timeout) {
-			those = append(those, address)
+		if m.breaker.admits(c.env.options.Timeout) {
+			answering = append(answering, address)
 		} else {
 			others = append(others, address)
 		}
 	}
-	for _, address := range c.store.options.Cluster {
+	for _, address := range c.env.options.Cluster {
 		if c.nodes[address] == nil {
-			those = append(those, address)
+			answering = append(answering, address)
 		}
 	}
-	return append(those, others...)
+	return append(answering, others...)
 }
 
-// ask asks one server for the slots, over a connection of its own: the others
-// may be busy, or dead.
-func (c *cluster) request(address string) ([]span, error) {
-	o := c.store.options
+// spansFrom asks one server for the slots, over a connection of its own: the
+// others may be busy, or dead.
+func (c *cluster) spansFrom(address string) ([]span, error) {
+	o := c.env.options
 	o.PoolSize = 1
-	client := newClient(o, c.store.secrets, dialTo(o, c.store.secrets, "tcp", address))
+	client := newClient(o, c.env.secrets, dialTo(o, c.env.secrets, "tcp", address))
 	defer client.Close()
 	reply, err := client.Do(c.life, "cluster", "slots").Slice()
 	if err != nil {
 		return nil, err
 	}
 	return readSpans(reply, address)
-}
-
-// span is a range of slots, and the address of their master.
-type span struct {
-	first, last uint16
-	master      string
-}
-
-// readSpans reads the reply of a server to CLUSTER SLOTS. The library's reader
-// knows no server that leaves its host out.
-func readSpans(reply []any, from string) ([]span, error) {
-	var spans []span
-	for _, entry := range reply {
-		fields, _ := entry.([]any)
-		if len(fields) < 3 {
-			return nil, errReply
-		}
-		first, ok1 := fields[0].(int64)
-		last, ok2 := fields[1].(int64)
-		master, ok3 := fields[2].([]any)
-		if !ok1 || !ok2 || !ok3 || len(master) < 2 || first < 0 || last < first || last >= slots {
-			return nil, errReply
-		}
-		host, _ := master[0].(string)
-		port, ok := master[1].(int64)
-		if !ok {
-			return nil, errReply
-		}
-		if host == "?" && len(master) > 3 {
-			// It prefers the name of a host that has been given none.
-			more, _ := master[3].([]any)
-			for i := 0; i+1 < len(more); i += 2 {
-				if more[i] == "ip" {
-					host, _ = more[i+1].(string)
-				}
-			}
-		}
-		if address := addressOf(host, strconv.FormatInt(port, 10), from); address != "" {
-			spans = append(spans, span{uint16(first), uint16(last), address})
-		}
-	}
-	if len(spans) == 0 {
-		return nil, errors.New("it knows of no slots; create the cluster, or have it join one")
-	}
-	return spans, nil
-}
-
-// addressOf is the address of a server of which another one, from, speaks. It
-// has the same host if none is said: a server may not know its own, or not the
-// one by which it is to be reached. It is empty if nobody knows.
-func addressOf(host, port, from string) string {
-	switch host {
-	case "?":
-		return ""
-	case "":
-		host, _, _ = net.SplitHostPort(from)
-	}
-	return net.JoinHostPort(host, port)
 }
 
 // apply makes a layout the one that holds.
@@ -230,7 +175,7 @@ func (c *cluster) apply(spans []span) {
 	table := new(slotTable)
 	used := make(map[string]bool)
 	for address, of := range owned {
-		key := c.store.listKey(tagOf(of))
+		key := listKey(c.env.options.KeyPrefix, tagOf(of))
 		used[key] = true
 		m := c.memberLocked(address, key)
 		m.key.Store(&key)
@@ -245,13 +190,13 @@ func (c *cluster) apply(spans []span) {
 			return false
 		}
 		m.end() // and its keeper closes it
-		c.store.gone(m.name)
+		c.env.watchers.remove(m.name)
 		return true
 	})
-	c.store.presence.keep(used)
+	c.env.presence.keep(used)
 	if c.table.Swap(table) == nil {
 		c.away.Store(nil)
-		c.store.gone(c.store.String())
+		c.env.watchers.remove(c.name())
 	}
 }
 
@@ -262,7 +207,7 @@ func (c *cluster) memberLocked(address, key string) *member {
 	}
 	ctx, end := context.WithCancel(c.life)
 	m := &member{
-		node: newNode(ctx, c.store, address, key, dialTo(c.store.options, c.store.secrets, "tcp", address)),
+		node: newNode(ctx, c.env, address, key, dialTo(c.env.options, c.env.secrets, "tcp", address)),
 		end:  end,
 	}
 	c.nodes[address] = m
@@ -306,59 +251,32 @@ func (c *cluster) owner(table *slotTable, slot uint16) (*node, *store.Error) {
 	return n, nil
 }
 
-// at returns the server of an address to which another one redirects. It may
-// be one that has just joined and has no slot yet.
+// at returns the server of an address that a redirection names. It may have
+// just joined and have no slot yet.
 func (c *cluster) at(address string) *node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	m := c.memberLocked(address, c.store.listKey("0"))
+	m := c.memberLocked(address, listKey(c.env.options.KeyPrefix, "0"))
 	m.named = time.Now()
 	return m.node
 }
 
-// redirect sends a call on to the server that another one named, once.
-func (s *Store) redirect(from *node, c *call, redirection error) {
-	fail := func(err error) {
-		c.finish("", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: err})
-	}
-	kind, address := parseRedirect(redirection.Error(), from.name)
+// redirect sends a call on to the server that another one, from, named, once.
+func (c *cluster) redirect(from string, call *call, redirection error) {
+	kind, address := parseRedirect(redirection.Error(), from)
 	if kind == "MOVED" {
-		s.cluster.moved()
+		c.moved()
 	}
 	switch {
-	case c.redirected, address == "":
-		fail(s.redact(redirection))
+	case call.redirected, address == "":
+		call.fail(c.env.secrets.redacted(redirection))
 		return
-	case !c.state.CompareAndSwap(sent, waiting):
-		fail(errors.New("given up")) // nobody waits for it any more
+	case !call.state.CompareAndSwap(sent, waiting):
+		call.fail(errors.New("given up")) // nobody waits for it any more
 		return
 	}
-	c.redirected, c.asking = true, kind == "ASK"
-	if err := s.cluster.at(address).submit(c); err != nil {
-		c.finish("", err)
+	call.redirected, call.asking = true, kind == "ASK"
+	if err := c.at(address).submit(call); err != nil {
+		call.finish("", err)
 	}
-}
-
-// parseRedirect splits the reply "MOVED 3999 127.0.0.1:6381" of a server. The
-// host of an address of version 6 is in no brackets.
-func parseRedirect(reply, from string) (kind, address string) {
-	fields := strings.Fields(reply)
-	if len(fields) != 3 {
-		return "", ""
-	}
-	colon := strings.LastIndexByte(fields[2], ':')
-	if colon < 0 {
-		return "", ""
-	}
-	host := strings.Trim(fields[2][:colon], "[]")
-	return fields[0], addressOf(host, fields[2][colon+1:], from)
-}
-
-// joined is several errors in one line.
-func joined(failures []error) error {
-	var texts []string
-	for _, err := range failures {
-		texts = append(texts, err.Error())
-	}
-	return errors.New(strings.Join(texts, "; "))
 }

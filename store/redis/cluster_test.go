@@ -672,7 +672,7 @@ func clusterAsServer(t *testing.T, r *clusterRig) {
 				t.Errorf("%v, unexecuted %v", e, e.Unexecuted)
 			}
 		}
-		if r.Owner(t, int(slotOf(s.listKey("")))) != node {
+		if r.Owner(t, int(slotOf(listKey(DefaultKeyPrefix, "")))) != node {
 			eventually(t, "it is told that the server is of a cluster", func() (told bool) {
 				s.Watch(func(r store.Report) {
 					told = r.Condition == store.Away && strings.Contains(r.Err.Error(), "configure it as a cluster")

@@ -13,10 +13,10 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// failure says what it means that a call came back with err. written tells
-// whether a part of it may have gone over a connection.
-func (s *Store) failure(err error, written bool) *store.Error {
-	e := &store.Error{Kind: store.KindBroken, Err: s.redact(explained(err))}
+// classify says what it means that a call came back with err. written tells
+// whether a piece of it may have gone over a connection.
+func classify(s *secrets, err error, written bool) *store.Error {
+	e := &store.Error{Kind: store.KindBroken, Err: s.redacted(explained(err))}
 	var reply redis.Error
 	var timeout net.Error
 	switch {
@@ -32,15 +32,15 @@ func (s *Store) failure(err error, written bool) *store.Error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.As(err, &timeout), errors.As(err, new(syscall.Errno)):
 	default:
-		// A reply that is not of the protocol, or not of the script.
+		// A reply that is not the protocol's, or not the script's.
 		e.Kind = store.KindReply
 	}
 	return e
 }
 
-// serverError reports whether an error reply is one of the server itself: it
-// begins with a code in capitals. A proxy between here and there says in words
-// of its own that it lost a command which may have been executed.
+// serverError reports whether an error reply is the server's own: it begins
+// with a code in capitals. A proxy in between has words of its own for a lost
+// command, which may have been executed.
 func serverError(message string) bool {
 	code, _, _ := strings.Cut(message, " ")
 	for i := range len(code) {
@@ -62,20 +62,32 @@ func isRedirect(err error) bool {
 	return redis.HasErrorPrefix(err, "MOVED") || redis.HasErrorPrefix(err, "ASK")
 }
 
-// errMoved stands for that.
+// errMoved stands for a redirection.
 var errMoved = errors.New("the key is on another server")
 
 // isSplit reports whether a server of a Cluster has some of a call's keys and
-// not others, since they are being moved; nothing was executed.
+// not the others, since they are being moved; nothing was executed.
 func isSplit(err error) bool { return redis.HasErrorPrefix(err, "TRYAGAIN") }
 
-// errSplit stands for that.
+// errSplit stands for keys on two servers.
 var errSplit = errors.New("the keys are being moved to another server")
 
 func isSplitError(err *store.Error) bool { return err != nil && err.Err == errSplit }
 
 // isReadOnly reports whether the server is a replica.
 func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
+
+// errReply stands for a reply of another form than the script's.
+var errReply = errors.New("the server's reply is not the script's")
+
+// joined is several errors in one line.
+func joined(failures []error) error {
+	var texts []string
+	for _, err := range failures {
+		texts = append(texts, err.Error())
+	}
+	return errors.New(strings.Join(texts, "; "))
+}
 
 // explained adds the remedy to replies that have one.
 func explained(err error) error {
@@ -91,10 +103,4 @@ func explained(err error) error {
 		return fmt.Errorf("%w; the server is a replica: name the master, the Sentinels or the cluster", err)
 	}
 	return err
-}
-
-// redact returns err without the passwords, which no error is known to hold,
-// and without what it wraps.
-func (s *Store) redact(err error) error {
-	return errors.New(s.secrets.redact(err.Error()))
 }

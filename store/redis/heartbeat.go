@@ -11,9 +11,15 @@ import (
 )
 
 // beatTime is for how long a heartbeat waits at most, unless the timeout is
-// longer: on a connection that is dead, it keeps the keeper from trying
-// another one.
+// longer: a dead connection keeps the keeper from trying another one.
 const beatTime = time.Second
+
+// newNode returns a server and starts its keeper, which ends with ctx.
+func newNode(ctx context.Context, env *environment, name, key string, dial dialer) *node {
+	n := bareNode(env, name, key, dial)
+	go n.keep(ctx)
+	return n
+}
 
 // keep sends heartbeats until ctx ends, and does what the [keeper] makes of
 // them. Then it leaves, and closes the node.
@@ -37,22 +43,22 @@ func (n *node) keep(ctx context.Context) {
 // follow does what follows from a heartbeat, and reports whether all is well.
 func (n *node) follow(ctx context.Context, client *client, k *keeper, b *beat) (well bool) {
 	if b.lost != "" {
-		n.store.report(ctx, n.name, k.loss(b.lost)) // before calls pass again
+		n.env.watchers.report(ctx, n.name, k.loss(b.lost)) // before calls pass again
 	}
-	b.breaker = n.breaker.heartbeat(b.now, b.took, b.failure())
-	b.overdue = time.Duration(n.late.Load())
+	b.breaker = n.breaker.tried(b.now, b.took, b.failure())
+	b.overdue = time.Duration(n.overdue.Load())
 	v := k.judge(b)
 	if v.silent {
-		n.store.presence.silent(*n.key.Load())
+		n.env.presence.silent(*n.key.Load())
 	}
 	if v.hangUp {
 		n.hangUp(client)
 	}
 	if v.moved {
-		n.store.moved()
+		n.env.moved()
 	}
 	for _, r := range v.reports {
-		n.store.report(ctx, n.name, r)
+		n.env.watchers.report(ctx, n.name, r)
 	}
 	return v.well
 }
@@ -95,9 +101,9 @@ func (n *node) heartbeat(client *client, load bool) beat {
 	if wait == 0 {
 		wait = time.Duration(n.longest.Load())
 	}
-	life := max(n.store.options.Timeout, min(3*wait, beatTime))
+	life := max(n.env.options.Timeout, min(3*wait, beatTime))
 	key := *n.key.Load()
-	cmd, number := n.store.presence.command(key, false)
+	cmd, number := n.env.presence.command(key, false)
 	reply, failure := n.exchange(client, life, load, cmd)
 	b := beat{now: time.Now()}
 	if failure != nil {
@@ -106,18 +112,18 @@ func (n *node) heartbeat(client *client, load bool) beat {
 	}
 	n.breaker.seen.Store(true)
 	b.replied, b.took = true, b.now.Sub(cmd.written)
-	if b.lost, b.err = n.store.presence.heard(key, reply, number, b.now); b.err == nil {
+	if b.lost, b.err = n.env.presence.heard(key, reply, number, b.now); b.err == nil {
 		n.found(client, originIn(reply))
 	}
 	return b
 }
 
-// leave tells the server that this instance is no more.
+// leave tells the server that this instance has ended.
 func (n *node) leave() {
 	client := n.use()
 	defer n.release(client)
-	cmd, _ := n.store.presence.command(*n.key.Load(), true)
-	_, _ = n.exchange(client, n.store.options.Timeout, false, cmd) // it would be dead anyway in a while
+	cmd, _ := n.env.presence.command(*n.key.Load(), true)
+	_, _ = n.exchange(client, n.env.options.Timeout, false, cmd) // else it counts for a while yet
 }
 
 // exchange sends a beat and returns the reply to it.
@@ -132,16 +138,16 @@ func (n *node) exchange(client *client, life time.Duration, load bool, cmd *beat
 	_, err := pipe.Exec(background)
 	switch {
 	case cmd.written.IsZero():
-		return "", n.store.failure(err, false)
-	case isRedirect(cmd.Err()) && n.store.cluster != nil:
+		return "", classify(n.env.secrets, err, false)
+	case isRedirect(cmd.Err()) && n.env.redirect != nil:
 		return "", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errMoved}
 	case isReadOnly(cmd.Err()):
 		n.hangUp(client) // the master is elsewhere by now
-		return "", n.store.failure(cmd.Err(), true)
+		return "", classify(n.env.secrets, cmd.Err(), true)
 	case cmd.Err() != nil:
-		return "", n.store.failure(cmd.Err(), true)
+		return "", classify(n.env.secrets, cmd.Err(), true)
 	case loaded != nil && loaded.Err() != nil:
-		return "", n.store.failure(loaded.Err(), true)
+		return "", classify(n.env.secrets, loaded.Err(), true)
 	}
 	return cmd.Val(), nil
 }

@@ -16,25 +16,25 @@ import (
 //
 //	prefix:version:zone:window:{hash of the client}
 //
-// The version is that of the log's format: while instances are replaced by those
-// of another version, neither reads the other's logs, which it would take for
-// garbage, and begin anew.
+// The version is the log format's: while instances are replaced by another
+// version, neither reads the other's logs, which it would take for garbage and
+// begin anew.
 //
 // The hash keeps what a stranger sent out of the keys, whatever its bytes and
-// its length, and, with a secret, keeps those who see the keys from finding
-// the client by trying. It alone decides the Cluster slot, so that zones which
-// count the same client can be asked in one call.
+// its length. With a secret it also keeps a reader of the keys from finding the
+// client by trying. It alone decides the Cluster slot, so that zones that count
+// the same client can be decided in one call.
 type keys struct {
 	prefix string
 	macs   sync.Pool // of hash.Hash, if there is a secret
 	secret bool
 }
 
-// version is that of the format of logs, see window.lua.
+// version is the version of the log format, see window.lua.
 const version = '1'
 
-// hashSize is how much of the hash is in the key. Clients that nobody can
-// make collide in 128 bits share no log.
+// hashSize is how many bytes of the hash are in the key. Nobody can make two
+// clients collide in 128 bits and so share a log.
 const hashSize = 16
 
 func newKeys(prefix string, secret []byte) *keys {
@@ -87,8 +87,8 @@ func (k *keys) key(key *store.Key, h *clientHash) string {
 	return string(b)
 }
 
-// appendZone writes what could be taken for another part of the key, a brace
-// above all, in percent encoding.
+// appendZone writes a zone. Characters that could be taken for another piece of
+// the key, a brace above all, are written in percent encoding.
 func appendZone(b []byte, zone string) []byte {
 	const hex = "0123456789ABCDEF"
 	for i := range len(zone) {

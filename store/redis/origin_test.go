@@ -211,8 +211,7 @@ type beatStep struct {
 
 // originNode is a node without a keeper.
 func originNode() *node {
-	o := Options{}.withDefaults()
-	return &node{store: &Store{options: o, secrets: newSecrets(o)}, heard: unheard, wake: make(chan struct{}, 1)}
+	return bareNode(newEnvironment(Options{}.withDefaults()), "", "", nil)
 }
 
 // TestOriginsOfOldBeat: a heartbeat comes back when others have hung up already.
@@ -272,7 +271,7 @@ func TestOriginsOfUndone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if words := strings.Fields(fmt.Sprint(reply)); slices.Contains(words, `"give"`) {
+		if words := strings.Fields(fmt.Sprint(reply)); slices.Contains(words, `"refund"`) {
 			if got := words[len(words)-1]; got != fmt.Sprintf("%q", fmt.Sprint(want)) {
 				t.Errorf("given back: %s; want the origin %d", reply, want)
 			}

@@ -1,13 +1,15 @@
 package redis
 
 import (
+	"errors"
 	"strings"
 	"sync"
 	"time"
 )
 
-// secrets are those that hold now. They are renewed before a connection is
-// made, and at most that often: the parts of making one agree.
+// secrets are the passwords and certificates that hold now. They are renewed
+// before a connection is made, at most every secretsTime: the steps of making
+// one use the same.
 type secrets struct {
 	renew func() (Secrets, error) // nil if they never change
 
@@ -16,7 +18,7 @@ type secrets struct {
 
 	mu     sync.Mutex
 	now    Secrets
-	before Secrets // what an error may still speak of
+	before Secrets // which an error may still hold
 }
 
 // secretsTime is for how long secrets are not renewed again.
@@ -55,7 +57,11 @@ func (s *secrets) replace(fresh Secrets) {
 	s.now = fresh
 }
 
-// redact removes the passwords from a text, which none is known to hold.
+// redacted returns err without the passwords, which no error is known to hold,
+// and without what it wraps.
+func (s *secrets) redacted(err error) error { return errors.New(s.redact(err.Error())) }
+
+// redact removes the passwords from a text.
 func (s *secrets) redact(text string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,17 +18,17 @@ import (
 // another one is asked, too.
 const sentinelPause = 100 * time.Millisecond
 
-// sentinels know which server is the master. They tell a server that is not
-// any more, seconds later, and until then it goes on granting what nobody will
-// know of. So whoever hears of another master closes the connections to all
-// others, and one Sentinel is asked every second.
+// sentinels know which server is the master. A server that has ceased to be it is
+// told seconds later, and until then it goes on granting units that its successor
+// does not know of. So as soon as another master is heard of, the connections to
+// all others are closed, and one Sentinel is asked every second.
 type sentinels struct {
 	options Options
 	secrets *secrets
 	first   atomic.Int64 // the one that is asked first
 
 	mu     sync.Mutex
-	master string // its address, as of the latest answer
+	master string // its address, as of the latest reply
 	conns  map[*masterConn]struct{}
 }
 
@@ -36,7 +36,7 @@ func newSentinels(o Options, secrets *secrets) *sentinels {
 	return &sentinels{options: o, secrets: secrets, conns: make(map[*masterConn]struct{})}
 }
 
-// watch hears of another master though nobody connects, until ctx ends.
+// watch hears of another master although no connection is made, until ctx ends.
 func (s *sentinels) watch(ctx context.Context) {
 	ticker := time.NewTicker(beatEvery)
 	defer ticker.Stop()
@@ -46,13 +46,13 @@ func (s *sentinels) watch(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		_, _ = s.request(ctx) // whoever connects is told what is wrong
+		_, _ = s.find(ctx) // what is wrong is told when a connection is made
 	}
 }
 
 // dial connects to whichever server is the master.
 func (s *sentinels) dial(ctx context.Context) (net.Conn, error) {
-	address, err := s.request(ctx)
+	address, err := s.find(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -77,18 +77,18 @@ func (s *sentinels) dial(ctx context.Context) (net.Conn, error) {
 	return c, nil
 }
 
-// ask asks the Sentinels for the address of the master: the one that answered
-// last time, and another one whenever it takes long or fails.
-func (s *sentinels) request(ctx context.Context) (string, error) {
+// find asks the Sentinels for the address of the master: first the one that
+// answered last time, and another one whenever it takes long or fails.
+func (s *sentinels) find(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.options.DialTimeout)
 	defer cancel()
-	type decision struct {
+	type reply struct {
 		sentinel int
 		address  string
 		err      error
 	}
 	all := s.options.Sentinels
-	decisions := make(chan decision, len(all))
+	replies := make(chan reply, len(all))
 	first, asked := int(s.first.Load()), 0
 	next := func() {
 		if asked == len(all) {
@@ -98,7 +98,7 @@ func (s *sentinels) request(ctx context.Context) (string, error) {
 		asked++
 		go func() {
 			address, err := s.askOne(ctx, all[sentinel])
-			decisions <- decision{sentinel, address, err}
+			replies <- reply{sentinel, address, err}
 		}()
 	}
 	next()
@@ -109,13 +109,13 @@ func (s *sentinels) request(ctx context.Context) (string, error) {
 		select {
 		case <-ticker.C:
 			next()
-		case a := <-decisions:
-			if a.err == nil {
-				s.first.Store(int64(a.sentinel))
-				s.learn(a.address)
-				return a.address, nil
+		case r := <-replies:
+			if r.err == nil {
+				s.first.Store(int64(r.sentinel))
+				s.learn(r.address)
+				return r.address, nil
 			}
-			failures = append(failures, fmt.Errorf("sentinel %s: %w", all[a.sentinel], a.err))
+			failures = append(failures, fmt.Errorf("sentinel %s: %w", all[r.sentinel], r.err))
 			next()
 		}
 	}
@@ -135,7 +135,7 @@ func (s *sentinels) learn(address string) {
 	}
 	s.mu.Unlock()
 	// Not under the lock: TLS says goodbye first, for seconds if nobody
-	// listens, and whoever dials the new master would wait for it.
+	// listens, and connections to the new master would wait for it.
 	for _, c := range old {
 		_ = c.Conn.Close() // there is nothing to be done about it
 	}

@@ -200,8 +200,8 @@ func TestWrongPassword(t *testing.T) {
 }
 
 func TestRedact(t *testing.T) {
-	s := &Store{secrets: newSecrets(Options{Password: "hunter2"})}
-	e := s.failure(errors.New("cannot log in with hunter2"), false)
+	s := newSecrets(Options{Password: "hunter2"})
+	e := classify(s, errors.New("cannot log in with hunter2"), false)
 	if strings.Contains(e.Error(), "hunter2") {
 		t.Error(e)
 	}

@@ -198,7 +198,7 @@ func TestEveryKeyExpires(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the list of instances is there", func() bool { return slices.Contains(server.Keys(t), s.listKey("")) })
+	eventually(t, "the list of instances is there", func() bool { return slices.Contains(server.Keys(t), listKey(DefaultKeyPrefix, "")) })
 	keys := server.Keys(t)
 	if len(keys) < 10 {
 		t.Errorf("%d keys left", len(keys))

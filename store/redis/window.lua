@@ -3,7 +3,7 @@
 --
 -- KEYS     the log of each ask or grant, all of one Cluster slot. Only a
 --          give may name one twice.
--- ARGV[1]  'take' or 'give', then for each key
+-- ARGV[1]  'take' or 'refund', then for each key
 --   take   one string, like the reply: window (7 bytes), limit, need and
 --          extra (6 each), ahead (7), advisory (1 byte, 0 or 1), and what is
 --          owed: age (7) and units (6) of each

@@ -29,11 +29,11 @@ const (
 	beatReply = 7 + 7 + 4 + 7 + 7
 )
 
-// census counts the instances that use a store, and finds out when a server
-// has lost data, by the list of instances that each server keeps.
+// presence knows how many instances use a store, and notices when a server has
+// lost data, by the list of instances that each server keeps.
 //
-// The number of instances grows at once, and falls only after it was lower for
-// as long as an instance stays alive without a beat: a server that came back
+// The number of instances grows at once, and falls only after it has been lower
+// for as long as an instance stays alive without a beat: a server that came back
 // empty must not make every instance believe that it is alone.
 type presence struct {
 	name string // of this instance, 8 bytes
@@ -46,7 +46,7 @@ type presence struct {
 
 // listed is what is known of a list.
 type listed struct {
-	heard   time.Time // of it last; zero if contact was lost since
+	heard   time.Time // of the last reply; zero if contact was lost since
 	birth   int64
 	beat    int64 // the latest one that the server has confirmed
 	evicted int64
@@ -59,32 +59,41 @@ type listed struct {
 }
 
 func newPresence(instances int) *presence {
-	c := &presence{lists: make(map[string]*listed)}
+	p := &presence{lists: make(map[string]*listed)}
 	var name [8]byte
 	_, _ = rand.Read(name[:]) // never fails
-	c.name = string(name[:])
-	c.most.Store(int64(max(instances, 1)))
-	return c
+	p.name = string(name[:])
+	p.most.Store(int64(max(instances, 1)))
+	return p
+}
+
+// listKey is the key of a list of instances; on a Cluster, in the slot of a tag.
+func listKey(prefix, tag string) string {
+	key := prefix + ":instances"
+	if tag != "" {
+		key += ":{" + tag + "}"
+	}
+	return key
 }
 
 // instances is how many there are, at least 1.
-func (c *presence) instances() int { return int(c.most.Load()) }
+func (p *presence) instances() int { return int(p.most.Load()) }
 
-// command is the next beat for a list, and its number. The last one of a
-// store's life is number 0.
-func (c *presence) command(key string, leaves bool) (*beatCommand, int64) {
+// command is the next beat for a list, and its number. An instance that leaves
+// sends number 0.
+func (p *presence) command(key string, leaves bool) (*beatCommand, int64) {
 	beat := int64(0)
 	if !leaves {
-		beat = c.beat.Add(1)
+		beat = p.beat.Add(1)
 	}
-	cmd := redis.NewStringCmd(background, "eval", heartbeat, 1, key, c.name, beat, aliveFor.Microseconds())
+	cmd := redis.NewStringCmd(background, "eval", heartbeat, 1, key, p.name, beat, aliveFor.Microseconds())
 	return &beatCommand{StringCmd: cmd}, beat
 }
 
 // beatCommand is a beat in a pipeline.
 type beatCommand struct {
 	*redis.StringCmd
-	written time.Time // zero if it was not: then it has not been executed
+	written time.Time // zero if it was not, and so was not executed
 }
 
 // Args overrides the library's, which asks for them when it writes them.
@@ -98,19 +107,19 @@ func (*beatCommand) NoRetry() bool { return true }
 
 // heard takes in the reply to a beat. lost tells how it shows that the server
 // has lost data, "" if it does not.
-func (c *presence) heard(key, reply string, beat int64, now time.Time) (lost string, err error) {
+func (p *presence) heard(key, reply string, beat int64, now time.Time) (lost string, err error) {
 	if len(reply) != beatReply {
 		return "", fmt.Errorf("%w: %d bytes for a heartbeat", errReply, len(reply))
 	}
 	number := func(from, size int) int64 { return numberIn(reply, from, size) }
 	birth, before, alive, evicted := number(0, 7), number(7, 7), number(14, 4), number(18, 7)
 
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l := c.lists[key]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.lists[key]
 	if l == nil {
-		l = &listed{birth: birth, instances: c.most.Load()}
-		c.lists[key] = l
+		l = &listed{birth: birth, instances: p.most.Load()}
+		p.lists[key] = l
 	}
 	inTouch := !l.heard.IsZero()
 	switch {
@@ -137,12 +146,12 @@ func (c *presence) heard(key, reply string, beat int64, now time.Time) (lost str
 			l.instances, l.lowSince = l.low, time.Time{}
 		}
 	}
-	c.countLocked()
+	p.countLocked()
 	return lost, nil
 }
 
 // originIn is the identity of the server's data in a reply to a beat that
-// [census.heard] has taken, 0 if the server does not tell.
+// [presence.heard] has taken, 0 if the server does not tell.
 func originIn(reply string) int64 { return numberIn(reply, 25, 7) }
 
 // numberIn is the number in so many bytes of a reply.
@@ -152,30 +161,30 @@ func numberIn(reply string, from, size int) int64 {
 	return int64(binary.BigEndian.Uint64(b[:]))
 }
 
-// silent notes that a server does not answer: what it says next about who is
-// alive is not to be believed at once.
-func (c *presence) silent(key string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if l := c.lists[key]; l != nil {
+// silent notes that a server does not answer: what it says next about instances
+// is not to be believed at once.
+func (p *presence) silent(key string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.lists[key]; l != nil {
 		l.heard, l.lowSince = time.Time{}, time.Time{}
 	}
 }
 
-// keep forgets all lists but some: no server is asked for the others any more.
-func (c *presence) keep(some map[string]bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	maps.DeleteFunc(c.lists, func(key string, _ *listed) bool { return !some[key] })
-	c.countLocked()
+// keep forgets all lists but some: no server keeps the others any more.
+func (p *presence) keep(some map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.lists, func(key string, _ *listed) bool { return !some[key] })
+	p.countLocked()
 }
 
-func (c *presence) countLocked() {
+func (p *presence) countLocked() {
 	most := int64(0)
-	for _, l := range c.lists {
+	for _, l := range p.lists {
 		most = max(most, l.instances)
 	}
 	if most > 0 {
-		c.most.Store(most)
+		p.most.Store(most)
 	}
 }

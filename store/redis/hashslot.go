@@ -8,9 +8,9 @@ import (
 // slots is how many slots a Cluster has.
 const slots = 16384
 
-// slotOf is the slot of a key: CRC-16/XMODEM of what stands between its first
-// brace and the next closing one, if there is something, else of all of it
-// (Redis Cluster specification, "Hash tags").
+// slotOf is the slot of a key: CRC-16/XMODEM of the text between its first brace
+// and the next closing one, or of the whole key if there is none (Redis Cluster
+// specification, "Hash tags").
 func slotOf(key string) uint16 {
 	if _, after, ok := strings.Cut(key, "{"); ok {
 		if tag, _, ok := strings.Cut(after, "}"); ok && tag != "" {
@@ -40,8 +40,8 @@ var crcTable = func() (table [256]uint16) {
 	return table
 }()
 
-// tagOf returns a tag whose slot is one of a set that is not empty: always the
-// same for the same set, so that all instances find the same list on a server.
+// tagOf returns a tag whose slot is in a set that is not empty. It is the same
+// for the same set, so that all instances find the same list on a server.
 func tagOf(set *[slots]bool) string {
 	for i := 0; ; i++ {
 		if tag := strconv.Itoa(i); set[slotOf(tag)] {
