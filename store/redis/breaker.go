@@ -8,50 +8,50 @@ import (
 )
 
 const (
-	// failuresToOpen is how many round trips in a row must fail, or be late,
+	// failuresToOpen is how many round trips in a row must fail, or be overdue,
 	// until a server counts as away.
 	failuresToOpen = 3
-	// silence is for how long nothing may have been heard of it then, or for
-	// as long as the late calls waited: one that is late with one reply in
-	// twenty, or closes all connections at once, is not away.
+	// silence is for how long nothing must have been heard of it then, and for
+	// at least as long as the failed calls waited: a server that is late with
+	// one reply in twenty, or closes all connections at once, is not away.
 	silence = 100 * time.Millisecond
 )
 
-// epoch is what times are reckoned from, on the monotonic clock.
+// epoch is the zero of times, on the monotonic clock.
 var epoch = time.Now()
 
 // breaker keeps calls from a server that would not answer them in time. It
-// opens after a run of failures, and is closed by the [node]'s keeper, which
-// goes on trying by itself: no request has to find out at its own cost that
-// the server is back.
+// opens after a run of failures, and heartbeats close it, which go on by
+// themselves: no HTTP request has to find out at its own cost that the server is
+// back.
 //
 // A server that answers, but slowly, is away for calls that wait less than it
 // takes, and is there for others. It counts as slow only if the most patient of
-// the calls that failed would fail again: an outage is too long for every call,
-// also for those that wait for the little that is left of a budget, and tells
-// nothing of how long the server takes when it is back. Calls that wait for less are
-// sent then, as before the outage. Those for which it takes too long fail when
-// their wait is over, and if no others are answered, a run of theirs shuts the
-// breaker for their like.
+// the failed calls would fail again: an outage is too long for every call, also
+// for one that waits for the little that is left of a budget, and says nothing
+// about how long the server takes when it is back. Calls that wait less are then
+// sent, as before the outage. If the server takes too long for them, they fail
+// when their wait is over, and if no other calls are answered, a run of such
+// failures shuts the breaker for calls with as short a wait.
 type breaker struct {
 	// shut is the longest wait of calls that are not sent: 0 if all are,
 	// MaxInt64 if none is.
 	shut atomic.Int64
 	run  atomic.Int32 // failures in a row, of calls that were sent
 	seen atomic.Bool  // the server has answered once
-	// heard is when a round trip was in time last, since epoch in ns.
+	// heard is when a round trip was last in time, since epoch in ns.
 	heard atomic.Int64
 
 	mu sync.Mutex
-	// longest is the longest wait that was not long enough in this run, 0 if none
-	// was.
+	// longest is the longest wait that was too short in this run, 0 if the
+	// failures were of another kind.
 	longest time.Duration
-	// patience is that of the run for whose like the breaker is shut since, 0 if
-	// it is not. Other runs leave it alone: they are of calls that wait for
-	// longer.
+	// patience is the longest of the run for which the breaker is shut for short
+	// waits only, 0 if it is not. Later runs leave it alone: they are of calls
+	// that wait longer.
 	patience time.Duration
 	err      error // of the latest failure
-	retired  bool  // nobody would close it any more
+	retired  bool  // there are no more heartbeats to close it
 }
 
 const never = math.MaxInt64
@@ -70,7 +70,7 @@ func (b *breaker) answered(at time.Time) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.shut.Load() != never { // else by what has failed since
+	if b.shut.Load() != never { // a failure since may have opened it
 		b.run.Store(0)
 		b.longest = 0
 	}
@@ -78,7 +78,7 @@ func (b *breaker) answered(at time.Time) {
 
 // failed notes a round trip that failed or, if wait is not 0, was not over
 // when a call had waited that long. It reports whether that opened the
-// breaker: a server that has never been there need not fail again and again.
+// breaker: for a server that has never been there, one failure is enough.
 func (b *breaker) failed(at time.Time, err error, wait time.Duration) (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -94,8 +94,8 @@ func (b *breaker) failed(at time.Time, err error, wait time.Duration) (opened bo
 }
 
 // close lets calls pass again. took is how long the server took to answer: if
-// that would have been too late for all that failed, the breaker stays shut for
-// their like, and close reports how long they wait at most.
+// that would have been too late for all calls that failed, the breaker stays shut
+// for waits as short as theirs, and close reports the longest of them.
 func (b *breaker) close(took time.Duration) (tooLateFor time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -160,8 +160,8 @@ func (b *breaker) isOpen() (bool, error) {
 	return b.shut.Load() != 0, b.err
 }
 
-// disappointed is the longest wait that was not long enough, in this run or when
-// the breaker was shut for its like; 0 if none was.
+// disappointed is the longest wait that was too short, in this run or in the one
+// for which the breaker is shut; 0 if none was.
 func (b *breaker) disappointed() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()

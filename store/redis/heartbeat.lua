@@ -11,10 +11,10 @@
 --          data or 0 (7)
 --
 -- The list is a string: its birth, then for each instance its name (8 bytes),
--- the time of its last beat and the number of its latest one (7 each): one may
--- overtake another on its way. Times are microseconds of the server's clock.
--- Whoever finds no list begins one: then the server has lost it, or nobody was
--- alive for a day.
+-- the time of the last beat that arrived, and the highest number of a beat (7
+-- each): one may overtake another on its way. Times are microseconds of the server's clock.
+-- An instance that finds no list begins one: the server has lost it, or no
+-- instance was alive for a day.
 
 local pack, unpack, sub = struct.pack, struct.unpack, string.sub
 local time = redis.call('TIME')
@@ -40,7 +40,7 @@ if type(list) == 'string' and #list >= 7 and (#list - 7) % 22 == 0 then
   end
 end
 
--- identity is as in window.lua: whoever changes one changes both.
+-- identity is as in window.lua: a change to one is a change to both.
 local function identity()
   local server, replication = redis.pcall('INFO', 'server'), redis.pcall('INFO', 'replication')
   if type(server) ~= 'string' or type(replication) ~= 'string' then
@@ -53,8 +53,8 @@ local function identity()
   return tonumber(sub(redis.sha1hex(run .. history), 1, 13), 16)
 end
 
--- An old server, or a user who may not ask, tells nothing of evictions, nor of
--- its identity.
+-- An old server, or a user without the right to INFO, tells neither evictions nor
+-- the identity.
 local evicted, origin = 0, 0
 local info = redis.pcall('INFO', 'stats')
 if type(info) == 'string' then

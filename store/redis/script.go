@@ -80,7 +80,7 @@ func put(b []byte, n int64) {
 	}
 }
 
-// refundCommand is the command that gives units back.
+// refundCommand is the command that refunds units.
 func (k *keys) refundCommand(refunds []store.Refund) []any {
 	args := make([]any, 0, 4+len(refunds)*(1+refundArgs))
 	args = append(args, "evalsha", scriptSHA, len(refunds))

@@ -8,11 +8,11 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// servers are those of a store: one, or those of a Cluster, on which a call is
-// divided by the slots of its keys.
+// servers is one server, or a Cluster, on which a call is divided by the slots of
+// its keys.
 type servers struct {
 	keys    *keys
-	timeout time.Duration // of what nobody waits for
+	timeout time.Duration // of refunds that nobody waits for
 	one     *node         // nil on a Cluster
 	cluster *cluster
 }
@@ -150,7 +150,7 @@ func anyUnreported(requests []store.Request) bool {
 	return slices.ContainsFunc(requests, func(r store.Request) bool { return len(r.Unreported) > 0 })
 }
 
-// refund gives units back.
+// refund refunds units, and waits for it.
 func (s *servers) refund(wait time.Duration, refunds []store.Refund) *store.Error {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -188,8 +188,8 @@ func (s *servers) refundAll(requests []store.Request, decisions []store.Decision
 	s.refundSoon(refunds, false)
 }
 
-// refundSoon gives units back without waiting for it. If that fails, they stay
-// spent until their window has passed.
+// refundSoon refunds units without waiting for it. If that fails, they stay spent
+// until their window has passed.
 func (s *servers) refundSoon(refunds []store.Refund, each bool) {
 	for _, sub := range s.refundSubcalls(s.timeout, refunds, upTo(len(refunds)), each) {
 		if sub.err != nil || sub.node.submit(sub.call) != nil {
@@ -203,7 +203,7 @@ func (s *servers) refundSoon(refunds []store.Refund, each bool) {
 	}
 }
 
-// refundSubcalls are the calls that give some units back.
+// refundSubcalls are the calls that refund some units.
 func (s *servers) refundSubcalls(wait time.Duration, refunds []store.Refund, index []int, each bool) []*subcall {
 	if s.cluster == nil {
 		return []*subcall{{node: s.one, call: newCall(wait, s.keys.refundCommand(refunds)), index: index}}

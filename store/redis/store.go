@@ -90,7 +90,7 @@ func (s *Store) Take(now time.Time, wait time.Duration, requests []store.Request
 	return nil
 }
 
-// Refund gives units back, see [store.Store].
+// Refund refunds units, see [store.Store].
 func (s *Store) Refund(wait time.Duration, refunds []store.Refund) error {
 	for i := range refunds {
 		r := &refunds[i]

@@ -1,42 +1,43 @@
--- Decides all asks of one call, or gives units back: the twin of store.Window.
--- Whoever changes one changes both.
+-- Decides all requests of one call, or refunds units: the twin of store.Window.
+-- A change to one is a change to both.
 --
--- KEYS     the log of each ask or grant, all of one Cluster slot. Only a
---          give may name one twice.
+-- KEYS     the log of each request or refund, all of one Cluster slot. Only
+--          refunds may name one twice.
 -- ARGV[1]  'take' or 'refund', then for each key
 --   take   one string, like the reply: window (7 bytes), limit, need and
---          extra (6 each), ahead (7), advisory (1 byte, 0 or 1), and what is
---          owed: age (7) and units (6) of each
---   give   window, stamp, mark, units, and origin: the identity of the data that
+--          lease (6 each), lease span (7), shadow (1 byte, 0 or 1), and what is
+--          unreported: age (7) and units (6) of each
+--   refund window, stamp, mark, units, and origin: the identity of the data that
 --          the units were charged in, 0 if it is not known
 -- Reply    one string (a reply of many integers costs the server more than
 --          all the arithmetic), with for each key
---   take   granted (1 byte, 0 or 1), extra and remaining (6 each), reset,
+--   take   granted (1 byte, 0 or 1), lease and remaining (6 each), reset,
 --          retry after, stamp and mark (7 each); the last two are 0 if
 --          nothing was charged
---   give   the units that went back (6 bytes)
+--   refund the units that went back (6 bytes)
 --
 -- Times are microseconds of the server's clock.
 --
 -- A log is a string: mark, total, first stamp of the last entry, then the
--- entries, each a stamp and its units. A time takes 7 bytes, for 6 ended in
--- 1978; units take 6. A log may end in 15 bytes more, which its length shows,
--- since no number of entries is as long: a time, the time until which they are to
--- be kept, and a byte. They are for whoever comes later, and are kept as they are.
--- Whatever else changes in the format changes the version in the keys, too.
+-- entries, each a stamp and its units. A time takes 7 bytes, since 6 would have
+-- sufficed only until 1978; units take 6. A log may end in 15 bytes more, which
+-- its length shows, since no number of entries is as long: a time, the time until
+-- which they are to be kept, and a byte. They are for later versions, and are kept
+-- as they are. Any other change of the format changes the version in the
+-- keys, too.
 --
--- Nothing is written before everything is decided: an error, whichever it
--- is, means that nothing was written.
+-- Nothing is written before everything is decided: after any error, nothing was
+-- written.
 --
 -- Numbers and formats stand where they are used, because a local that
 -- functions share is bound again at every call, which costs the server more
 -- than the arithmetic. They are:
 --
 --   20        bytes of a header, '>I7I6I7'
---   13        bytes of an entry, or of what is owed, '>I7I6'
---   33        bytes of an ask that owes nothing
+--   13        bytes of an entry, or of what is unreported, '>I7I6'
+--   33        bytes of a request with nothing unreported
 --   64        the largest limit whose log keeps every stamp apart, and the
---             part of a window within which others merge
+--             fraction of a window within which others merge
 --   68        the most entries
 --   2000000   how far ahead a stamp may lie
 --   281474976710655   the most units of a log, which fit 6 bytes
@@ -46,19 +47,20 @@ local pack, unpack, sub, call = struct.pack, struct.unpack, string.sub, redis.ca
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- tails are the 15 bytes at the end of logs that have them, by key; false if no
--- log has.
+-- tails are the 15 bytes at the end of logs that have them, by key; false if none
+-- has.
 local tails = false
 
--- parse returns a log, s or what is stored at key, as of now: s, from, upto, stamp, units, total, first,
--- mark, lowered. The entries before the last one stay packed, at s[from..upto];
--- stamp and units are the last one's. A mark of 0 means that nothing counts.
+-- parse returns a log, s or what is stored at key, as of now: s, from, upto,
+-- stamp, units, total, first, mark, lowered. The entries before the last one stay
+-- packed, at s[from..upto]; stamp and units are the last one's. A mark of 0 means
+-- that nothing counts.
 local function parse(key, window, s)
   if not s then
     s = redis.pcall('GET', key)
     if type(s) == 'table' then
-      -- Another type was put here: that is no log, and SET will replace it.
-      -- Any other error is raised again.
+      -- Another type is no log, and SET will replace it. Any other error is
+      -- raised again.
       if not string.find(s.err, 'WRONGTYPE', 1, true) then
         redis.call('GET', key)
       end
@@ -93,8 +95,8 @@ local function parse(key, window, s)
   if stamp <= latest then
     return s, from, upto, stamp, units, total, first, mark, false
   end
-  -- The clock stepped back: what lies further ahead than any grant could
-  -- becomes one entry, and grants of before can no longer be given back.
+  -- The clock stepped back: what lies further ahead than any charge could
+  -- becomes one entry, and earlier charges can no longer be refunded.
   while from <= upto do
     local earlier, more = unpack('>I7I6', s, upto - 13 + 1)
     if earlier < latest then
@@ -123,7 +125,7 @@ local function tailed(key, value, ttl)
 end
 
 -- compact makes room in a full log: what comes close after an entry joins it.
--- It returns the entries before the last one, and units and first stamp of that.
+-- It returns the entries before the last one, and its units and first stamp.
 local function compact(middle, stamp, units, first, window)
   local kept, n, start, held = {}, 0, 0, 0
   for at = 1, #middle, 13 do
@@ -143,16 +145,16 @@ end
 
 local granted = true
 
--- ask decides one ask. It returns its answer, and what is then to be written
+-- decide decides one request. It returns its decision, what is then to be written
 -- or false, and the time to live of that: first for the case that the call is
--- granted, then for the case that it is not.
-local function ask(i)
+-- granted, then for the case that it is refused.
+local function decide(i)
   local packed = ARGV[i + 1]
-  local window, limit, need, extra, ahead, advisory = unpack('>I7I6I6I6I7I1', packed)
+  local window, limit, need, lease, span, shadow = unpack('>I7I6I6I6I7I1', packed)
   local s, from, upto, stamp, units, total, first, mark, changed = parse(KEYS[i], window)
   if #packed > 33 then
-    -- What is owed counts from when it was spent, whether or not the call is
-    -- granted.
+    -- What is unreported counts from when it was spent, whether or not the call
+    -- is granted.
     local middle = sub(s, from, upto)
     for j = 34, #packed, 13 do
       local age, more = unpack('>I7I6', packed, j)
@@ -208,7 +210,7 @@ local function ask(i)
   end
 
   if need > 0 and need > free then
-    if advisory == 0 then
+    if shadow == 0 then
       granted = false
     end
     local excess, retry = need - free, window
@@ -222,26 +224,26 @@ local function ask(i)
     if excess > 0 then
       retry = excess <= units and stamp + window - now or window
     end
-    local answer = pack('>I1I6I6I7I7I7I7', 0, 0, remaining, reset, retry, 0, 0)
-    return answer, value, ttl, answer, value, ttl
+    local decision = pack('>I1I6I6I7I7I7I7', 0, 0, remaining, reset, retry, 0, 0)
+    return decision, value, ttl, decision, value, ttl
   end
 
   local plain = false
   if #KEYS > 1 then
     plain = pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0)
   end
-  if extra > free - need then
-    extra = free - need
+  if lease > free - need then
+    lease = free - need
   end
-  local more = need + extra
+  local more = need + lease
   if more <= 0 then
-    local answer = plain or pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0)
-    return answer, value, ttl, answer, value, ttl
+    local decision = plain or pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0)
+    return decision, value, ttl, decision, value, ttl
   end
 
   local at = now
-  if extra > 0 then
-    at = now + ahead
+  if lease > 0 then
+    at = now + span
   end
   total = total + more
   if mark == 0 then
@@ -263,21 +265,21 @@ local function ask(i)
       stamp, units = at, units + more
     else
       -- The last entry is s[upto+1..] as it was: one that was lowered is
-      -- joined, for no grant is as far ahead.
+      -- joined, for no charge is as far ahead.
       stamp, units, first, upto = at, more, at, upto + 13
     end
   end
   local charged = pack('>I7I6I7', mark, total, first) .. sub(s, from, upto) .. pack('>I7I6', stamp, units)
   local lives = math.ceil((stamp + window - now) / 1000) + 1000
-  return pack('>I1I6I6I7I7I7I7', 1, extra, limit - total, stamp + window - now, 0, stamp, mark), charged, lives, plain, value, ttl
+  return pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, stamp + window - now, 0, stamp, mark), charged, lives, plain, value, ttl
 end
 
 if ARGV[1] == 'take' then
   if #KEYS == 1 then
-    -- What follows, for most calls by far, without its tables.
-    local answer, value, ttl, plain, lowered, lives = ask(1)
+    -- The same as below, for most calls by far, without its tables.
+    local decision, value, ttl, plain, lowered, lives = decide(1)
     if not granted then
-      answer, value, ttl = plain, lowered, lives
+      decision, value, ttl = plain, lowered, lives
     end
     if value then
       if tails then
@@ -285,11 +287,11 @@ if ARGV[1] == 'take' then
       end
       call('SET', KEYS[1], value, 'PX', ttl)
     end
-    return answer
+    return decision
   end
   local decided = {}
   for i = 1, #KEYS do
-    decided[i] = {ask(i)}
+    decided[i] = {decide(i)}
   end
   local case = granted and 1 or 4
   local reply = ''
@@ -307,12 +309,12 @@ if ARGV[1] == 'take' then
   return reply
 end
 
--- identity tells the data of this server from that of any other, and from its
--- own of another time: a server that stands in for one may lack the latest
--- charges, and have others in their place. It is of the run, which ends with the
--- data in memory, and of the history of writes, which begins anew when a replica
--- becomes the master: a server that was master before has the same run. It is
--- 0 if the server does not tell.
+-- identity tells the data of this server from any other's, and from its own at
+-- another time: a server that stands in for another may lack the latest charges,
+-- and have others in their place. It is made of the run, which ends with the data
+-- in memory, and of the history of writes, which begins anew when a replica
+-- becomes the master: a server that was master before has the same run. It is 0
+-- if the server does not tell.
 local function identity()
   local server, replication = redis.pcall('INFO', 'server'), redis.pcall('INFO', 'replication')
   if type(server) ~= 'string' or type(replication) ~= 'string' then
@@ -325,10 +327,10 @@ local function identity()
   return tonumber(sub(redis.sha1hex(run .. history), 1, 13), 16)
 end
 
--- Giving back: units leave the first entry that can hold them. What was charged
--- in other data stays: the mark of a log is that of a copy, too, and the entry
--- might hold the units of somebody else.
-local here = false -- the identity, once somebody needs it
+-- Refunds: units leave the first entry that can hold them. What was charged in
+-- other data stays: a copy of a log has the same mark, and the entry might hold
+-- another client's units.
+local here = false -- the identity, once it is needed
 local values, lives, reply = {}, {}, ''
 for i = 1, #KEYS do
   local key, a = KEYS[i], 5 * i - 3
