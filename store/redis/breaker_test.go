@@ -8,7 +8,7 @@ import (
 
 var errTrouble = errors.New("trouble")
 
-// seenBreaker is that of a server which has answered.
+// seenBreaker is the breaker of a server that has answered.
 func seenBreaker() *breaker {
 	b := &breaker{}
 	b.answered(began)
@@ -21,7 +21,7 @@ var (
 	muchLater = began.Add(time.Hour)
 )
 
-// run lets round trips fail, late for calls that wait this long if it is not
+// run lets round trips fail, overdue for calls that wait this long if it is not
 // 0, and returns how many of them opened the breaker.
 func run(b *breaker, failures int, wait time.Duration) (opened int) {
 	for range failures {
@@ -65,7 +65,7 @@ func TestBreakerOpens(t *testing.T) {
 	}
 	b.answered(began)
 	admitted(t, b, time.Hour, false)
-	// It has failed by being late, too.
+	// It has been overdue, too.
 	if got := b.close(10 * time.Millisecond); got != 0 {
 		t.Errorf("closed but for calls that wait %v", got)
 	}
@@ -75,7 +75,7 @@ func TestBreakerOpens(t *testing.T) {
 		t.Errorf("closed, but isOpen() = %v, %v; disappointed() = %v", open, err, b.disappointed())
 	}
 	if run(b, failuresToOpen-1, 0) != 0 {
-		t.Error("the failures of before still count")
+		t.Error("earlier failures still count")
 	}
 }
 
@@ -83,17 +83,17 @@ func TestBreakerSuccessResets(t *testing.T) {
 	b := seenBreaker()
 	for range 10 {
 		if run(b, failuresToOpen-1, brief) != 0 {
-			t.Fatal("opened although there was an answer in between")
+			t.Fatal("opened although there was a reply in between")
 		}
 		b.answered(began)
 		if b.disappointed() != 0 {
-			t.Fatalf("after an answer, %v is still too short a wait", b.disappointed())
+			t.Fatalf("after a reply, %v is still too short a wait", b.disappointed())
 		}
 	}
 }
 
-// TestBreakerSilence: a server of which something was heard is not away, be
-// the failures ever so many.
+// TestBreakerSilence: a server that was heard of is not away, however many
+// failures there are.
 func TestBreakerSilence(t *testing.T) {
 	for _, test := range []struct{ wait, quiet time.Duration }{{0, silence}, {brief / 2, silence}, {long, long}} {
 		b := seenBreaker()
@@ -120,8 +120,8 @@ func TestBreakerNeverSeen(t *testing.T) {
 	}
 }
 
-// TestBreakerSlow: a server that answers too late for some is there for those
-// that wait for longer.
+// TestBreakerSlow: a server that answers too late for some calls is there for
+// calls that wait longer.
 func TestBreakerSlow(t *testing.T) {
 	b := seenBreaker()
 	run(b, failuresToOpen-1, brief)
@@ -150,8 +150,8 @@ func TestBreakerSlow(t *testing.T) {
 	admitted(t, b, brief, true)
 }
 
-// TestBreakerShortWaits: in an outage everything fails, also what would have waited
-// for a moment only. The server is not slow for that when it is back.
+// TestBreakerShortWaits: in an outage everything fails, also calls that wait for a
+// moment only. That does not make the server slow when it is back.
 func TestBreakerShortWaits(t *testing.T) {
 	const far = brief * 45 / 100
 	b := seenBreaker()
@@ -171,10 +171,10 @@ func TestBreakerShortWaits(t *testing.T) {
 		t.Errorf("with the last failure the longest: too late for calls that wait %v", got)
 	}
 
-	// An outage of before says nothing.
+	// An earlier outage says nothing.
 	run(b, failuresToOpen-1, brief)
 	b.answered(began)
-	// If only those fail that are too short, they are spared the rest.
+	// If only calls with too short a wait fail, no more of them are sent.
 	run(b, failuresToOpen, brief/2)
 	if got := b.close(far); got != brief/2 {
 		t.Errorf("close tells of calls that wait %v, want %v", got, brief/2)
@@ -182,7 +182,7 @@ func TestBreakerShortWaits(t *testing.T) {
 	admitted(t, b, brief/2, false)
 	admitted(t, b, brief, true)
 
-	// They still are when those fail that wait for longer, a few or all of them.
+	// That stays so when calls that wait longer fail, a few or all of them.
 	run(b, failuresToOpen-1, long)
 	b.close(far)
 	admitted(t, b, brief/2, false)
@@ -209,7 +209,7 @@ func TestBreakerSlowThenAway(t *testing.T) {
 		b.answered(began)
 	}
 	if b.disappointed() != brief {
-		t.Error("an answer to those that wait for long says nothing of those that do not")
+		t.Error("a reply to calls with a long wait says nothing about short ones")
 	}
 	if run(b, failuresToOpen, 0) != 1 {
 		t.Error("a slow server that fails again and again is not away")
@@ -220,7 +220,7 @@ func TestBreakerSlowThenAway(t *testing.T) {
 	admitted(t, b, long, true)
 }
 
-// TestBreakerRetired: nobody would close it any more.
+// TestBreakerRetired: there are no more heartbeats to close it.
 func TestBreakerRetired(t *testing.T) {
 	b := seenBreaker()
 	run(b, failuresToOpen, brief)
@@ -257,7 +257,7 @@ func onTrip(n *node, count int) []*call {
 }
 
 // TestBreakerCountsTrips: a round trip is one failure however many calls share
-// it. One call that is given up before it was sent is none.
+// it. A call that is given up before it was sent is none.
 func TestBreakerCountsTrips(t *testing.T) {
 	n := lateNode()
 	for i := range failuresToOpen {
@@ -328,8 +328,8 @@ func TestGiveUpElsewhere(t *testing.T) {
 	}
 }
 
-// TestOldWorkerStops: one that works on connections that were hung up takes no
-// more calls.
+// TestOldWorkerStops: a worker on connections that were hung up takes no more
+// calls.
 func TestOldWorkerStops(t *testing.T) {
 	n := lateNode()
 	if err := n.submit(newCall(brief, nil)); err != nil {

@@ -19,8 +19,8 @@ import (
 const masters = 3
 
 // TestCluster has one cluster for all, since it takes a while to start: three
-// masters with a replica each, which does not stand in for its master before
-// the end.
+// masters with a replica each, which does not stand in for its master until the
+// last tests.
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	r := &clusterRig{Cluster: redistest.StartCluster(t, masters, 1), keys: newKeys(DefaultKeyPrefix, nil)}
@@ -36,7 +36,7 @@ func TestCluster(t *testing.T) {
 		run  func(*testing.T, *clusterRig)
 	}{
 		{"exact over shards", exactOverShards},
-		{"refused parts cost nothing", refusedParts},
+		{"refused calls cost nothing", refusedSubcalls},
 		{"slots are moved", slotsMoved},
 		{"sent on and given up", sentOn},
 		{"a node joins and leaves", nodeJoins},
@@ -46,8 +46,8 @@ func TestCluster(t *testing.T) {
 		{"configured as one server", clusterAsServer},
 		{"closed", clusterClosed},
 		{"a shard is stopped", shardStopped},
-		{"a part is late", partLate},
-		{"a part is late that is undone", lateUndone},
+		{"a subcall is pending", subcallPending},
+		{"a subcall is pending when others are refused", pendingWhenRefused},
 		{"failover", clusterFailover},
 		{"failover to a replica that lags", clusterLags},
 	} {
@@ -70,8 +70,7 @@ func (r *clusterRig) options() Options {
 	return o
 }
 
-// client returns a client that none has been before, whose keys are at a
-// master.
+// client returns a new client, whose keys are at a master.
 func (r *clusterRig) client(master int) string {
 	for {
 		r.clients++
@@ -113,7 +112,7 @@ func newLedger() *ledger {
 	return &ledger{granted: map[store.Key]int64{}, unknown: map[store.Key]int64{}, kinds: map[string]int{}}
 }
 
-// take asks once, and reports whether the call was granted.
+// take makes one call, and reports whether it was granted.
 func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, requests ...store.Request) bool {
 	t.Helper()
 	decisions := make([]store.Decision, len(requests))
@@ -150,8 +149,8 @@ func (l *ledger) take(t testing.TB, s *Store, wait time.Duration, requests ...st
 	return false
 }
 
-// check waits for the server's counts to be those of the ledger: what was given
-// back may be on its way.
+// check waits for the server's counts to be the ledger's: refunds may be on their
+// way.
 func (l *ledger) check(t testing.TB, s *Store, request store.Request) {
 	t.Helper()
 	granted, unknown := l.granted[request.Key], l.unknown[request.Key]
@@ -166,7 +165,7 @@ func (l *ledger) check(t testing.TB, s *Store, request store.Request) {
 	t.Errorf("%+v: %d units used, %d granted, %d of unknown fate", request.Key, got, granted, unknown)
 }
 
-// zoned is an ask in a zone of another name.
+// zoned is a request in a zone of another name.
 func zoned(zone string, a store.Request) store.Request {
 	a.Key.Zone = zone
 	return a
@@ -221,7 +220,7 @@ func exactOverShards(t *testing.T, r *clusterRig) {
 	for _, a := range append(requests, everybody) {
 		l.check(t, stores[0], a)
 	}
-	// What was reserved for a while is all there to be used up.
+	// Leases are charged like other units: the whole limit can be used up.
 	for _, a := range append(requests, everybody) {
 		for l.take(t, stores[1], patience, a) {
 		}
@@ -235,17 +234,17 @@ func exactOverShards(t *testing.T, r *clusterRig) {
 	}
 }
 
-// refusedParts: what one zone refuses costs nothing in the others, on whichever
+// refusedSubcalls: what one zone refuses costs nothing in the others, on whichever
 // servers these are.
-func refusedParts(t *testing.T, r *clusterRig) {
+func refusedSubcalls(t *testing.T, r *clusterRig) {
 	s := warmed(t, r.options())
 	const limit = 10
 	a, b, full := one(r.client(0), limit), one(r.client(1), limit), one(r.client(2), 0)
 	a.Units, b.Units, b.Lease = limit, 1, limit
 	l := newLedger()
 	for range 20 {
-		// With all of a's limit: it is granted again only if it was given back.
-		eventually(t, "a refused call is undone", func() bool {
+		// With all of a's limit: it is granted again only if it was refunded.
+		eventually(t, "a refused call is refunded", func() bool {
 			decisions := take(t, s, a, b, full)
 			return decisions[0].Granted && decisions[1].Granted && decisions[1].Lease == 0 && !decisions[2].Granted
 		})
@@ -255,10 +254,10 @@ func refusedParts(t *testing.T, r *clusterRig) {
 	l.check(t, s, b)
 	decisions := take(t, s, a, full)
 	if want := (store.Decision{Granted: true, Remaining: limit, Reset: decisions[0].Reset}); decisions[0] != want {
-		t.Errorf("the answer of a zone that would have granted: %+v, want %+v", decisions[0], want)
+		t.Errorf("the decision of a zone that would have granted: %+v, want %+v", decisions[0], want)
 	}
 
-	// An advisory zone refuses nothing, and is charged with the others only.
+	// A shadow request refuses nothing, and is charged with the others only.
 	shadow, room := full, one(r.client(1), limit)
 	shadow.Shadow, room.Shadow = true, true
 	l = newLedger()
@@ -270,13 +269,13 @@ func refusedParts(t *testing.T, r *clusterRig) {
 	}
 	l.check(t, s, room)
 	if got := l.granted[room.Key]; got != 1 {
-		t.Errorf("%d units of an advisory zone were granted, want 1", got)
+		t.Errorf("%d units of a shadow request were granted, want 1", got)
 	}
 }
 
-// strays are calls whose charges were given back, and times at which keys moved to
-// another server: what was charged before and given back after stays charged, for
-// it is in the data of another server by then.
+// strays are calls whose charges were refunded, and times at which keys moved to
+// another server: what was charged before a move and refunded after it stays
+// charged, for it is in the data of another server by then.
 type strays struct {
 	mu           sync.Mutex
 	calls, moved []stray
@@ -287,8 +286,8 @@ type stray struct {
 	requests []store.Request
 }
 
-// note notes a call from its beginning to when what it gave back has certainly
-// come back.
+// note notes a call from its beginning to when its refunds have certainly
+// arrived.
 func (s *strays) note(began time.Time, requests []store.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -301,7 +300,7 @@ func (s *strays) moves(move func()) {
 	s.moved = append(s.moved, stray{from: began, to: time.Now()})
 }
 
-// lost adds to a ledger what may not have come back.
+// lost adds to a ledger what may not have been refunded.
 func (s *strays) lost(l *ledger) {
 	for _, c := range s.calls {
 		if slices.ContainsFunc(s.moved, func(m stray) bool { return c.from.Before(m.to) && m.from.Before(c.to) }) {
@@ -322,7 +321,7 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 	requests := []store.Request{a, zoned("other", a), zoned("third", a), one(r.neighbour(first), plenty)}
 	calls := [][]store.Request{
 		requests[:1], requests[:3], {requests[0], requests[3]}, requests, {requests[2], one(r.client(1), plenty), requests[3]},
-		{requests[1], requests[2], one(r.client(1), 0)}, // refused, and undone
+		{requests[1], requests[2], one(r.client(1), 0)}, // refused, and refunded
 	}
 	redirected := func(nodes ...*redistest.Server) (asking, split int) {
 		for _, node := range nodes {
@@ -335,28 +334,28 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 	}
 	l := newLedger()
 	var n atomic.Int64
-	var gave strays
+	var refunded strays
 	stop := under(8, func(int) {
 		call := calls[int(n.Add(1))%len(calls)]
 		began := time.Now()
 		granted := l.take(t, s, patience, call...)
 		if !granted {
-			gave.note(began, call) // what was undone of it
+			refunded.note(began, call) // its refunds
 		}
 		if granted && n.Load()%7 == 0 {
-			// And some of it is given back.
+			// And some units are refunded.
 			decisions := make([]store.Decision, 2)
 			began := time.Now()
 			if err := s.Take(time.Now(), patience, requests[1:3], decisions); err != nil {
 				return
 			}
-			defer func() { gave.note(began, requests[1:3]) }()
+			defer func() { refunded.note(began, requests[1:3]) }()
 			var refunds []store.Refund
 			for i, a := range requests[1:3] {
 				refunds = append(refunds, store.Refund{Key: a.Key, Charge: decisions[i].Charge, Units: 1})
 			}
 			if err := s.Refund(patience, refunds); err != nil {
-				t.Errorf("Return: %v", err)
+				t.Errorf("Refund: %v", err)
 			}
 		}
 	})
@@ -365,15 +364,15 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 	for range 4 {
 		r.StartMigration(t, slot, from, to)
 		time.Sleep(50 * time.Millisecond)
-		gave.moves(func() { r.MoveKeys(t, slot, 2) })
+		refunded.moves(func() { r.MoveKeys(t, slot, 2) })
 		time.Sleep(100 * time.Millisecond)
-		gave.moves(func() { r.FinishMigration(t, slot) })
+		refunded.moves(func() { r.FinishMigration(t, slot) })
 		eventually(t, "it is known who has the slot", func() bool { return s.cluster.table.Load()[slot].name == to.Addr })
 		from, to = to, from
 	}
 	stop()
 	unknown := len(l.unknown)
-	gave.lost(l)
+	refunded.lost(l)
 	for _, a := range requests {
 		l.check(t, s, a)
 	}
@@ -388,7 +387,7 @@ func slotsMoved(t *testing.T, r *clusterRig) {
 }
 
 // nodeJoins: calls are sent on to a server that has just joined and has no slot
-// yet. When it has none any more, it is let go.
+// yet. When its last slot has left, it is removed.
 func nodeJoins(t *testing.T, r *clusterRig) {
 	s := warmed(t, r.options())
 	a := one(r.client(0), plenty)
@@ -417,7 +416,7 @@ func nodeJoins(t *testing.T, r *clusterRig) {
 	}
 	eventually(t, "it is known to have the slot", func() bool { return owner(s) == fresh.Addr })
 	late := warmed(t, r.options())
-	eventually(t, "a store that is opened now asks it", func() bool { return l.take(t, late, patience, a) && owner(late) == fresh.Addr })
+	eventually(t, "a store that is opened now finds it", func() bool { return l.take(t, late, patience, a) && owner(late) == fresh.Addr })
 
 	r.Migrate(t, slot, fresh, r.Nodes[0])
 	eventually(t, "the slot is known to be back", func() bool { return l.take(t, late, patience, a) && owner(late) == r.Nodes[0].Addr })
@@ -442,7 +441,7 @@ func nodeJoins(t *testing.T, r *clusterRig) {
 	s.cluster.nodes[fresh.Addr].named = time.Now().Add(-guestTime)
 	s.cluster.mu.Unlock()
 	s.moved()
-	eventually(t, "the server is let go", func() bool { return members(s) == masters && fresh.Clients(t) == 0 })
+	eventually(t, "the server is removed", func() bool { return members(s) == masters && fresh.Clients(t) == 0 })
 	reports := map[string]bool{}
 	s.Watch(func(r store.Report) { reports[r.Server] = true })()
 	if reports[fresh.Addr] || len(reports) != masters {
@@ -451,7 +450,7 @@ func nodeJoins(t *testing.T, r *clusterRig) {
 }
 
 // sentOn: a call that waits at the server to which it was sent on is given up
-// there, and is not in anybody's way.
+// there, and delays no other.
 func sentOn(t *testing.T, r *clusterRig) {
 	const wait = 100 * time.Millisecond
 	o := r.options()
@@ -490,7 +489,7 @@ func sentOn(t *testing.T, r *clusterRig) {
 	r.WaitStable(t)
 }
 
-// clusterRights is what a user must be allowed on a cluster, and no more. The
+// clusterRights is the rights that a user needs on a cluster, and no more. The
 // manual says the same.
 func clusterRights(t *testing.T, r *clusterRig) {
 	rights := []any{"~drl:*", "-@all", "+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info", "+cluster|slots", "+asking"}
@@ -534,7 +533,7 @@ func clusterRights(t *testing.T, r *clusterRig) {
 	}
 }
 
-// errorOf asks and wants an error.
+// errorOf wants a call to fail.
 func errorOf(t testing.TB, s *Store, requests ...store.Request) *store.Error {
 	t.Helper()
 	e, _ := failureOf(t, s, requests...)
@@ -553,11 +552,11 @@ func failureOf(t testing.TB, s *Store, requests ...store.Request) (*store.Error,
 	return e, decisions
 }
 
-// clusterNames: servers that go by their hosts' names, and such as do not say
+// clusterNames: servers that go by their hosts' names, and servers that do not say
 // on which host they are.
 func clusterNames(t *testing.T, r *clusterRig) {
 	if len(r.Nodes[0].Do(t, "CONFIG", "GET", "cluster-announce-hostname").([]any)) == 0 {
-		return // those before 7.0 have no names
+		return // servers before 7.0 have no names
 	}
 	announce := func(name, prefers string) {
 		for _, node := range r.Nodes {
@@ -579,7 +578,7 @@ func clusterNames(t *testing.T, r *clusterRig) {
 		a := one(r.client(0), plenty)
 		slot := int(r.keys.slot(a.Key.Client))
 		var s *Store
-		// They tell each other of their names by and by.
+		// They tell each other their names by and by.
 		eventually(t, fmt.Sprintf("servers that announce %+v", test), func() bool {
 			s = open(t, o)
 			granted(t, s, a)
@@ -655,8 +654,8 @@ func clusterSeeds(t *testing.T, r *clusterRig) {
 	}
 }
 
-// clusterAsServer names the remedy to who configured a server of a cluster as
-// if there were no other.
+// clusterAsServer: if a server of a cluster is configured as if there were no
+// other, the error names the remedy.
 func clusterAsServer(t *testing.T, r *clusterRig) {
 	for _, node := range []*redistest.Server{r.Nodes[0], r.Nodes[1], r.Nodes[2], r.Nodes[masters]} {
 		s := open(t, Options{Address: node.Addr})
@@ -673,7 +672,7 @@ func clusterAsServer(t *testing.T, r *clusterRig) {
 			}
 		}
 		if r.Owner(t, int(slotOf(listKey(DefaultKeyPrefix, "")))) != node {
-			eventually(t, "it is told that the server is of a cluster", func() (told bool) {
+			eventually(t, "it is reported that the server is of a cluster", func() (told bool) {
 				s.Watch(func(r store.Report) {
 					told = r.Condition == store.Away && strings.Contains(r.Err.Error(), "configure it as a cluster")
 				})()
@@ -698,7 +697,7 @@ func clusterClosed(t *testing.T, r *clusterRig) {
 			return runtime.NumGoroutine() <= before
 		})
 	}
-	eventually(t, "the stores of other tests are gone", func() bool {
+	eventually(t, "the stores of other tests are closed", func() bool {
 		for _, node := range r.Nodes[:masters] {
 			if node.Clients(t) > 0 {
 				return false
@@ -748,7 +747,7 @@ func clusterClosed(t *testing.T, r *clusterRig) {
 	r.WaitStable(t)
 }
 
-// failedBy asks and wants an error within a while.
+// failedBy wants a call to fail within a while.
 func failedBy(t testing.TB, s *Store, a store.Request, wait time.Duration) *store.Error {
 	t.Helper()
 	err := s.Take(time.Now(), wait, []store.Request{a}, make([]store.Decision, 1))
@@ -808,7 +807,7 @@ func shardStopped(t *testing.T, r *clusterRig) {
 	if got := r.Nodes[0].Calls(t, "evalsha") - calls; got != 0 {
 		t.Errorf("%d calls to another server", got)
 	}
-	partsKnown(t, r, s, gone)
+	subcallsKnown(t, r, s, gone)
 	if took := time.Since(start); took > 200*wait/4 {
 		t.Errorf("200 calls of a server that is known to be away took %v", took)
 	}
@@ -819,10 +818,10 @@ func shardStopped(t *testing.T, r *clusterRig) {
 	r.WaitStable(t)
 }
 
-// partsKnown: of a call over two servers, one of which is away, the other one's
-// answer counts. Limits that it knows to be used up were granted by each
-// instance's own share once.
-func partsKnown(t *testing.T, r *clusterRig, s *Store, gone store.Request) {
+// subcallsKnown: of a call over two servers, one of which is away, the other one's
+// decision counts. Each instance once granted limits that it knew to be used up by
+// its own share.
+func subcallsKnown(t *testing.T, r *clusterRig, s *Store, gone store.Request) {
 	used := one(r.client(0), 1)
 	granted(t, s, used)
 	for range 10 {
@@ -839,7 +838,7 @@ func partsKnown(t *testing.T, r *clusterRig, s *Store, gone store.Request) {
 	if !slices.Equal(e.Fates, []store.Fate{store.FateDecided, store.FateUnexecuted}) {
 		t.Errorf("fates: %v", e.Fates)
 	}
-	// It is charged, once, until the caller returns it.
+	// It is charged, once, until the caller refunds it.
 	decisions := make([]store.Decision, 1)
 	if err := s.Take(time.Now(), time.Second, []store.Request{free}, decisions); err != nil || decisions[0].Granted {
 		t.Errorf("after a charge that stands: %+v, %v; want a refusal", decisions, err)
@@ -853,9 +852,9 @@ func partsKnown(t *testing.T, r *clusterRig, s *Store, gone store.Request) {
 	granted(t, s, free)
 }
 
-// partLate: a part of a call is given up, so that nobody knows of it. What the
-// others granted stands, and is heard of when the rest is known.
-func partLate(t *testing.T, r *clusterRig) {
+// subcallPending: a subcall is given up, so that its fate is unknown. What the others
+// granted stands, and is delivered when the rest is known.
+func subcallPending(t *testing.T, r *clusterRig) {
 	s := warmed(t, r.options())
 	for _, lost := range []bool{false, true} {
 		here, there := one(r.client(0), 10), one(r.client(1), 10)
@@ -870,16 +869,16 @@ func partLate(t *testing.T, r *clusterRig) {
 		r.Nodes[1].Cont()
 		var e *store.Error
 		if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Pending == nil {
-			t.Fatalf("Take: %+v; want a timeout that may be answered late", err)
+			t.Fatalf("Take: %+v; want a timeout that is pending", err)
 		}
 		late := make(chan []store.Decision, 1)
 		e.Pending.Then(func(decisions []store.Decision) { late <- decisions })
 		decisions := <-late
 		if !decisions[0].Charged() || decisions[1].Charged() == lost || decisions[1].Skipped != lost {
-			t.Errorf("late answers, lost %v: %+v", lost, decisions)
+			t.Errorf("pending decisions, lost %v: %+v", lost, decisions)
 		}
 		if got := used(t, s, here.Key.Client, 10); got != 1 {
-			t.Errorf("%d units used before they are given back", got)
+			t.Errorf("%d units used before they are refunded", got)
 		}
 		var refunds []store.Refund
 		for i, a := range requests {
@@ -888,15 +887,15 @@ func partLate(t *testing.T, r *clusterRig) {
 			}
 		}
 		if err := s.Refund(patience, refunds); err != nil {
-			t.Errorf("Return: %v", err)
+			t.Errorf("Refund: %v", err)
 		}
 		if got := used(t, s, here.Key.Client, 10); got != 0 {
-			t.Errorf("%d units used after they were given back", got)
+			t.Errorf("%d units used after they were refunded", got)
 		}
 		r.WaitStable(t)
 	}
 
-	// A part that has certainly not been executed: what the others granted
+	// A subcall that has certainly not been executed: what the others granted
 	// stands, and is the caller's.
 	s = warmed(t, r.options())
 	here, there := one(r.client(0), 10), one(r.client(1), 10)
@@ -907,16 +906,17 @@ func partLate(t *testing.T, r *clusterRig) {
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "0")
 	if e.Kind != store.KindReply || e.Unexecuted || e.Pending == nil || !known[0].Charged() || !known[1].Skipped ||
 		!slices.Equal(e.Fates, []store.Fate{store.FateDecided, store.FateUnexecuted}) {
-		t.Errorf("%+v, %+v, want an error reply, and what the other part granted", e, known)
+		t.Errorf("%+v, %+v, want an error reply, and what the other server granted", e, known)
 	}
 	if got := used(t, s, here.Key.Client, 10); got != 1 {
-		t.Errorf("%d units of the other part are used, want 1", got)
+		t.Errorf("%d units of the other server are used, want 1", got)
 	}
 }
 
-// lateUndone: one shard refuses, and what another one grants late goes back, though
-// the caller has put its asks to other use by then, as requests do.
-func lateUndone(t *testing.T, r *clusterRig) {
+// pendingWhenRefused: one shard refuses, and what another one was late to grant is
+// refunded, although the caller has put its requests to other use by then, as
+// handlers do.
+func pendingWhenRefused(t *testing.T, r *clusterRig) {
 	s := warmed(t, r.options())
 	full, free := one(r.client(0), 1), one(r.client(1), 10)
 	granted(t, s, full)
@@ -929,13 +929,13 @@ func lateUndone(t *testing.T, r *clusterRig) {
 	if err != nil || decisions[0].Granted || !decisions[1].Skipped {
 		t.Fatalf("one shard refuses, the other is late: %+v, %v; want a refusal", decisions, err)
 	}
-	// It was under way when it was given up: it is executed, and then undone.
-	eventually(t, "the unit of the shard that was late is back", func() bool {
+	// It was under way when it was given up: it is executed, and then refunded.
+	eventually(t, "the unit of the shard that was late is refunded", func() bool {
 		return used(t, s, free.Key.Client, 10) == 0 && r.Nodes[1].Calls(t, "evalsha") > 0
 	})
 	time.Sleep(200 * time.Millisecond) // no longer than a late reply takes
 	if got := used(t, s, free.Key.Client, 10); got != 0 {
-		t.Errorf("a refused request was charged %d units that do not come back", got)
+		t.Errorf("a refused request was charged %d units that are not refunded", got)
 	}
 	r.WaitStable(t)
 }
@@ -993,7 +993,7 @@ func clusterFailover(t *testing.T, r *clusterRig) {
 }
 
 // clusterLags has a replica without its master's latest writes stand in for it,
-// which is told.
+// which is reported.
 func clusterLags(t *testing.T, r *clusterRig) {
 	s := warmed(t, r.options())
 	var mu sync.Mutex
@@ -1014,7 +1014,7 @@ func clusterLags(t *testing.T, r *clusterRig) {
 	time.Sleep(2 * beatEvery)
 	master.Kill()
 	r.WaitFailover(t, int(r.keys.slot(a.Key.Client)), master)
-	eventually(t, "it is told that writes are lost", func() bool {
+	eventually(t, "it is reported that writes are lost", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(lost) > 0
@@ -1025,8 +1025,8 @@ func clusterLags(t *testing.T, r *clusterRig) {
 	}
 }
 
-// cutOff ends the connection of a replica to its master: it does not come back
-// with a password that nobody asked for.
+// cutOff ends the connection of a replica to its master. With a password that the
+// master does not want, it stays ended.
 func cutOff(t *testing.T, master, replica *redistest.Server) {
 	t.Helper()
 	replica.Do(t, "CONFIG", "SET", "masterauth", "nobody-asked")

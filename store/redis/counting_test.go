@@ -18,7 +18,7 @@ type rig struct {
 	store  *Store
 	tally  tally
 
-	quiet sync.RWMutex // held by calls; who locks it, stops the load
+	quiet sync.RWMutex // held by calls; locking it stops the load
 	stop  chan struct{}
 	group sync.WaitGroup
 }
@@ -213,7 +213,7 @@ func idle(t *testing.T, s *Store) {
 
 // TestCounting makes every kind of trouble while calls are under way. Each call
 // that is granted is counted once, each that was certainly not executed not at
-// all, the others once or not at all, and if their answers come late, once.
+// all, the others once or not at all, and if pending calls turn out to be granted, once.
 // When the trouble is over, calls are granted again.
 func TestCounting(t *testing.T) {
 	for _, f := range faults() {

@@ -18,7 +18,7 @@ const plenty = 1_000_000
 type tally struct {
 	granted    atomic.Int64
 	unknown    atomic.Int64 // errors after which the call may have run
-	late       atomic.Int64 // of these, calls of which it became known that they have
+	resolved   atomic.Int64 // of these, pending calls that turned out to be granted
 	unexecuted atomic.Int64
 	kinds      sync.Map // of all errors
 }
@@ -33,16 +33,16 @@ func (c *tally) take(t testing.TB, s *Store, client string, wait time.Duration) 
 	case errors.As(err, &e) && e.Unexecuted:
 		c.unexecuted.Add(1)
 		if e.Pending != nil {
-			t.Errorf("Take: %v: not executed, but may be answered", err)
+			t.Errorf("Take: %v: not executed, but pending", err)
 		}
 	case errors.As(err, &e):
 		c.unknown.Add(1)
 		if e.Pending != nil {
 			e.Pending.Then(func(decisions []store.Decision) {
 				if len(decisions) == 1 && decisions[0].Granted {
-					c.late.Add(1)
+					c.resolved.Add(1)
 				} else {
-					t.Errorf("a late answer is %+v", decisions)
+					t.Errorf("a pending decision is %+v", decisions)
 				}
 			})
 		}
@@ -55,16 +55,16 @@ func (c *tally) take(t testing.TB, s *Store, client string, wait time.Duration) 
 	return err
 }
 
-// check compares the tally with the server's count: every grant is in it once,
-// what is unknown is in it once or not at all, and the rest is not.
+// check compares the tally with the server's count: it holds every granted unit
+// once, an unknown one once or not at all, and no others.
 func (c *tally) check(t testing.TB, s *Store, client string) {
 	t.Helper()
 	got := used(t, s, client, plenty)
-	granted, unknown, late := c.granted.Load(), c.unknown.Load(), c.late.Load()
+	granted, unknown, resolved := c.granted.Load(), c.unknown.Load(), c.resolved.Load()
 	t.Logf("%d granted, %d unknown, %d of them known later, %d unexecuted; %d units used",
-		granted, unknown, late, c.unexecuted.Load(), got)
-	if got < granted+late || got > granted+unknown {
-		t.Errorf("%d units used by %d grants and %d unknown calls, of which %d were granted", got, granted, unknown, late)
+		granted, unknown, resolved, c.unexecuted.Load(), got)
+	if got < granted+resolved || got > granted+unknown {
+		t.Errorf("%d units used by %d granted and %d unknown calls, of which %d were granted", got, granted, unknown, resolved)
 	}
 }
 
@@ -221,7 +221,7 @@ func TestFullQueue(t *testing.T) {
 	if got := overload.Load(); got < 40-4-maxBatch/2 || got == 40 {
 		t.Errorf("%d of 40 calls were too many for a queue of 4", got)
 	}
-	// Those that left made room.
+	// The calls that left made room.
 	failed(t, s, time.Millisecond, store.KindTimeout)
 	server.Cont()
 	granted(t, s, one("other", 10))
@@ -305,8 +305,8 @@ func TestBrownOut(t *testing.T) {
 	}
 }
 
-// TestLateReply: an answer that comes after its waiter has gone is written
-// nowhere that is the waiter's.
+// TestLateReply: a reply that comes after its caller has gone is not written to
+// the caller's memory.
 func TestLateReply(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr)
@@ -319,7 +319,7 @@ func TestLateReply(t *testing.T) {
 	decisions[0].Remaining = -7
 	take(t, s, one("other", plenty)) // comes after it
 	if want := (store.Decision{Remaining: -7}); decisions[0] != want {
-		t.Errorf("the answers became %+v after Take had returned", decisions)
+		t.Errorf("the decisions became %+v after Take had returned", decisions)
 	}
 }
 
@@ -358,7 +358,7 @@ func TestOneDial(t *testing.T) {
 	}()
 	s := open(t, Options{Address: listener.Addr().String()})
 	eventually(t, "an attempt to warm up", func() bool { return accepted.Load() > 0 })
-	s.Close() // it makes no attempt of its own any more
+	s.Close() // it no longer makes attempts of its own
 	atRest(t, s)
 	before := accepted.Load()
 	for range 10 {
@@ -369,7 +369,7 @@ func TestOneDial(t *testing.T) {
 	}
 }
 
-// TestPatience: who waits longer than the timeout is answered later, too.
+// TestPatience: a call that waits longer than the timeout is answered later, too.
 func TestPatience(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr)

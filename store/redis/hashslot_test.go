@@ -9,7 +9,7 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// TestSlotOf asks a server.
+// TestSlotOf compares with what a server says.
 func TestSlotOf(t *testing.T) {
 	conn := redistest.Start(t, "--cluster-enabled", "yes").Dial(t)
 	keys := []string{
@@ -40,8 +40,8 @@ func TestSlotOf(t *testing.T) {
 	}
 }
 
-// TestSlotOfClient: the slot of a client is that of its keys, in every zone
-// and for every window.
+// TestSlotOfClient: a client has the slot of its keys, in every zone and for
+// every window.
 func TestSlotOfClient(t *testing.T) {
 	for _, secret := range [][]byte{nil, []byte("pepper")} {
 		k := newKeys("drl", secret)

@@ -29,13 +29,13 @@ func open(t testing.TB, o Options) *Store {
 	return s
 }
 
-// one asks for a unit of a limit of any client, in a window that does not
-// pass during a test.
+// one is a request for a unit of a limit, in a window that does not pass during a
+// test.
 func one(client string, limit int64) store.Request {
 	return store.Request{Key: store.Key{Zone: "zone", Client: client, Window: time.Hour}, Limit: limit, Units: 1}
 }
 
-// take asks and wants an answer, as soon as the server is known to be there.
+// take wants a decision, as soon as the server is known to be there.
 func take(t testing.TB, s *Store, requests ...store.Request) []store.Decision {
 	t.Helper()
 	decisions := make([]store.Decision, len(requests))
@@ -58,8 +58,8 @@ func granted(t testing.TB, s *Store, a store.Request) {
 	}
 }
 
-// failed asks and wants an error of a kind, or one that the server is known to
-// be away.
+// failed wants a call to fail with an error of a kind, or because the server is
+// known to be away.
 func failed(t testing.TB, s *Store, wait time.Duration, kinds ...store.Kind) *store.Error {
 	t.Helper()
 	err := s.Take(time.Now(), wait, []store.Request{one("failed", 1000)}, make([]store.Decision, 1))

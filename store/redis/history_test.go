@@ -20,9 +20,9 @@ const historyLimit = 30
 // Inputs and outputs of a history's operations.
 type (
 	takes    struct{ units int64 } // none: a look
-	gives    struct{ units int64 }
+	refunds  struct{ units int64 }
 	decision struct {
-		known     bool // else nobody knows whether it was executed
+		known     bool // else it is not known whether it was executed
 		granted   bool
 		remaining int64
 	}
@@ -40,7 +40,7 @@ var limited = porcupine.NondeterministicModel{
 			if granted = used+in.units <= historyLimit; granted {
 				after += in.units
 			}
-		case gives:
+		case refunds:
 			after -= in.units
 			out.granted, out.remaining = true, historyLimit-after // it does not say
 		}
@@ -59,8 +59,8 @@ type witness struct {
 	mu    sync.Mutex
 	start time.Time
 	list  []porcupine.Operation
-	// How many were of unknown fate, and of how many it became known.
-	unknown, late int
+	// How many were of unknown fate, and how many of these became known.
+	unknown, resolved int
 }
 
 func (w *witness) now() int64 { return int64(time.Since(w.start)) }
@@ -78,15 +78,15 @@ func (w *witness) add(caller int, call int64, input any, out decision) (index in
 	return len(w.list) - 1
 }
 
-// learn notes an answer that came late.
+// learn notes the decision of a pending call.
 func (w *witness) learn(index int, out decision) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list[index].Output, w.list[index].Return = out, w.now()
-	w.late++
+	w.resolved++
 }
 
-// take takes units and returns what to give back, if they were granted.
+// take takes units and returns what to refund, if they were granted.
 func (w *witness) take(t *testing.T, s *Store, caller int, client string, units int64) (refund store.Refund, ok bool) {
 	request := one(client, historyLimit)
 	request.Units = units
@@ -100,30 +100,30 @@ func (w *witness) take(t *testing.T, s *Store, caller int, client string, units 
 	case errors.As(err, &e):
 		index := w.add(caller, call, takes{units}, decision{})
 		if e.Pending != nil {
-			e.Pending.Then(func(a []store.Decision) { w.learn(index, decision{true, a[0].Granted, a[0].Remaining}) })
+			e.Pending.Then(func(d []store.Decision) { w.learn(index, decision{true, d[0].Granted, d[0].Remaining}) })
 		}
 		return refund, false
 	case err != nil:
 		t.Error(err)
 		return refund, false
 	}
-	a := decisions[0]
-	w.add(caller, call, takes{units}, decision{true, a.Granted, a.Remaining})
-	return store.Refund{Key: request.Key, Charge: a.Charge, Units: units}, a.Charged()
+	d := decisions[0]
+	w.add(caller, call, takes{units}, decision{true, d.Granted, d.Remaining})
+	return store.Refund{Key: request.Key, Charge: d.Charge, Units: units}, d.Charged()
 }
 
-func (w *witness) give(t *testing.T, s *Store, caller int, refund store.Refund) {
+func (w *witness) refund(t *testing.T, s *Store, caller int, refund store.Refund) {
 	call := w.now()
 	err := s.Refund(brief, []store.Refund{refund})
 	var e *store.Error
 	switch {
 	case errors.As(err, &e) && e.Unexecuted:
 	case errors.As(err, &e):
-		w.add(caller, call, gives{refund.Units}, decision{})
+		w.add(caller, call, refunds{refund.Units}, decision{})
 	case err != nil:
 		t.Error(err)
 	default:
-		w.add(caller, call, gives{refund.Units}, decision{known: true})
+		w.add(caller, call, refunds{refund.Units}, decision{known: true})
 	}
 }
 
@@ -149,7 +149,7 @@ func TestHistory(t *testing.T) {
 				for range 15 {
 					refund, ok := w.take(t, s, caller, client, rand.Int64N(4))
 					if ok && rand.IntN(3) == 0 {
-						w.give(t, s, caller, refund)
+						w.refund(t, s, caller, refund)
 					}
 					time.Sleep(rand.N(5 * time.Millisecond))
 				}
@@ -172,7 +172,7 @@ func TestHistory(t *testing.T) {
 		proxy.DropRequests(0)
 		proxy.LoseReplies(0)
 		for _, s := range stores {
-			idle(t, s) // the late answers are there
+			idle(t, s) // the pending decisions are there
 		}
 		w.take(t, stores[1], 0, client, 0)
 
@@ -184,7 +184,7 @@ func TestHistory(t *testing.T) {
 			}
 			break
 		}
-		unknown, late, total = unknown+w.unknown, late+w.late, total+len(w.list)
+		unknown, late, total = unknown+w.unknown, late+w.resolved, total+len(w.list)
 	}
 	t.Logf("%d operations; the fate of %d was unknown at first, and of %d known later", total, unknown, late)
 	if late == 0 || unknown == late || unknown > total/2 {

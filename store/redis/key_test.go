@@ -33,7 +33,8 @@ func TestKey(t *testing.T) {
 	}
 }
 
-// TestKeySecret: who knows a client, but not the secret, cannot tell its key.
+// TestKeySecret: a reader who knows a client, but not the secret, cannot tell its
+// key.
 func TestKeySecret(t *testing.T) {
 	seen := map[clientHash]string{}
 	for what, k := range map[string]*keys{

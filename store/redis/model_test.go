@@ -14,55 +14,56 @@ type model struct {
 	logs map[string]*store.Window
 	name func(store.Key) string
 	// origin is the identity of the server's data: what was charged in other
-	// data is not given back.
+	// data is not refunded.
 	origin int64
 }
 
-// take settles and decides asks, and returns which logs it wrote.
+// take counts what is unreported and decides requests, and returns which logs it
+// wrote.
 func (m *model) take(now int64, requests []store.Request) (decisions []store.Decision, written map[string]time.Duration) {
 	decisions = make([]store.Decision, len(requests))
 	written = make(map[string]time.Duration)
 	logs := make([]*store.Window, len(requests))
 	all := true
 	for i := range requests {
-		a := &requests[i]
-		name := m.name(a.Key)
-		logs[i] = m.advanced(now, name, a.Window, written)
+		r := &requests[i]
+		name := m.name(r.Key)
+		logs[i] = m.advanced(now, name, r.Window, written)
 		total := inside(logs[i]).total
-		if logs[i].CountUnreported(now, a); inside(logs[i]).total != total {
-			m.logs[name], written[name] = logs[i], a.Window
+		if logs[i].CountUnreported(now, r); inside(logs[i]).total != total {
+			m.logs[name], written[name] = logs[i], r.Window
 		}
-		decisions[i] = logs[i].Check(now, a)
-		all = all && (decisions[i].Granted || a.Shadow)
+		decisions[i] = logs[i].Check(now, r)
+		all = all && (decisions[i].Granted || r.Shadow)
 	}
 	for i := range requests {
-		a := &requests[i]
+		r := &requests[i]
 		if all && decisions[i].Granted {
-			logs[i].Charge(now, a, &decisions[i])
+			logs[i].Charge(now, r, &decisions[i])
 			if decisions[i].Charged() {
-				name := m.name(a.Key)
-				m.logs[name], written[name] = logs[i], a.Window
+				name := m.name(r.Key)
+				m.logs[name], written[name] = logs[i], r.Window
 			}
 		}
 	}
 	return decisions, written
 }
 
-// give gives grants back.
-func (m *model) give(now int64, refunds []store.Refund) (units []int64, written map[string]time.Duration) {
+// refund refunds units.
+func (m *model) refund(now int64, refunds []store.Refund) (units []int64, written map[string]time.Duration) {
 	written = make(map[string]time.Duration)
 	units = make([]int64, len(refunds))
 	for i := range refunds {
-		g := &refunds[i]
-		name := m.name(g.Key)
-		log := m.advanced(now, name, g.Window, written)
+		r := &refunds[i]
+		name := m.name(r.Key)
+		log := m.advanced(now, name, r.Window, written)
 		before := inside(log).total
-		if g.Origin == 0 || g.Origin == m.origin {
-			log.Refund(now, g)
+		if r.Origin == 0 || r.Origin == m.origin {
+			log.Refund(now, r)
 		}
 		units[i] = before - inside(log).total
 		if units[i] > 0 {
-			m.logs[name], written[name] = log, g.Window
+			m.logs[name], written[name] = log, r.Window
 		}
 	}
 	return units, written
@@ -85,8 +86,8 @@ func (m *model) advanced(now int64, name string, window time.Duration, written m
 	return log
 }
 
-// innards are the fields of store.Window, which has no reason to show them to
-// anybody but this test.
+// innards are the fields of store.Window, which only this test has a reason to
+// see.
 type innards struct {
 	entries []entry
 	total   int64

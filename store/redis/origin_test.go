@@ -45,7 +45,7 @@ func tagged(t *testing.T, s *Store, server *redistest.Server) {
 	})
 }
 
-// charge takes a unit, and returns what gives it back.
+// charge takes a unit, and returns its refund.
 func charge(t *testing.T, s *Store, a store.Request) store.Refund {
 	t.Helper()
 	decision := take(t, s, a)[0]
@@ -55,19 +55,19 @@ func charge(t *testing.T, s *Store, a store.Request) store.Refund {
 	return store.Refund{Key: a.Key, Charge: decision.Charge, Units: a.Units}
 }
 
-// givesBack gives a grant back, and wants so many units to be used then.
-func givesBack(t *testing.T, s *Store, g store.Refund, limit, want int64) {
+// isRefunded refunds a charge, and wants so many units to be used then.
+func isRefunded(t *testing.T, s *Store, g store.Refund, limit, want int64) {
 	t.Helper()
 	eventually(t, "the server is asked", func() bool { return s.Refund(patience, []store.Refund{g}) == nil })
 	if got := used(t, s, g.Key.Client, limit); got != want {
-		t.Errorf("%d units used after %+v was given back, want %d", got, g, want)
+		t.Errorf("%d units used after %+v was refunded, want %d", got, g, want)
 	}
 }
 
-// TestGiveBackAfterFailover: the latest charge is lost with its master, and the
-// log of which it was lives on in the replica, where others are charged. The
-// units in it are theirs.
-func TestGiveBackAfterFailover(t *testing.T) {
+// TestRefundAfterFailover: the latest charge is lost with its master, and its log
+// lives on in the replica, where other clients are charged. The units in it are
+// theirs.
+func TestRefundAfterFailover(t *testing.T) {
 	t.Parallel()
 	master, replica := pair(t)
 	proxy := redistest.NewProxy(t, master.Addr)
@@ -85,23 +85,23 @@ func TestGiveBackAfterFailover(t *testing.T) {
 	other := warmed(t, Options{Address: replica.Addr})
 	granted(t, other, request)
 	granted(t, other, request)
-	givesBack(t, s, lost, 3, 3)
-	givesBack(t, other, lost, 3, 3)
+	isRefunded(t, s, lost, 3, 3)
+	isRefunded(t, other, lost, 3, 3)
 	if got := take(t, s, request)[0]; got.Granted {
 		t.Errorf("a fourth unit of 3 is granted: %+v", got)
 	}
-	// It cannot be told from one that was lost.
-	givesBack(t, s, kept, 3, 3)
+	// It cannot be told from a lost charge.
+	isRefunded(t, s, kept, 3, 3)
 
 	// And on it goes with the new master.
 	tagged(t, s, replica)
-	givesBack(t, s, charge(t, s, one("later", 3)), 3, 0)
+	isRefunded(t, s, charge(t, s, one("later", 3)), 3, 0)
 }
 
-// TestGiveBackToFormerMaster: a server becomes a replica, loses the latest charge
+// TestRefundToFormerMaster: a server becomes a replica, loses the latest charge
 // to the data of its master, and is the master again, all in one run and on the
 // same connections perhaps.
-func TestGiveBackToFormerMaster(t *testing.T) {
+func TestRefundToFormerMaster(t *testing.T) {
 	t.Parallel()
 	first, second := pair(t)
 	s := warmed(t, Options{Address: first.Addr})
@@ -121,15 +121,15 @@ func TestGiveBackToFormerMaster(t *testing.T) {
 	if first.Info(t, "server", "run_id") != run {
 		t.Fatal("another run: this tests nothing")
 	}
-	givesBack(t, s, lost, 3, 2)
+	isRefunded(t, s, lost, 3, 2)
 	tagged(t, s, first)
-	givesBack(t, s, charge(t, s, request), 3, 2)
+	isRefunded(t, s, charge(t, s, request), 3, 2)
 }
 
-// TestGiveBackWithoutOrigin: nothing is known of where a charge is, before the
-// first heartbeat or if the server does not tell. It is given back; but one that
-// was made where the server told is not, to one that does not.
-func TestGiveBackWithoutOrigin(t *testing.T) {
+// TestRefundWithoutOrigin: nothing is known of where a charge is, before the
+// first heartbeat or if the server does not tell. It is refunded. But a charge
+// from a server that told is not refunded on one that does not.
+func TestRefundWithoutOrigin(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "resetchannels", "-@all",
@@ -142,26 +142,26 @@ func TestGiveBackWithoutOrigin(t *testing.T) {
 	})
 	g := charge(t, s, one("client", 3))
 	if g.Origin != 0 {
-		t.Errorf("%+v: it was not told whose data it is in", g)
+		t.Errorf("%+v: the server does not tell whose data it is in", g)
 	}
-	givesBack(t, s, g, 3, 0)
+	isRefunded(t, s, g, 3, 0)
 	g = charge(t, s, one("client", 3))
 	g.Origin = identityOf(t, server)
-	givesBack(t, s, g, 3, 1)
+	isRefunded(t, s, g, 3, 1)
 
 	told := warmed(t, Options{Address: server.Addr})
 	tagged(t, told, server)
 	g.Origin = 0
-	givesBack(t, told, g, 3, 0)
+	isRefunded(t, told, g, 3, 0)
 	g = charge(t, told, one("client", 3))
 	if g.Origin != identityOf(t, server) {
 		t.Errorf("%+v, want the origin %d", g, identityOf(t, server))
 	}
-	givesBack(t, told, g, 3, 0)
+	isRefunded(t, told, g, 3, 0)
 }
 
-// TestOrigins: calls are never tagged with an identity that was not heard before
-// the connections were made over which they go.
+// TestOrigins: calls are never tagged with an identity that was first heard after
+// their connections were made.
 func TestOrigins(t *testing.T) {
 	const x, y, z = 1, 2, 3
 	for _, test := range []struct {
@@ -214,7 +214,8 @@ func originNode() *node {
 	return bareNode(newEnvironment(Options{}.withDefaults()), "", "", nil)
 }
 
-// TestOriginsOfOldBeat: a heartbeat comes back when others have hung up already.
+// TestOriginsOfOldBeat: the reply to a heartbeat comes when the connections were
+// hung up already.
 func TestOriginsOfOldBeat(t *testing.T) {
 	n := originNode()
 	over := n.use()
@@ -249,9 +250,9 @@ func TestOriginOfCall(t *testing.T) {
 	}
 }
 
-// TestOriginsOfUndone: what one slot granted and another refused goes back with
+// TestOriginsOfRefused: what one slot granted and another refused is refunded with
 // its origin.
-func TestOriginsOfUndone(t *testing.T) {
+func TestOriginsOfRefused(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, "--cluster-enabled", "yes")
 	allSlots(t, server)
@@ -273,7 +274,7 @@ func TestOriginsOfUndone(t *testing.T) {
 		}
 		if words := strings.Fields(fmt.Sprint(reply)); slices.Contains(words, `"refund"`) {
 			if got := words[len(words)-1]; got != fmt.Sprintf("%q", fmt.Sprint(want)) {
-				t.Errorf("given back: %s; want the origin %d", reply, want)
+				t.Errorf("refunded: %s; want the origin %d", reply, want)
 			}
 			return
 		}

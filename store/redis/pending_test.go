@@ -11,35 +11,35 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// lateTake asks while replies are held, and returns what waits for the answers.
-func lateTake(t *testing.T, s *Store, requests ...store.Request) *store.Pending {
+// pendingTake makes a call while replies are held, which is pending then.
+func pendingTake(t *testing.T, s *Store, requests ...store.Request) *store.Pending {
 	t.Helper()
 	err := s.Take(time.Now(), 50*time.Millisecond, requests, make([]store.Decision, len(requests)))
 	var e *store.Error
 	if !errors.As(err, &e) || e.Kind != store.KindTimeout || e.Unexecuted || e.Pending == nil {
-		t.Fatalf("Take: %+v; want a timeout whose answers may come", err)
+		t.Fatalf("Take: %+v; want a timeout that is pending", err)
 	}
 	return e.Pending
 }
 
-// heard collects the answers of late calls.
+// heard collects the decisions of pending calls.
 type heard chan []store.Decision
 
 func (h heard) then(decisions []store.Decision) { h <- decisions }
 
-// none wants no answers to have come.
+// none wants no decisions to have come.
 func (h heard) none(t *testing.T) {
 	t.Helper()
 	select {
 	case decisions := <-h:
-		t.Errorf("answers %+v", decisions)
+		t.Errorf("decisions %+v", decisions)
 	default:
 	}
 }
 
-// TestLateAnswers: answers that come after their call was given up are heard
-// by who wants to, be it before or after they come, and are those of the call.
-func TestLateAnswers(t *testing.T) {
+// TestPendingDecisions: decisions that come after their call was given up are
+// delivered to a function that is set before or after, and are the call's.
+func TestPendingDecisions(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr)
@@ -58,12 +58,12 @@ func TestLateAnswers(t *testing.T) {
 	group.Wait()
 	proxy.Delay(0)
 	proxy.HoldReplies()
-	late := lateTake(t, s, a, b)
+	pending := pendingTake(t, s, a, b)
 	refused := a
 	refused.Units = 8
-	never := lateTake(t, s, refused)
+	never := pendingTake(t, s, refused)
 	before, after := make(heard, 2), make(heard, 2)
-	late.Then(before.then)
+	pending.Then(before.then)
 	before.none(t)
 	proxy.ReleaseReplies()
 
@@ -71,71 +71,71 @@ func TestLateAnswers(t *testing.T) {
 	select {
 	case decisions = <-before:
 	case <-time.After(patience):
-		t.Fatal("no answers came")
+		t.Fatal("no decisions came")
 	}
 	if len(decisions) != 2 || !decisions[0].Granted || decisions[0].Remaining != 7 || !decisions[1].Granted || decisions[1].Remaining != 1 {
-		t.Fatalf("answers %+v; want 7 and 1 remaining", decisions)
+		t.Fatalf("decisions %+v; want 7 and 1 remaining", decisions)
 	}
 	idle(t, s)
 	never.Then(after.then)
 	if len(after) != 1 {
-		t.Fatal("answers that have come already are not given at once")
+		t.Fatal("decisions that have come already are not delivered at once")
 	}
 	if got := (<-after)[0]; got.Granted || got.Charged() || got.RetryAfter == 0 || got.Remaining != 7 {
-		t.Errorf("answer %+v; want a refusal with 7 remaining", got)
+		t.Errorf("decision %+v; want a refusal with 7 remaining", got)
 	}
 
-	// The grant can be given back like any other.
+	// The charge can be refunded like any other.
 	err := s.Refund(patience, []store.Refund{{Key: a.Key, Charge: decisions[0].Charge, Units: 3}})
 	if err != nil {
 		t.Error(err)
 	}
 	if got := used(t, s, "client", 10); got != 0 {
-		t.Errorf("%d units used after all went back", got)
+		t.Errorf("%d units used after all were refunded", got)
 	}
 	before.none(t)
 	after.none(t)
 }
 
-// TestLateFailure: there are no answers if the connection breaks after all.
-func TestLateFailure(t *testing.T) {
+// TestPendingFailure: there are no decisions if the connection breaks after all.
+func TestPendingFailure(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr)
 	s := warmed(t, Options{Address: proxy.Addr, Timeout: 10 * time.Second})
 	proxy.HoldReplies()
-	late := lateTake(t, s, one("client", 10))
+	pending := pendingTake(t, s, one("client", 10))
 	before, after := make(heard, 1), make(heard, 1)
-	late.Then(before.then)
+	pending.Then(before.then)
 	proxy.Cut()
 	idle(t, s)
 	proxy.ReleaseReplies()
-	late.Then(after.then)
+	pending.Then(after.then)
 	before.none(t)
 	after.none(t)
 
-	// A reply that is none of the script's.
+	// A reply that is not the script's.
 	c := newCall(brief, nil)
 	pendingCall(c, 1).Then(before.then)
 	c.finish("nonsense", nil)
 	before.none(t)
 }
 
-// TestLateAtOnce: the reply comes at the moment at which the call is given up.
-func TestLateAtOnce(t *testing.T) {
+// TestPendingAtOnce: the reply comes at the moment at which the call is given up.
+func TestPendingAtOnce(t *testing.T) {
 	c := newCall(brief, nil)
 	c.finish("\x01"+strings.Repeat("\x00", takeReply-1), nil)
 	got := make(heard, 1)
 	pendingCall(c, 1).Then(got.then)
 	if len(got) != 1 || !(<-got)[0].Granted {
-		t.Error("no answer, or not that of the call")
+		t.Error("no decision, or another one than the call's")
 	}
 }
 
-// TestLateWhenRefused: a reply comes when the call is being refused on account of
-// another server. Its decision is not one that the caller is told, since the
-// units go back.
-func TestLateWhenRefused(t *testing.T) {
+// TestPendingWhenRefused: a reply comes when the call is being refused on account of
+// another server. The caller is not told its decision, since the units are
+// refunded.
+func TestPendingWhenRefused(t *testing.T) {
 	s := &servers{one: lateNode(), keys: newKeys(DefaultKeyPrefix, nil), timeout: brief}
 	requests := []store.Request{one("full", 0), one("free", 10)}
 	timeout := &store.Error{Kind: store.KindTimeout, Err: errTrouble}
@@ -150,6 +150,6 @@ func TestLateWhenRefused(t *testing.T) {
 		t.Errorf("%+v, %v; want a refusal, and no decision of the server that was late", decisions, err)
 	}
 	if s.one.queue.size == 0 {
-		t.Error("nothing goes back")
+		t.Error("nothing is refunded")
 	}
 }

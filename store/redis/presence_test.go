@@ -94,7 +94,7 @@ func settledParish(t *testing.T) (p *parish, a, b, c *presence) {
 	return p, a, b, c
 }
 
-func TestCensusLeaves(t *testing.T) {
+func TestPresenceLeaves(t *testing.T) {
 	p, a, b, c := settledParish(t)
 	p.leave(c)
 	p.pass(aliveFor, a, b)
@@ -106,8 +106,8 @@ func TestCensusLeaves(t *testing.T) {
 	p.count(1, a)
 }
 
-// TestCensusLeavesInTurn: it falls to the most that there were meanwhile.
-func TestCensusLeavesInTurn(t *testing.T) {
+// TestPresenceLeavesInTurn: it falls to the most that there were meanwhile.
+func TestPresenceLeavesInTurn(t *testing.T) {
 	p, a, b, c := settledParish(t)
 	p.leave(c)
 	p.pass(aliveFor-2*time.Second, a, b)
@@ -118,7 +118,7 @@ func TestCensusLeavesInTurn(t *testing.T) {
 	p.count(1, a)
 }
 
-func TestCensusKilled(t *testing.T) {
+func TestPresenceKilled(t *testing.T) {
 	p, a, b, _ := settledParish(t)
 	p.pass(2*aliveFor-time.Second, a, b)
 	p.count(3, a, b)
@@ -126,8 +126,8 @@ func TestCensusKilled(t *testing.T) {
 	p.count(2, a, b)
 }
 
-// TestCensusEmptyServer: the first to find the list empty is not alone.
-func TestCensusEmptyServer(t *testing.T) {
+// TestPresenceEmptyServer: the first to find the list empty is not alone.
+func TestPresenceEmptyServer(t *testing.T) {
 	p, a, b, c := settledParish(t)
 	p.server.Do(t, "FLUSHALL")
 	p.beat(a, "the data is gone")
@@ -139,8 +139,8 @@ func TestCensusEmptyServer(t *testing.T) {
 	p.count(3, a, b, c)
 }
 
-// TestCensusSilence: only what is seen for a while without a break counts.
-func TestCensusSilence(t *testing.T) {
+// TestPresenceSilence: only what is seen for a while without a break counts.
+func TestPresenceSilence(t *testing.T) {
 	p, a, b, c := settledParish(t)
 	p.leave(c)
 	p.pass(aliveFor-time.Second, a, b)
@@ -155,8 +155,8 @@ func TestCensusSilence(t *testing.T) {
 	p.count(2, a, b)
 }
 
-// TestCensusOption is what the operator said, until it is known better.
-func TestCensusOption(t *testing.T) {
+// TestPresenceOption is what the operator said, until it is known better.
+func TestPresenceOption(t *testing.T) {
 	p, a, b := newParish(t), newPresence(5), newPresence(0)
 	p.count(5, a)
 	p.count(1, b)
@@ -166,9 +166,9 @@ func TestCensusOption(t *testing.T) {
 	p.count(1, a)
 }
 
-// TestCensusLists: several servers keep lists, and not every instance is on
+// TestPresenceLists: several servers keep lists, and not every instance is on
 // each: the longest counts.
-func TestCensusLists(t *testing.T) {
+func TestPresenceLists(t *testing.T) {
 	c := newPresence(1)
 	now := time.Unix(1_700_000_000, 0)
 	hear := func(key string, alive int64) {
@@ -210,7 +210,7 @@ func beatOf(birth, before, alive, evicted int64) string {
 	return string(appendNumber(b, 0, 7))
 }
 
-func TestCensusReply(t *testing.T) {
+func TestPresenceReply(t *testing.T) {
 	c := newPresence(1)
 	for _, reply := range []string{"", "OK", beatOf(1, 2, 3, 4) + "x"} {
 		if _, err := c.heard("list", reply, 1, time.Now()); err == nil {
@@ -230,7 +230,7 @@ func TestLossOfWrites(t *testing.T) {
 	}
 	p.pass(10*time.Second, a, b, c) // it is told once
 
-	// It took over while nobody answered.
+	// It took over while no server answered.
 	p.server.Do(t, "RESTORE", parishKey, 0, old, "REPLACE")
 	a.silent(parishKey)
 	p.beat(a, "writes that were confirmed are gone")
@@ -238,7 +238,7 @@ func TestLossOfWrites(t *testing.T) {
 	p.beat(c, "writes that were confirmed are gone")
 	p.pass(3*time.Second, a, b, c)
 
-	// One who came meanwhile is missing in it.
+	// An instance that came meanwhile is missing in it.
 	old = p.server.Do(t, "DUMP", parishKey).(string)
 	d := newPresence(1)
 	p.pass(3*time.Second, a, b, c, d)
@@ -287,7 +287,7 @@ func TestLossByEviction(t *testing.T) {
 			t.Errorf("beat %d: %q, %v; want %q", beat, lost, err, want)
 		}
 	}
-	hear(100, "") // of before
+	hear(100, "") // from before
 	hear(100, "")
 	hear(101, "keys were evicted")
 	hear(101, "")
@@ -304,14 +304,14 @@ func TestLossByEviction(t *testing.T) {
 	hear(300, "keys were evicted")
 	hear(0, "") // its statistics were reset
 	c.silent("list")
-	hear(50, "") // perhaps another server's, who took over
+	hear(50, "") // perhaps another server's, which took over
 }
 
 // TestNoLoss is what could be taken for one.
 func TestNoLoss(t *testing.T) {
 	p, a, b, c := settledParish(t)
 
-	// One that starts anew, others that come and go.
+	// An instance that starts anew, others that come and go.
 	d := newPresence(1)
 	p.pass(2*time.Second, a, b, c, d)
 	p.leave(d)

@@ -89,8 +89,8 @@ func TestNonsense(t *testing.T) {
 	}
 }
 
-// nonsense answers a handshake with an error, as servers do that do not know
-// it, and everything else with one reply.
+// nonsense answers a handshake with an error, as servers do that do not know it,
+// and everything else with one reply.
 func nonsense(conn net.Conn, reply string) {
 	defer conn.Close()
 	buf := make([]byte, 64<<10)

@@ -36,13 +36,13 @@ func (s *step) String() string {
 	if s.requests != nil {
 		return fmt.Sprintf("at %d: take %+v", s.now, s.requests)
 	}
-	return fmt.Sprintf("at %d: give %+v", s.now, s.refunds)
+	return fmt.Sprintf("at %d: refund %+v", s.now, s.refunds)
 }
 
 // TestScriptAgainstModel drives the script and store.Window with the same
-// random histories, and compares every answer, every stored byte and every
+// random histories, and compares every decision, every stored byte and every
 // time to live. Clocks run, stand still and step back; limits change; what is
-// given back was granted, or not, or twice.
+// refunded was charged, or not, or twice.
 func TestScriptAgainstModel(t *testing.T) {
 	if !sameInnards() {
 		t.Fatal("store.Window has changed; so must innards, and surely the script")
@@ -64,7 +64,7 @@ func TestScriptAgainstModel(t *testing.T) {
 func TestScriptAgainstModelRaised(t *testing.T) {
 	script := newClocked(t, redistest.Start(t))
 	const window = 10 * time.Second
-	compacted, settled := 0, 0
+	compacted, withReports := 0, 0
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		h := newHistory(script, fmt.Sprintf("raised%d", seed))
@@ -100,23 +100,23 @@ func TestScriptAgainstModelRaised(t *testing.T) {
 			h.addTake(a)
 			if after := entries(); before >= 67 && after < before-5 {
 				if compacted++; len(a.Unreported) > 0 {
-					settled++
+					withReports++
 				}
 			}
 			if len(h.refunds) > 0 && rng.IntN(10) == 0 {
-				h.addGive(h.refunds[rng.IntN(len(h.refunds))])
+				h.addRefund(h.refunds[rng.IntN(len(h.refunds))])
 			}
 		}
 		replay(t, script, h.steps)
 	}
-	if compacted == settled || settled == 0 {
-		t.Errorf("room was made %d times, %d of them with what was owed: this tests nothing", compacted, settled)
+	if compacted == withReports || withReports == 0 {
+		t.Errorf("room was made %d times, %d of them with unreported units: this tests nothing", compacted, withReports)
 	}
 }
 
-// What a later version keeps at the end of a log is kept by this one as it is, is
-// none of its business, and keeps the key alive. So a later version's bans hold
-// while instances are replaced.
+// TestTailsOfLogsAreKept: this version keeps what a later one stores at the end of
+// a log as it is, does not read it, and keeps the key alive. So a later version's
+// bans hold while instances are replaced.
 func TestTailsOfLogsAreKept(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, Options{Address: server.Addr})
@@ -142,19 +142,19 @@ func TestTailsOfLogsAreKept(t *testing.T) {
 		t.Errorf("a log with a tail: %+v, want one remaining of 3", decisions[0])
 	}
 	kept("after a grant")
-	give := func(a store.Request, decision store.Decision) {
+	refund := func(a store.Request, decision store.Decision) {
 		t.Helper()
 		if err := s.Refund(time.Second, []store.Refund{{Key: a.Key, Charge: decision.Charge, Units: a.Units}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	give(a, decisions[0])
-	kept("after a return")
+	refund(a, decisions[0])
+	kept("after a refund")
 	all := a
 	all.Units = 2
 	decisions = take(t, s, all)
-	give(all, decisions[0])
-	give(a, store.Decision{Charge: store.Charge{Stamp: 1, Mark: decisions[0].Mark}}) // the first one
+	refund(all, decisions[0])
+	refund(a, store.Decision{Charge: store.Charge{Stamp: 1, Mark: decisions[0].Mark}}) // the first one
 	kept("after the log was emptied")
 	if decisions := take(t, s, a, zoned("other", a)); !decisions[0].Granted {
 		t.Errorf("in a call of two: %+v", decisions)
@@ -166,10 +166,10 @@ type history struct {
 	model   model
 	zone    string
 	dense   bool // as many entries as there can be
-	owes    int  // one ask in so many and one owes units, none if it is 0
+	reports int  // one request in so many and one reports units, none if it is 0
 	now     int64
 	steps   []step
-	refunds []store.Refund // that were made, to be given back
+	refunds []store.Refund // of what was charged
 }
 
 func newHistory(script *clocked, zone string) *history {
@@ -189,15 +189,15 @@ func (h *history) draw(t *rapid.T) {
 	if h.dense = rapid.IntRange(0, 5).Draw(t, "dense") == 5; h.dense {
 		least, most, limits = 150, 300, []int64{1_000_000}
 	}
-	h.owes = rapid.SampledFrom([]int{0, 0, 1, 4}).Draw(t, "owes")
+	h.reports = rapid.SampledFrom([]int{0, 0, 1, 4}).Draw(t, "reports")
 	for range rapid.IntRange(least, most).Draw(t, "steps") {
 		h.tick(t, window)
-		gives := []bool{true, false, false, false}
+		refunds := []bool{true, false, false, false}
 		if h.dense {
-			gives = []bool{false, false, false, false, false, true}
+			refunds = []bool{false, false, false, false, false, true}
 		}
-		if rapid.SampledFrom(gives).Draw(t, "give") && len(h.refunds) > 0 {
-			h.give(t)
+		if rapid.SampledFrom(refunds).Draw(t, "refund") && len(h.refunds) > 0 {
+			h.refund(t)
 		} else {
 			h.take(t, window, limits)
 		}
@@ -231,7 +231,7 @@ func (h *history) tick(t *rapid.T, window time.Duration) {
 }
 
 func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
-	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3}).Draw(t, "asks")
+	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3}).Draw(t, "requests")
 	if h.dense {
 		n = 1
 	}
@@ -241,18 +241,18 @@ func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
 		a := store.Request{
 			Key:    store.Key{Zone: h.zone, Client: fmt.Sprint("client", i), Window: window},
 			Limit:  limit,
-			Units:  rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, min(limit/8+1, store.MaxEvents))).Draw(t, "need"),
-			Shadow: rapid.IntRange(0, 3).Draw(t, "advisory") == 0,
+			Units:  rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(0, min(limit/8+1, store.MaxEvents))).Draw(t, "units"),
+			Shadow: rapid.IntRange(0, 3).Draw(t, "shadow") == 0,
 		}
 		if i == 2 {
 			a.Key.Client, a.Key.Zone = "client0", h.zone+"b"
 		}
 		if rapid.IntRange(0, 2).Draw(t, "more") == 0 {
-			a.Lease = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "extra")
-			a.LeaseSpan = time.Duration(rapid.Int64Range(0, 1_000_000).Draw(t, "ahead")) * time.Microsecond
+			a.Lease = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "lease")
+			a.LeaseSpan = time.Duration(rapid.Int64Range(0, 1_000_000).Draw(t, "span")) * time.Microsecond
 		}
-		if h.owes > 0 && rapid.IntRange(0, h.owes).Draw(t, "owes") == 0 {
-			a.Unreported = h.owed(t, window, limit)
+		if h.reports > 0 && rapid.IntRange(0, h.reports).Draw(t, "reports") == 0 {
+			a.Unreported = h.unreported(t, window, limit)
 			if rapid.IntRange(0, 3).Draw(t, "look") == 0 {
 				a.Units, a.Lease = 0, 0
 			}
@@ -262,8 +262,9 @@ func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
 	h.addTake(requests...)
 }
 
-// owed draws what is owed: of any age up to a window and beyond, in any order.
-func (h *history) owed(t *rapid.T, window time.Duration, limit int64) (owed []store.Spent) {
+// unreported draws what is unreported: of any age up to a window and beyond, in
+// any order.
+func (h *history) unreported(t *rapid.T, window time.Duration, limit int64) (list []store.Spent) {
 	w := window.Microseconds()
 	age := rapid.OneOf(rapid.SampledFrom([]int64{0, 1, w - 1, w, w + 1, 1<<63/1000 - 1}), rapid.Int64Range(0, w/64), rapid.Int64Range(0, w))
 	units := rapid.OneOf(rapid.Just(int64(1)), rapid.Int64Range(1, limit/8+1))
@@ -271,15 +272,15 @@ func (h *history) owed(t *rapid.T, window time.Duration, limit int64) (owed []st
 		units = rapid.Just(int64(store.MaxEvents))
 	}
 	for range rapid.OneOf(rapid.Just(1), rapid.Just(store.MaxUnreported), rapid.IntRange(1, store.MaxUnreported)).Draw(t, "entries") {
-		owed = append(owed, store.Spent{
+		list = append(list, store.Spent{
 			Age:   time.Duration(age.Draw(t, "age")) * time.Microsecond,
 			Units: min(units.Draw(t, "units"), store.MaxEvents),
 		})
 	}
-	return owed
+	return list
 }
 
-// addTake adds a call, and notes what it is granted.
+// addTake adds a call, and notes what it is charged.
 func (h *history) addTake(requests ...store.Request) []store.Decision {
 	s := step{now: h.now, requests: requests}
 	var written map[string]time.Duration
@@ -295,17 +296,17 @@ func (h *history) addTake(requests ...store.Request) []store.Decision {
 	return s.decisions
 }
 
-// addGive adds a give-back.
-func (h *history) addGive(refunds ...store.Refund) {
+// addRefund adds a call that refunds.
+func (h *history) addRefund(refunds ...store.Refund) {
 	s := step{now: h.now, refunds: refunds}
 	var written map[string]time.Duration
-	s.units, written = h.model.give(h.now, refunds)
+	s.units, written = h.model.refund(h.now, refunds)
 	h.add(s, written)
 }
 
-func (h *history) give(t *rapid.T) {
+func (h *history) refund(t *rapid.T) {
 	var refunds []store.Refund
-	for range rapid.SampledFrom([]int{1, 1, 2, 4}).Draw(t, "grants") {
+	for range rapid.SampledFrom([]int{1, 1, 2, 4}).Draw(t, "refunds") {
 		if h.dense {
 			// The last entry goes, and another one begins sooner.
 			refunds = append(refunds, h.refunds[len(h.refunds)-1])
@@ -313,7 +314,7 @@ func (h *history) give(t *rapid.T) {
 			break
 		}
 		// Most of the time a recent one.
-		i := len(h.refunds) - 1 - min(rapid.IntRange(0, 30).Draw(t, "grant"), len(h.refunds)-1)
+		i := len(h.refunds) - 1 - min(rapid.IntRange(0, 30).Draw(t, "which"), len(h.refunds)-1)
 		g := h.refunds[i]
 		switch rapid.IntRange(0, 9).Draw(t, "kind") {
 		case 0:
@@ -331,7 +332,7 @@ func (h *history) give(t *rapid.T) {
 		g.Origin = rapid.SampledFrom([]int64{0, here, here, here - 1, here + 1}).Draw(t, "origin")
 		refunds = append(refunds, g)
 	}
-	h.addGive(refunds...)
+	h.addRefund(refunds...)
 }
 
 // add notes what is stored after a step.
@@ -422,7 +423,7 @@ func compare(t rapid.TB, s *step, r *result, took time.Duration) {
 			want = appendNumber(want, units, refundReply)
 		}
 		if r.reply != string(want) {
-			t.Errorf("%v\ngave back %x, want %x", s, r.reply, want)
+			t.Errorf("%v\nrefunded %x, want %x", s, r.reply, want)
 		}
 	}
 	for i, log := range s.logs {

@@ -45,7 +45,7 @@ func TestSecrets(t *testing.T) {
 		}
 		want("first", 1)
 		r.now.Store(&Secrets{Password: "second"})
-		want("first", 1) // for the other parts of making a connection
+		want("first", 1) // for the other steps of making a connection
 		time.Sleep(secretsTime)
 		want("second", 2)
 		r.now.Store(nil)
@@ -69,8 +69,7 @@ func TestSecrets(t *testing.T) {
 	})
 }
 
-// TestSecretsHang: a file that cannot be read for now keeps nobody from
-// telling of it.
+// TestSecretsHang: while a file cannot be read, errors can still be told.
 func TestSecretsHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
@@ -87,8 +86,8 @@ func TestSecretsHang(t *testing.T) {
 	})
 }
 
-// discreet asks until there is no error, or there is one, and wants none of the
-// passwords in any of them, nor in what is reported.
+// discreet calls until there is no error, or there is one, and wants no password
+// in an error or a report.
 func discreet(t *testing.T, s *Store, w *watcher, works bool, passwords ...string) {
 	t.Helper()
 	check := func(err error) {

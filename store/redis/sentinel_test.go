@@ -63,7 +63,7 @@ func sentinelErrors(t *testing.T, r *redistest.Sentinel) {
 		o := behind(r)
 		test.change(&o)
 		s := open(t, o)
-		// Who asks while the keeper hangs up hears of that only.
+		// A call while the keeper hangs up is told that only.
 		var e *store.Error
 		eventually(t, fmt.Sprintf("%s: the error says %q", test.what, test.want), func() bool {
 			e = errorOf(t, s, one("client", 10))
@@ -75,8 +75,8 @@ func sentinelErrors(t *testing.T, r *redistest.Sentinel) {
 	}
 }
 
-// sentinelRights: the rights at the servers are those of a single one, and a
-// user of the Sentinels' own needs one command.
+// sentinelRights: a user needs the same rights as on a single server, and a
+// Sentinel's own user needs one command.
 func sentinelRights(t *testing.T, r *redistest.Sentinel) {
 	for _, server := range r.Servers {
 		server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "-@all",
@@ -214,9 +214,8 @@ func lost(t *testing.T, s *Store, c *tally, client string, most int64) {
 	}
 }
 
-// sentinelFailover has another master named while the old one works. It is told
-// ten seconds later that it is none any more; until then it would go on
-// granting.
+// sentinelFailover has another master named while the old one works. The old
+// one is told ten seconds later; until then it would go on granting.
 func sentinelFailover(t *testing.T, r *redistest.Sentinel) {
 	period := func(ms int) bool {
 		for _, sentinel := range r.Sentinels {
@@ -292,7 +291,7 @@ func masterStopped(t *testing.T, r *redistest.Sentinel) {
 }
 
 // sentinelLags has a replica without its master's latest writes stand in for
-// it, which is told.
+// it, which is reported.
 func sentinelLags(t *testing.T, r *redistest.Sentinel) {
 	s := warmed(t, behind(r))
 	reports := make(chan store.Report, 1000)
@@ -315,7 +314,7 @@ func sentinelLags(t *testing.T, r *redistest.Sentinel) {
 			}
 			t.Logf("lost: %s", r.Lost)
 		case <-deadline:
-			t.Error("it is not told that writes are lost")
+			t.Error("it is not reported that writes are lost")
 		}
 		break
 	}

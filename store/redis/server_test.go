@@ -40,7 +40,7 @@ func (w *watcher) all() []store.Report {
 	return slices.Clone(w.list)
 }
 
-// conditions are those that were reported, one after the other.
+// conditions are the ones reported, one after the other.
 func (w *watcher) conditions() []store.Condition {
 	var list []store.Condition
 	for _, r := range w.all() {
@@ -49,7 +49,7 @@ func (w *watcher) conditions() []store.Condition {
 	return list
 }
 
-// losses are those that were reported.
+// losses are the ones reported.
 func (w *watcher) losses() []string {
 	var list []string
 	for _, r := range w.all() {
@@ -159,9 +159,9 @@ func TestHungServer(t *testing.T) {
 	}
 }
 
-// TestHangUp: calls that come when somebody has hung up, and those that wait in
-// the queue by then, go over new connections. Those that are under way are
-// answered on the old ones, which are then closed.
+// TestHangUp: new calls after a hang-up, and calls that wait in the queue by then,
+// go over new connections. Calls under way are answered on the old ones, which
+// are then closed.
 func TestHangUp(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -169,7 +169,7 @@ func TestHangUp(t *testing.T) {
 	s := warmed(t, Options{Address: proxy.Addr, PoolSize: 1, Timeout: 10 * time.Second})
 	old := s.one.use()
 	proxy.HoldReplies()
-	late := lateTake(t, s, one("late", 10))
+	late := pendingTake(t, s, one("late", 10))
 	got := make(heard, 1)
 	late.Then(got.then)
 	queued := make(chan error)
@@ -186,7 +186,7 @@ func TestHangUp(t *testing.T) {
 	s.one.hangUp(old)
 	eventually(t, "it goes over another connection", func() bool { return !waiting() && proxy.Accepted() > before })
 
-	// Who is late to see that has nothing to hang up.
+	// A user that is late to notice has nothing to hang up.
 	fresh := s.one.use()
 	s.one.hangUp(old)
 	again := s.one.use()
@@ -203,7 +203,7 @@ func TestHangUp(t *testing.T) {
 	select {
 	case decisions := <-got:
 		if !decisions[0].Granted {
-			t.Errorf("answers %+v", decisions)
+			t.Errorf("decisions %+v", decisions)
 		}
 	case <-time.After(patience):
 		t.Error("the call that was under way is not answered")
@@ -265,10 +265,10 @@ func TestEmptyServer(t *testing.T) {
 	}
 	time.Sleep(2 * beatEvery)
 	if got := w.losses(); len(got) != 1 {
-		t.Errorf("losses %q; want it told once", got)
+		t.Errorf("losses %q; want it reported once", got)
 	}
 	if got := watch(t, s).losses(); len(got) != 0 {
-		t.Errorf("losses %q are told to one who came later", got)
+		t.Errorf("losses %q are told to a later watcher", got)
 	}
 	if got := w.conditions(); !slices.Equal(slices.Compact(got), []store.Condition{up, away, up}) {
 		t.Errorf("reports %v", got)
@@ -307,7 +307,7 @@ func TestLosses(t *testing.T) {
 
 	pause()
 	if got := w.losses(); len(got) != 3 {
-		t.Errorf("losses %q; want each told once", got)
+		t.Errorf("losses %q; want each reported once", got)
 	}
 	server.Do(t, "CONFIG", "SET", "maxmemory-policy", "allkeys-random", "maxmemory", "4mb")
 	server.Do(t, "SETRANGE", "flood", 3<<20, "x")
@@ -351,8 +351,8 @@ func TestNoLosses(t *testing.T) {
 	}
 }
 
-// TestInstances: whoever opens a store is counted, and whoever closes it is
-// struck off the list.
+// TestInstances: an instance is counted when it opens a store, and struck off the
+// list when it closes it.
 func TestInstances(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -391,12 +391,12 @@ func TestInstances(t *testing.T) {
 
 	server.Kill()
 	if got := open(t, Options{Address: server.Addr, Instances: 7}).Instances(); got != 7 {
-		t.Errorf("%d instances of a server that nobody has seen, want 7 as the option says", got)
+		t.Errorf("%d instances of a server that was never seen, want 7 as the option says", got)
 	}
 }
 
-// TestSlowServer: its connections stay, answers that come too late are heard,
-// and calls that wait for long are served.
+// TestSlowServer: its connections stay, replies that come too late are heard, and
+// calls that wait for long are served.
 func TestSlowServer(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -422,9 +422,9 @@ func TestSlowServer(t *testing.T) {
 		}
 		time.Sleep(beatEvery)
 	}
-	eventually(t, "late answers are heard", func() bool { return c.late.Load() == c.unknown.Load() })
-	if c.late.Load() < failuresToOpen {
-		t.Errorf("%d late answers; want at least %d", c.late.Load(), failuresToOpen)
+	eventually(t, "pending decisions are heard", func() bool { return c.resolved.Load() == c.unknown.Load() })
+	if c.resolved.Load() < failuresToOpen {
+		t.Errorf("%d pending decisions; want at least %d", c.resolved.Load(), failuresToOpen)
 	}
 	proxy.Delay(0)
 	start := time.Now()
@@ -440,7 +440,7 @@ func TestSlowServer(t *testing.T) {
 	c.check(t, s, "client")
 }
 
-// TestSlowThenStopped: a slow server stops, and is away for those that wait for
+// TestSlowThenStopped: a slow server stops, and is away for calls that wait for
 // long, too.
 func TestSlowThenStopped(t *testing.T) {
 	t.Parallel()
@@ -463,7 +463,7 @@ func TestSlowThenStopped(t *testing.T) {
 }
 
 // TestHiccups: a server is late under load, and well whenever it is tried. That
-// is told if it comes again soon, and is over when it has not for a while.
+// is reported if it comes again soon, and is over when it has not for a while.
 func TestHiccups(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -528,7 +528,7 @@ func TestNowAndThenLate(t *testing.T) {
 	}
 	group.Wait()
 	proxy.DelayEvery(0, 0)
-	if c.late.Load()+c.unknown.Load() == 0 {
+	if c.resolved.Load()+c.unknown.Load() == 0 {
 		t.Error("nothing was late")
 	}
 	if _, ok := c.kinds.Load(store.KindAway); ok {
@@ -540,7 +540,7 @@ func TestNowAndThenLate(t *testing.T) {
 	c.check(t, s, "client")
 }
 
-// TestWatch: a watcher is told what is before what becomes of it, until it
+// TestWatch: a watcher is told the present state and then the changes, until it
 // stops.
 func TestWatch(t *testing.T) {
 	t.Parallel()

@@ -16,8 +16,8 @@ import (
 )
 
 // TestEvictionPolicies floods a server that is full with new clients, and
-// counts what clients that were at their limit are granted again: such that
-// keep asking, and such that come back after the flood.
+// counts what clients at their limit are granted again: clients that keep asking,
+// and clients that come back after the flood.
 func TestEvictionPolicies(t *testing.T) {
 	const (
 		flood   = 200_000

@@ -74,7 +74,7 @@ func TestClose(t *testing.T) {
 	s.Close()
 	closed("idle")
 
-	// Late calls of an old configuration.
+	// Calls of an old configuration.
 	granted(t, s, one("client", plenty))
 	granted(t, s, one("client", plenty))
 	closed("used after it was closed")
@@ -116,7 +116,7 @@ func TestClose(t *testing.T) {
 	closed("killed server")
 }
 
-func TestReturn(t *testing.T) {
+func TestRefund(t *testing.T) {
 	server := redistest.Start(t)
 	s := warmed(t, Options{Address: server.Addr})
 	request := one("client", 10)
@@ -134,19 +134,19 @@ func TestReturn(t *testing.T) {
 		t.Errorf("%d units used, want 2", got)
 	}
 	if got := logs(t, server); len(got) != 2 { // and the one of warming up
-		t.Errorf("keys %q; the empty log should be gone", got)
+		t.Errorf("keys %q; the empty log should have been deleted", got)
 	}
 	if err := s.Refund(patience, nil); err != nil {
-		t.Errorf("nothing to return: %v", err)
+		t.Errorf("nothing to refund: %v", err)
 	}
 	refund.Units = -1
 	if err := s.Refund(patience, []store.Refund{refund}); err == nil {
-		t.Error("a negative grant was returned")
+		t.Error("negative units were refunded")
 	}
 	server.Kill()
 	refund.Units = 1
 	if err := s.Refund(patience, []store.Refund{refund}); err == nil {
-		t.Error("a grant was returned to a server that is down")
+		t.Error("units were refunded on a server that is down")
 	}
 }
 
@@ -163,7 +163,7 @@ func TestLeastRights(t *testing.T) {
 		t.Errorf("Return: %v", err)
 	}
 	if got := used(t, s, "client", 10); got != 0 {
-		t.Errorf("%d units used after all went back", got)
+		t.Errorf("%d units used after all were refunded", got)
 	}
 
 	// Another prefix is none of its keys.
@@ -282,7 +282,7 @@ func TestClusterTLS(t *testing.T) {
 	}
 
 	if len(server.Do(t, "CONFIG", "GET", "cluster-announce-hostname").([]any)) == 0 {
-		return // those before 7.0 have no names
+		return // servers before 7.0 have no names
 	}
 	server.Do(t, "CONFIG", "SET", "cluster-announce-hostname", "localhost")
 	server.Do(t, "CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname")

@@ -37,19 +37,19 @@ func TestStoredSize(t *testing.T) {
 				h.addTake(request)
 			}
 		}},
-		// Each grant ahead begins an entry that a give-back removes, after
-		// which the next stamp begins another one however near it is.
-		{"given back", 68, func(h *history, request store.Request) {
+		// Each lease begins an entry that a refund removes. The next stamp then
+		// begins another one, however near it is.
+		{"refunded", 68, func(h *history, request store.Request) {
 			for range 200 {
 				h.now += 1000
 				ahead := request
 				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan
 				h.addTake(ahead)
-				h.addGive(h.refunds[len(h.refunds)-1])
+				h.addRefund(h.refunds[len(h.refunds)-1])
 				h.addTake(request)
 			}
 		}},
-		{"given back, owed", 68, func(h *history, request store.Request) {
+		{"refunded, unreported", 68, func(h *history, request store.Request) {
 			look := request
 			look.Units, look.Unreported = 0, []store.Spent{{Units: 1}}
 			for range 68 {
@@ -57,7 +57,7 @@ func TestStoredSize(t *testing.T) {
 				ahead := request
 				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan
 				h.addTake(ahead)
-				h.addGive(h.refunds[len(h.refunds)-1])
+				h.addRefund(h.refunds[len(h.refunds)-1])
 				h.addTake(look)
 			}
 			for range 3 {

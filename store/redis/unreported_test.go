@@ -10,36 +10,36 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
-// TestOwedOnceOverShards: what one shard has counted is not owed again because
-// another shard did not execute its part.
-func TestOwedOnceOverShards(t *testing.T) {
+// TestUnreportedOnceOverShards: what one shard has counted is not reported again
+// because another shard did not execute its subcall.
+func TestUnreportedOnceOverShards(t *testing.T) {
 	r := &clusterRig{Cluster: redistest.StartCluster(t, masters, 0), keys: newKeys(DefaultKeyPrefix, nil)}
 	s := warmed(t, r.options())
 	a, b := one(r.client(0), 100), one(r.client(1), 100)
 	granted(t, s, a)
 	granted(t, s, b)
 
-	standby := fallback.NewLocal()
+	local := fallback.NewLocal()
 	requests := []store.Request{a, b}
-	if err := standby.Take(requests, make([]store.Decision, 2), 1, []store.Fate{store.FateUnexecuted, store.FateUnexecuted}); err != nil {
+	if err := local.Take(requests, make([]store.Decision, 2), 1, []store.Fate{store.FateUnexecuted, store.FateUnexecuted}); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(150 * time.Millisecond) // not quiet
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
-	settle := func() (err error) {
-		standby.Flush(func(requests []store.Request, decisions []store.Decision) error {
+	flush := func() (err error) {
+		local.Flush(func(requests []store.Request, decisions []store.Decision) error {
 			err = s.Take(time.Now(), time.Second, requests, decisions)
 			return err
 		})
 		return err
 	}
-	err := settle()
+	err := flush()
 	e, ok := errors.AsType[*store.Error](err)
 	t.Logf("first report: %v; unexecuted %v", err, ok && e.Unexecuted)
 	r.Nodes[1].Do(t, "CONFIG", "SET", "maxmemory", "0")
 	eventually(t, "everything is reported", func() bool {
-		_ = settle()
-		return standby.Unreported() == 0
+		_ = flush()
+		return local.Unreported() == 0
 	})
 	if got := used(t, s, a.Key.Client, 100); got != 2 {
 		t.Errorf("a: %d units in use, want 2", got)
@@ -49,8 +49,8 @@ func TestOwedOnceOverShards(t *testing.T) {
 	}
 }
 
-// TestBackgroundCallsAreNoRequests: a call with which no request waits says nothing of the
-// budget.
+// TestBackgroundCallsAreNoRequests: a call that no HTTP request waits for says
+// nothing about the budget.
 func TestBackgroundCallsAreNoRequests(t *testing.T) {
 	proxy := redistest.NewProxy(t, redistest.Start(t).Addr)
 	s := warmed(t, Options{Address: proxy.Addr})
