@@ -41,3 +41,31 @@ func TestProofsExist(t *testing.T) {
 		t.Errorf("%s names %s, and there is no such test", manual, name)
 	}
 }
+
+// TestArchitectureIsThere: every file that the page names is there, and every
+// function in the file that it is said to be in.
+func TestArchitectureIsThere(t *testing.T) {
+	const root = "../../"
+	text, err := os.ReadFile(root + "docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	places := regexp.MustCompile("`([a-z0-9_/]+\\.(?:go|lua))(?:: ([A-Za-z0-9]+))?`").FindAllStringSubmatch(string(text), -1)
+	if len(places) < 40 {
+		t.Errorf("only %d places are named", len(places))
+	}
+	for _, place := range places {
+		path, function := place[1], place[2]
+		source, err := os.ReadFile(root + path)
+		if err != nil && !strings.Contains(path, "/") {
+			continue // named "beside" one that has its folder
+		}
+		if err != nil {
+			t.Errorf("%s: %v", place[0], err)
+			continue
+		}
+		if function != "" && !regexp.MustCompile(`(?m)^func (\([^)]*\) )?`+function+`\(`).Match(source) {
+			t.Errorf("%s: there is no such function", place[0])
+		}
+	}
+}
