@@ -158,3 +158,53 @@ func usec(b *testing.B, server *redistest.Server, command string) float64 {
 	}
 	return f
 }
+
+// BenchmarkRun is what a decision costs the server when so many calls are decided
+// in one run.
+func BenchmarkRun(b *testing.B) {
+	server := redistest.Start(b)
+	const keys = 640
+	for _, known := range []bool{false, true} {
+		for _, calls := range []int{1, 4, 16, 64} {
+			b.Run(fmt.Sprintf("known=%v/calls=%d", known, calls), func(b *testing.B) {
+				script := newClocked(b, server)
+				server.Do(b, "FLUSHALL")
+				now := int64(1_700_000_000_000_000)
+				round := func(serial int) {
+					for key := 0; key < keys; key += calls {
+						var run []*call
+						for i := range calls {
+							a := one(fmt.Sprint("client", serial, "/", key+i), 1_000_000)
+							a.Window = time.Minute
+							run = append(run, script.keys.takeCall(patience, []store.Request{a}))
+						}
+						if err := script.send(now, commandOf(run...)); err != nil {
+							b.Fatal(err)
+						}
+					}
+					for range keys / calls {
+						if _, err := script.conn.Receive(); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+				if known {
+					round(0)
+				}
+				best, serial := math.Inf(1), 1
+				for done := 0; done < b.N; done += keys {
+					now += 1000
+					server.Do(b, "CONFIG", "RESETSTAT")
+					if known {
+						round(0)
+					} else {
+						round(serial)
+						serial++
+					}
+					best = min(best, usec(b, server, "evalsha")/float64(calls))
+				}
+				b.ReportMetric(best, "us/decision")
+			})
+		}
+	}
+}

@@ -21,9 +21,9 @@ var (
 	muchLater = began.Add(time.Hour)
 )
 
-// run lets round trips fail, overdue for calls that wait this long if it is not
+// fail lets round trips fail, overdue for calls that wait this long if it is not
 // 0, and returns how many of them opened the breaker.
-func run(b *breaker, failures int, wait time.Duration) (opened int) {
+func fail(b *breaker, failures int, wait time.Duration) (opened int) {
 	for range failures {
 		if b.failed(muchLater, errTrouble, wait) {
 			opened++
@@ -48,11 +48,11 @@ const (
 
 func TestBreakerOpens(t *testing.T) {
 	b := seenBreaker()
-	if run(b, failuresToOpen-1, 0) != 0 {
+	if fail(b, failuresToOpen-1, 0) != 0 {
 		t.Error("opened too soon")
 	}
 	admitted(t, b, brief, true)
-	if run(b, 1, 0) != 1 {
+	if fail(b, 1, 0) != 1 {
 		t.Error("not opened by the last failure of a run")
 	}
 	admitted(t, b, time.Hour, false)
@@ -60,7 +60,7 @@ func TestBreakerOpens(t *testing.T) {
 		t.Errorf("isOpen() = %v, %v; isAway() = %v", open, err, b.isAway())
 	}
 	// It opens once, and an answer that was under way does not close it.
-	if run(b, 10, brief) != 0 {
+	if fail(b, 10, brief) != 0 {
 		t.Error("opened again while it was open")
 	}
 	b.answered(began)
@@ -74,7 +74,7 @@ func TestBreakerOpens(t *testing.T) {
 	if open, err := b.isOpen(); open || err != nil || b.isAway() || b.disappointed() != 0 {
 		t.Errorf("closed, but isOpen() = %v, %v; disappointed() = %v", open, err, b.disappointed())
 	}
-	if run(b, failuresToOpen-1, 0) != 0 {
+	if fail(b, failuresToOpen-1, 0) != 0 {
 		t.Error("earlier failures still count")
 	}
 }
@@ -82,7 +82,7 @@ func TestBreakerOpens(t *testing.T) {
 func TestBreakerSuccessResets(t *testing.T) {
 	b := seenBreaker()
 	for range 10 {
-		if run(b, failuresToOpen-1, brief) != 0 {
+		if fail(b, failuresToOpen-1, brief) != 0 {
 			t.Fatal("opened although there was a reply in between")
 		}
 		b.answered(began)
@@ -111,11 +111,11 @@ func TestBreakerSilence(t *testing.T) {
 // TestBreakerNeverSeen: a server that was never there need not fail often.
 func TestBreakerNeverSeen(t *testing.T) {
 	b := &breaker{}
-	if run(b, 1, 0) != 1 {
+	if fail(b, 1, 0) != 1 {
 		t.Error("not opened by the first failure")
 	}
 	b.close(0)
-	if run(b, failuresToOpen-1, 0) != 0 {
+	if fail(b, failuresToOpen-1, 0) != 0 {
 		t.Error("opened too soon once the server was seen")
 	}
 }
@@ -124,8 +124,8 @@ func TestBreakerNeverSeen(t *testing.T) {
 // calls that wait longer.
 func TestBreakerSlow(t *testing.T) {
 	b := seenBreaker()
-	run(b, failuresToOpen-1, brief)
-	run(b, 1, brief/2)
+	fail(b, failuresToOpen-1, brief)
+	fail(b, 1, brief/2)
 	if got := b.close(150 * time.Millisecond); got != brief {
 		t.Errorf("close tells of calls that wait %v, want %v, the longest", got, brief)
 	}
@@ -155,8 +155,8 @@ func TestBreakerSlow(t *testing.T) {
 func TestBreakerShortWaits(t *testing.T) {
 	const far = brief * 45 / 100
 	b := seenBreaker()
-	run(b, failuresToOpen-1, brief)
-	run(b, 1, brief/2) // nearly too short for a server that is far
+	fail(b, failuresToOpen-1, brief)
+	fail(b, 1, brief/2) // nearly too short for a server that is far
 	if got := b.close(far); got != 0 {
 		t.Errorf("a server that takes %v is too late for calls that wait %v", far, got)
 	}
@@ -165,17 +165,17 @@ func TestBreakerShortWaits(t *testing.T) {
 	admitted(t, b, brief/10, true)
 
 	// Some were under way when it opened.
-	run(b, failuresToOpen, brief/2)
-	run(b, 1, brief)
+	fail(b, failuresToOpen, brief/2)
+	fail(b, 1, brief)
 	if got := b.close(far); got != 0 {
 		t.Errorf("with the last failure the longest: too late for calls that wait %v", got)
 	}
 
 	// An earlier outage says nothing.
-	run(b, failuresToOpen-1, brief)
+	fail(b, failuresToOpen-1, brief)
 	b.answered(began)
 	// If only calls with too short a wait fail, no more of them are sent.
-	run(b, failuresToOpen, brief/2)
+	fail(b, failuresToOpen, brief/2)
 	if got := b.close(far); got != brief/2 {
 		t.Errorf("close tells of calls that wait %v, want %v", got, brief/2)
 	}
@@ -183,10 +183,10 @@ func TestBreakerShortWaits(t *testing.T) {
 	admitted(t, b, brief, true)
 
 	// That stays so when calls that wait longer fail, a few or all of them.
-	run(b, failuresToOpen-1, long)
+	fail(b, failuresToOpen-1, long)
 	b.close(far)
 	admitted(t, b, brief/2, false)
-	run(b, failuresToOpen, long)
+	fail(b, failuresToOpen, long)
 	admitted(t, b, long, false)
 	b.close(far)
 	admitted(t, b, brief/2, false)
@@ -200,10 +200,10 @@ func TestBreakerShortWaits(t *testing.T) {
 // for long must not each find out.
 func TestBreakerSlowThenAway(t *testing.T) {
 	b := seenBreaker()
-	run(b, failuresToOpen, brief)
+	fail(b, failuresToOpen, brief)
 	b.close(150 * time.Millisecond)
 	for range 10 {
-		if run(b, failuresToOpen-1, 0) != 0 {
+		if fail(b, failuresToOpen-1, 0) != 0 {
 			t.Fatal("opened for all too soon")
 		}
 		b.answered(began)
@@ -211,7 +211,7 @@ func TestBreakerSlowThenAway(t *testing.T) {
 	if b.disappointed() != brief {
 		t.Error("a reply to calls with a long wait says nothing about short ones")
 	}
-	if run(b, failuresToOpen, 0) != 1 {
+	if fail(b, failuresToOpen, 0) != 1 {
 		t.Error("a slow server that fails again and again is not away")
 	}
 	admitted(t, b, time.Hour, false)
@@ -223,10 +223,10 @@ func TestBreakerSlowThenAway(t *testing.T) {
 // TestBreakerRetired: there are no more heartbeats to close it.
 func TestBreakerRetired(t *testing.T) {
 	b := seenBreaker()
-	run(b, failuresToOpen, brief)
+	fail(b, failuresToOpen, brief)
 	b.retire()
 	admitted(t, b, brief, true)
-	if run(b, 2*failuresToOpen, 0) != 0 {
+	if fail(b, 2*failuresToOpen, 0) != 0 {
 		t.Error("opened when it was retired")
 	}
 	b.close(time.Second)
@@ -247,7 +247,7 @@ func onTrip(n *node, count int) []*call {
 	calls := make([]*call, count)
 	trip := &trip{failed: n.failed}
 	for i := range calls {
-		calls[i] = newCall(brief, nil)
+		calls[i] = newCall(kindTake, brief, 1)
 		calls[i].awaited = true
 		calls[i].at.Store(&n.queue)
 		calls[i].trip = trip
@@ -279,7 +279,7 @@ func TestBreakerCountsTrips(t *testing.T) {
 
 	n = lateNode()
 	for range 100 {
-		c := newCall(brief, nil)
+		c := newCall(kindTake, brief, 1)
 		if err := n.submit(c); err != nil {
 			t.Fatal(err)
 		}
@@ -296,7 +296,7 @@ func TestBreakerCountsTrips(t *testing.T) {
 // there, and blamed on that one.
 func TestGiveUpElsewhere(t *testing.T) {
 	first, second := lateNode(), lateNode()
-	stay, other := newCall(brief, nil), newCall(brief, nil)
+	stay, other := newCall(kindTake, brief, 1), newCall(kindTake, brief, 1)
 	for n, c := range map[*node]*call{first: stay, second: other} {
 		if err := n.submit(c); err != nil {
 			t.Fatal(err)
@@ -332,7 +332,7 @@ func TestGiveUpElsewhere(t *testing.T) {
 // calls.
 func TestOldWorkerStops(t *testing.T) {
 	n := lateNode()
-	if err := n.submit(newCall(brief, nil)); err != nil {
+	if err := n.submit(newCall(kindTake, brief, 1)); err != nil {
 		t.Fatal(err)
 	}
 	old := n.client

@@ -18,11 +18,13 @@ const (
 	left
 )
 
-// call is one run of the script. It owns the memory of its reply, since the
-// reply may come long after its caller has gone.
+// call is what the script decides as a whole. It owns the memory of its reply,
+// since the reply may come long after its caller has gone.
 type call struct {
-	args []any
-	wait time.Duration
+	kind  byte
+	items []item
+	first [1]item // there is usually one
+	wait  time.Duration
 	// awaited: an HTTP request waits for it. How long other callers wait says
 	// nothing about the time that a server has.
 	awaited bool
@@ -48,8 +50,14 @@ type call struct {
 	trip       *trip
 }
 
-func newCall(wait time.Duration, args []any) *call {
-	return &call{args: args, wait: wait, done: make(chan struct{})}
+// newCall returns a call of so many items, which are still to be filled in.
+func newCall(kind byte, wait time.Duration, items int) *call {
+	c := &call{kind: kind, wait: wait, done: make(chan struct{})}
+	c.items = c.first[:]
+	if items != 1 {
+		c.items = make([]item, items)
+	}
+	return c
 }
 
 // trip is a round trip.
@@ -77,6 +85,14 @@ func (c *call) finish(reply string, err *store.Error) {
 // fail finishes a call that was certainly not executed.
 func (c *call) fail(err error) {
 	c.finish("", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: err})
+}
+
+// replySize is how many bytes of the script's reply are the call's.
+func (c *call) replySize() int {
+	if c.kind == kindRefund {
+		return refundReply * len(c.items)
+	}
+	return takeReply * len(c.items)
 }
 
 // read reads the reply to a finished call that takes.

@@ -492,7 +492,7 @@ func sentOn(t *testing.T, r *clusterRig) {
 // clusterRights is the rights that a user needs on a cluster, and no more. The
 // manual says the same.
 func clusterRights(t *testing.T, r *clusterRig) {
-	rights := []any{"~drl:*", "-@all", "+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info", "+cluster|slots", "+asking"}
+	rights := []any{"~drl:*", "-@all", "+evalsha", "+eval", "+script|load", "+time", "+get", "+mget", "+set", "+del", "+info", "+cluster|slots", "+asking"}
 	everywhere := func(args ...any) {
 		for _, node := range r.Nodes {
 			node.Do(t, args...)

@@ -93,7 +93,7 @@ func joined(failures []error) error {
 func explained(err error) error {
 	switch {
 	case redis.HasErrorPrefix(err, "NOPERM"), strings.Contains(err.Error(), "can't run this command"):
-		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +set +del +info; "+
+		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +mget +set +del +info; "+
 			"for a database other than 0 +select, and on a cluster +cluster|slots +asking", err)
 	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"):
 		return fmt.Errorf("%w; the server is part of a Redis Cluster: configure it as a cluster", err)

@@ -332,7 +332,7 @@ func TestNoRetries(t *testing.T) {
 	if got := c.Options().MaxRetries; got != 0 {
 		t.Errorf("a pipeline is retried %d times", got)
 	}
-	var cmder interface{ NoRetry() bool } = newCommand(&call{}, nil)
+	var cmder interface{ NoRetry() bool } = newCommand([]*call{newCall(kindTake, brief, 1)}, nil)
 	if !cmder.NoRetry() {
 		t.Error("a command may be retried")
 	}

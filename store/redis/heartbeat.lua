@@ -21,10 +21,13 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local name, beat, life = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
-local list = redis.pcall('GET', KEYS[1])
-if type(list) == 'table' and not string.find(list.err, 'WRONGTYPE', 1, true) then
-  return list
+-- MGET and not GET, so that a user without the right to it is noticed before calls
+-- need it, which share runs of their script only under load.
+local found = redis.pcall('MGET', KEYS[1])
+if found.err then
+  return found
 end
+local list = found[1] -- nothing if it is of another type
 
 local birth, before, alive, others = now, 0, 0, {}
 if type(list) == 'string' and #list >= 7 and (#list - 7) % 22 == 0 then

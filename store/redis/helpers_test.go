@@ -168,3 +168,31 @@ func (c *clocked) keyOf(key store.Key) string {
 	h := c.keys.hash(key.Client)
 	return c.keys.key(&key, &h)
 }
+
+// takeCommand is the command that decides requests in one call.
+func (k *keys) takeCommand(requests []store.Request) []any {
+	return commandOf(k.takeCall(patience, requests))
+}
+
+// refundCommand is the command that makes refunds.
+func (k *keys) refundCommand(refunds []store.Refund) []any {
+	return commandOf(k.refundCall(patience, refunds))
+}
+
+// commandOf is the command of a run of calls.
+func commandOf(calls ...*call) []any {
+	r := runs.New().(*run)
+	for _, c := range calls {
+		r.add(c)
+	}
+	args := r.command()
+	for i, arg := range args {
+		switch arg := arg.(type) {
+		case *string:
+			args[i] = *arg
+		case []byte:
+			args[i] = string(arg)
+		}
+	}
+	return args
+}

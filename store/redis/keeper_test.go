@@ -212,7 +212,7 @@ func TestBreakerHeartbeat(t *testing.T) {
 		t.Errorf("the server is back: %+v, want %+v", got, want)
 	}
 	admitted(t, b, 1, true)
-	run(b, failuresToOpen, brief)
+	fail(b, failuresToOpen, brief)
 	if got, want := b.tried(muchLater, 2*brief, nil), (standing{opened: true, reason: errTrouble, wait: brief, slow: true}); got != want {
 		t.Errorf("the server is slow: %+v, want %+v", got, want)
 	}

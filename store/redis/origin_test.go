@@ -3,7 +3,7 @@ package redis
 import (
 	"fmt"
 	"net"
-	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -133,7 +133,7 @@ func TestRefundWithoutOrigin(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "resetchannels", "-@all",
-		"+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del")
+		"+evalsha", "+eval", "+script|load", "+time", "+get", "+mget", "+set", "+del")
 	s := warmed(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
 	eventually(t, "a heartbeat", func() bool {
 		s.one.mu.Lock()
@@ -239,8 +239,8 @@ func TestOriginsOfOldBeat(t *testing.T) {
 func TestOriginOfCall(t *testing.T) {
 	over := &client{}
 	over.origin.Store(1)
-	c := newCall(brief, nil)
-	newCommand(c, over).Args()
+	c := newCall(kindTake, brief, 1)
+	newCommand([]*call{c}, over).Args()
 	over.origin.Store(2)
 	charged := strings.Repeat("\x01", takeReply)
 	refused := "\x00" + strings.Repeat("\x00", takeReply-1)
@@ -272,11 +272,15 @@ func TestOriginsOfRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if words := strings.Fields(fmt.Sprint(reply)); slices.Contains(words, `"refund"`) {
-			if got := words[len(words)-1]; got != fmt.Sprintf("%q", fmt.Sprint(want)) {
-				t.Errorf("refunded: %s; want the origin %d", reply, want)
-			}
-			return
+		words := strings.Split(strings.TrimSuffix(fmt.Sprint(reply), `"`), `" "`)
+		packed, err := strconv.Unquote(`"` + words[len(words)-1] + `"`)
+		if err != nil || len(packed) != 3+2+itemSize || packed[0] != kindRefund {
+			continue
 		}
+		var origin [7]byte
+		if put(origin[:], want); !strings.HasSuffix(packed, string(origin[:])) {
+			t.Errorf("refunded: %x; want the origin %d", packed, want)
+		}
+		return
 	}
 }

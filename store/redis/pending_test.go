@@ -115,7 +115,7 @@ func TestPendingFailure(t *testing.T) {
 	after.none(t)
 
 	// A reply that is not the script's.
-	c := newCall(brief, nil)
+	c := newCall(kindTake, brief, 1)
 	pendingCall(c, 1).Then(before.then)
 	c.finish("nonsense", nil)
 	before.none(t)
@@ -123,7 +123,7 @@ func TestPendingFailure(t *testing.T) {
 
 // TestPendingAtOnce: the reply comes at the moment at which the call is given up.
 func TestPendingAtOnce(t *testing.T) {
-	c := newCall(brief, nil)
+	c := newCall(kindTake, brief, 1)
 	c.finish("\x01"+strings.Repeat("\x00", takeReply-1), nil)
 	got := make(heard, 1)
 	pendingCall(c, 1).Then(got.then)
@@ -140,8 +140,8 @@ func TestPendingWhenRefused(t *testing.T) {
 	requests := []store.Request{one("full", 0), one("free", 10)}
 	timeout := &store.Error{Kind: store.KindTimeout, Err: errTrouble}
 	subcalls := []*subcall{
-		{index: []int{0}, call: newCall(brief, nil), reply: strings.Repeat("\x00", takeReply)},
-		{index: []int{1}, call: newCall(brief, nil), err: timeout},
+		{index: []int{0}, call: newCall(kindTake, brief, 1), reply: strings.Repeat("\x00", takeReply)},
+		{index: []int{1}, call: newCall(kindTake, brief, 1), err: timeout},
 	}
 	subcalls[1].call.finish("\x01"+strings.Repeat("\x01", takeReply-1), nil)
 	decisions := make([]store.Decision, 2)

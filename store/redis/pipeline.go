@@ -1,9 +1,10 @@
 package redis
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -29,10 +30,21 @@ func (n *node) run(c *call, rest time.Duration) (string, *store.Error) {
 	if err := n.submit(c); err != nil {
 		return "", err
 	}
-	timer := time.NewTimer(rest)
-	defer timer.Stop()
+	timer := timers.Get().(*time.Timer)
+	timer.Reset(rest)
+	defer func() {
+		timer.Stop()
+		timers.Put(timer)
+	}()
 	return c.await(timer.C)
 }
+
+// timers are stopped. They are used again: each call needs one.
+var timers = sync.Pool{New: func() any {
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	return timer
+}}
 
 // submit puts a call in the queue and sees to it that a worker takes it. If
 // submit fails, the call has not been sent and never will be.
@@ -135,106 +147,205 @@ func (n *node) begin(client *client, batch []*call) []*call {
 	return batch
 }
 
-// send runs a batch in one round trip, in two if the server does not have the
-// script, and finishes every call in it. It returns a failure of the server's
+// send has a batch decided in one round trip, in two if the server does not have
+// the script, and finishes every call in it. It returns a failure of the server's
 // if there is one.
 func (n *node) send(client *client, life time.Duration, batch []*call) *store.Error {
-	missing, failure := n.exec(client, life, batch, nil)
-	if len(missing) == 0 {
-		return failure
-	}
-	// These were certainly not executed. The second time they come after the
-	// script itself, on one connection.
-	load := redis.NewStringCmd(background, "script", "load", source)
-	missing, failure = n.exec(client, life, missing, load)
-	for _, c := range missing {
-		err := errors.New("the server forgot the script at once")
+	missing, split, failure := n.exec(client, life, n.runs(batch), nil)
+	if len(missing) > 0 {
+		// These were certainly not executed. The second time they come after the
+		// script itself, on one connection.
+		load := redis.NewStringCmd(background, "script", "load", source)
+		var more []*call
+		missing, more, failure = n.exec(client, life, n.runs(missing), load)
+		split = append(split, more...)
+		err := errForgotten
 		if load.Err() != nil {
 			err = fmt.Errorf("the server does not take the script: %w", load.Err())
 		}
+		failure = failAll(missing, err, failure)
+	}
+	if len(split) > 0 {
+		// Some of their keys are on their way to another server. Each call by
+		// itself is here or there, or is told so.
+		missing, _, failure = n.exec(client, life, slices.Collect(slices.Chunk(split, 1)), nil)
+		failure = failAll(missing, errForgotten, failure)
+	}
+	return failure
+}
+
+var errForgotten = errors.New("the server forgot the script at once")
+
+// failAll fails calls that were certainly not executed. It returns the failure, or
+// the one that there was if there are none.
+func failAll(calls []*call, err error, failure *store.Error) *store.Error {
+	for _, c := range calls {
 		c.fail(err)
 		failure = c.err
 	}
 	return failure
 }
 
-// exec sends a batch once, after the command first if there is one. It
-// finishes all calls but those for which the server had no script, and returns
-// these.
-func (n *node) exec(client *client, life time.Duration, batch []*call, first redis.Cmder) (missing []*call, failure *store.Error) {
+// maxRun is how many requests and refunds the script decides in one run, unless a
+// single call has more. While it runs, the server does nothing else.
+const maxRun = 64
+
+// runs divides a batch into what the script decides in one run: on a Cluster, calls
+// of one slot. A call that must be told that this server is meant is a run by
+// itself.
+func (n *node) runs(batch []*call) [][]*call {
+	var runs [][]*call
+	var sizes []int
+	open := make(map[uint16]int) // the run that a slot's next call may join
+	for _, c := range batch {
+		slot := uint16(0)
+		if n.env.redirect != nil {
+			slot = slotOf(c.items[0].key)
+		}
+		i, ok := open[slot]
+		if ok && !c.asking && sizes[i]+len(c.items) <= maxRun {
+			runs[i], sizes[i] = append(runs[i], c), sizes[i]+len(c.items)
+			continue
+		}
+		runs, sizes = append(runs, []*call{c}), append(sizes, len(c.items))
+		if !c.asking {
+			open[slot] = len(runs) - 1
+		}
+	}
+	return runs
+}
+
+// exec sends runs once, after the command first if there is one. It finishes all
+// calls but two kinds, which it returns: those for which the server had no script,
+// and those of a run that had keys here and keys on their way to another server.
+func (n *node) exec(client *client, life time.Duration, runs [][]*call, first redis.Cmder) (missing, split []*call, failure *store.Error) {
 	pipe := client.living(life).Pipeline()
 	if first != nil {
 		_ = pipe.Process(background, first) // never fails: it only collects
 	}
-	commands := make([]*command, len(batch))
-	for i, c := range batch {
-		commands[i] = newCommand(c, client)
-		if c.asking {
-			commands[i].asking = redis.NewStatusCmd(background, "asking")
-			_ = pipe.Process(background, commands[i].asking)
+	commands := make([]*command, len(runs))
+	for i, calls := range runs {
+		c := newCommand(calls, client)
+		if calls[0].asking {
+			c.asking = redis.NewStatusCmd(background, "asking")
+			_ = pipe.Process(background, c.asking)
 		}
-		_ = pipe.Process(background, commands[i])
+		_ = pipe.Process(background, c)
+		commands[i] = c
 	}
 	_, execErr := pipe.Exec(background)
-	for i, c := range batch {
-		reply, err := commands[i].Result()
-		if asking := commands[i].asking; asking != nil && asking.Err() != nil && isRedirect(err) {
-			err = asking.Err() // without it the call is sent away again
-		}
+	for _, c := range commands {
+		err := c.conclude()
 		switch {
-		case !commands[i].written:
+		case !c.written:
 			// execErr and not the command's own error: if a server refuses the
 			// handshake, the library leaves the commands with neither error nor
 			// reply.
 			failure = classify(n.env.secrets, execErr, false)
-			c.finish("", failure)
+			c.finish(failure)
 		case err == nil:
-			c.finish(reply, nil)
 		case noScript(err):
-			missing = append(missing, c)
+			missing = append(missing, c.sent...)
 		case isRedirect(err) && n.env.redirect != nil:
-			n.env.redirect(n.name, c, err)
+			for _, call := range c.sent {
+				n.env.redirect(n.name, call, err)
+			}
+		case isSplit(err) && len(c.sent) > 1:
+			split = append(split, c.sent...)
 		case isSplit(err):
-			c.fail(errSplit)
+			failAll(c.sent, errSplit, nil)
 		default:
 			failure = classify(n.env.secrets, err, true)
 			if isReadOnly(err) {
 				n.hangUp(client) // the master is elsewhere by now
 			}
-			c.finish("", failure)
+			c.finish(failure)
 		}
 	}
-	return missing, failure
+	return missing, split, failure
 }
 
-// command is one call of the script in a pipeline. The library asks for its
-// arguments once, when it writes them, which is after there is a connection.
-// At that moment the call is either sent or, if nobody waits for it any more,
-// replaced by one that does nothing.
+// command is a run of the script in a pipeline. The library asks for its arguments
+// once, when it writes them, which is after there is a connection. At that moment
+// its calls are either sent or, if nobody waits for them any more, left out.
 type command struct {
 	*redis.StringCmd
-	call    *call
+	calls   []*call
 	client  *client          // the connections over which it is sent
 	written bool             // a command that was not written was not executed
 	asking  *redis.StatusCmd // what is sent right before it, nil for nothing
+	sent    []*call          // the calls that were not left out
+	run     *run             // what was written, until that is over
 }
 
-func newCommand(c *call, over *client) *command {
-	return &command{StringCmd: redis.NewStringCmd(context.Background(), c.args...), call: c, client: over}
+func newCommand(calls []*call, over *client) *command {
+	// The library looks at the name and the first key before it asks for the rest.
+	cmd := redis.NewStringCmd(background, "evalsha", scriptSHA, 1, &calls[0].items[0].key)
+	return &command{StringCmd: cmd, calls: calls, client: over}
 }
 
 // Args overrides the library's.
 func (c *command) Args() []any {
 	c.written = true
-	if !c.call.send() {
-		return emptyCommand()
-	}
 	// Not the identity that is known when the reply is here: the server that
-	// executes the call may be another one by then.
-	c.call.origin = c.client.origin.Load()
-	return c.call.args
+	// executes the calls may be another one by then.
+	origin := c.client.origin.Load()
+	c.run = runs.Get().(*run)
+	for _, call := range c.calls {
+		if call.send() {
+			call.origin = origin
+			c.run.add(call)
+			c.sent = append(c.sent, call)
+		}
+	}
+	return c.run.command()
 }
 
 // NoRetry overrides the library's: it keeps every kind of its clients from
 // sending the command again after a timeout, when it may have been executed.
 func (*command) NoRetry() bool { return true }
+
+// conclude is called when the round trip is over. It gives each call its part of
+// the reply, or returns why there is none.
+func (c *command) conclude() error {
+	if c.run != nil {
+		c.run.release()
+		c.run = nil
+	}
+	reply, err := c.Result()
+	if c.asking != nil && c.asking.Err() != nil && isRedirect(err) {
+		return c.asking.Err() // without it the calls are sent away again
+	}
+	if err != nil || !c.written {
+		return err
+	}
+	return c.divide(reply)
+}
+
+// divide gives each call its part of a reply.
+func (c *command) divide(reply string) error {
+	size := 0
+	for _, call := range c.sent {
+		size += call.replySize()
+	}
+	if len(reply) != size {
+		return fmt.Errorf("%w: %d bytes for %d calls, want %d", errReply, len(reply), len(c.sent), size)
+	}
+	for _, call := range c.sent {
+		n := call.replySize()
+		call.finish(reply[:n], nil)
+		reply = reply[n:]
+	}
+	return nil
+}
+
+// finish ends the calls with a failure.
+func (c *command) finish(err *store.Error) {
+	calls := c.sent
+	if !c.written {
+		calls = c.calls
+	}
+	for _, call := range calls {
+		call.finish("", err)
+	}
+}

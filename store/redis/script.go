@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/hex"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -19,57 +20,90 @@ var scriptSHA = func() string {
 	return hex.EncodeToString(sum[:])
 }()
 
-// What the script takes and returns for each key.
+// What the script returns for each request and each refund, in bytes.
 const (
-	takeArgs    = 1 // see packRequest
 	takeReply   = 41
-	refundArgs  = 5
-	refundReply = 6 // bytes
+	refundReply = 6
 )
 
-// takeCommand is the command that decides requests.
-func (k *keys) takeCommand(requests []store.Request) []any {
-	args := make([]any, 0, 4+len(requests)*(1+takeArgs))
-	args = append(args, "evalsha", scriptSHA, len(requests))
+// The kinds of calls, as the script reads them.
+const (
+	kindTake   = 0
+	kindRefund = 1
+)
+
+// item is a request or a refund of a call as the script reads it, but for the
+// place of its key in KEYS, which depends on the run. One string costs the server,
+// and this process, less than many numbers.
+type item struct {
+	key    string
+	packed [itemSize]byte
+	spent  []byte // the entries of a request that are unreported
+}
+
+// itemSize is the size of an item without the place of the key and what is
+// unreported, spentSize that of an entry of the latter.
+const (
+	itemSize  = 34
+	spentSize = 13
+)
+
+// takeCall is the call that decides requests.
+func (k *keys) takeCall(wait time.Duration, requests []store.Request) *call {
+	c := newCall(kindTake, wait, len(requests))
 	var h clientHash
 	for i := range requests {
 		r := &requests[i]
-		if i == 0 || r.Key.Client != requests[i-1].Key.Client {
-			h = k.hash(r.Key.Client)
+		if i == 0 || r.Client != requests[i-1].Client {
+			h = k.hash(r.Client)
 		}
-		args = append(args, k.key(&r.Key, &h))
+		c.items[i].key = k.key(&r.Key, &h)
+		c.items[i].packRequest(r)
 	}
-	args = append(args, "take")
-	for i := range requests {
-		args = append(args, packRequest(&requests[i]))
-	}
-	return args
+	return c
 }
 
-// packRequest is a request as the script reads it. One string costs the server,
-// and this process, less than six numbers.
-func packRequest(r *store.Request) string {
-	const size, spentSize = 33, 13
-	var packed [size]byte
-	put(packed[0:7], r.Window.Microseconds())
-	put(packed[7:13], r.Limit)
-	put(packed[13:19], r.Units)
-	put(packed[19:25], r.Lease)
-	put(packed[25:32], r.LeaseSpan.Microseconds())
+// refundCall is the call that refunds units.
+func (k *keys) refundCall(wait time.Duration, refunds []store.Refund) *call {
+	c := newCall(kindRefund, wait, len(refunds))
+	var h clientHash
+	for i := range refunds {
+		r := &refunds[i]
+		if i == 0 || r.Client != refunds[i-1].Client {
+			h = k.hash(r.Client)
+		}
+		c.items[i].key = k.key(&r.Key, &h)
+		c.items[i].packRefund(r)
+	}
+	return c
+}
+
+func (it *item) packRequest(r *store.Request) {
+	b := &it.packed
+	put(b[0:7], r.Window.Microseconds())
+	put(b[7:13], r.Limit)
+	put(b[13:19], r.Units)
+	put(b[19:25], r.Lease)
+	put(b[25:32], r.LeaseSpan.Microseconds())
 	if r.Shadow {
-		packed[32] = 1
+		b[32] = 1
 	}
-	if len(r.Unreported) == 0 {
-		return string(packed[:])
-	}
-	var entry [spentSize]byte
-	b := append(make([]byte, 0, size+spentSize*len(r.Unreported)), packed[:]...)
+	b[33] = byte(len(r.Unreported))
 	for _, spent := range r.Unreported {
+		var entry [spentSize]byte
 		put(entry[0:7], spent.Age.Microseconds())
 		put(entry[7:13], spent.Units)
-		b = append(b, entry[:]...)
+		it.spent = append(it.spent, entry[:]...)
 	}
-	return string(b)
+}
+
+func (it *item) packRefund(r *store.Refund) {
+	b := &it.packed
+	put(b[0:7], r.Window.Microseconds())
+	put(b[7:14], r.Stamp)
+	put(b[14:21], r.Mark)
+	put(b[21:27], r.Units)
+	put(b[27:34], r.Origin)
 }
 
 // put writes n into all of b.
@@ -80,33 +114,55 @@ func put(b []byte, n int64) {
 	}
 }
 
-// refundCommand is the command that refunds units.
-func (k *keys) refundCommand(refunds []store.Refund) []any {
-	args := make([]any, 0, 4+len(refunds)*(1+refundArgs))
-	args = append(args, "evalsha", scriptSHA, len(refunds))
-	var h clientHash
-	for i := range refunds {
-		r := &refunds[i]
-		if i == 0 || r.Key.Client != refunds[i-1].Key.Client {
-			h = k.hash(r.Key.Client)
+// run is a run of the script under construction: the calls that it decides one
+// after the other. Runs are used again.
+type run struct {
+	places map[string]int // of keys in KEYS, from 1
+	keys   []string
+	packed []byte
+	args   []any
+}
+
+var runs = sync.Pool{New: func() any { return &run{places: make(map[string]int)} }}
+
+// release lets the memory be used for another run.
+func (r *run) release() {
+	clear(r.places)
+	clear(r.keys)
+	clear(r.args)
+	r.keys, r.packed, r.args = r.keys[:0], r.packed[:0], r.args[:0]
+	runs.Put(r)
+}
+
+// add appends a call.
+func (r *run) add(c *call) {
+	r.packed = append(r.packed, c.kind, byte(len(c.items)>>8), byte(len(c.items)))
+	for i := range c.items {
+		it := &c.items[i]
+		place, known := r.places[it.key]
+		if !known {
+			r.keys = append(r.keys, it.key)
+			place = len(r.keys)
+			r.places[it.key] = place
 		}
-		args = append(args, k.key(&r.Key, &h))
+		r.packed = append(r.packed, byte(place>>8), byte(place))
+		r.packed = append(r.packed, it.packed[:]...)
+		r.packed = append(r.packed, it.spent...)
 	}
-	args = append(args, "refund")
-	for i := range refunds {
-		r := &refunds[i]
-		args = append(args, r.Window.Microseconds(), r.Stamp, r.Mark, r.Units, r.Origin)
-	}
-	return args
 }
 
-// emptyCommand runs the script for no key at all: it stands in for a call that
-// nobody waits for any more.
-func emptyCommand() []any {
-	return []any{"evalsha", scriptSHA, 0, "take"}
+// command is what is sent. Without a call it loads the script where it is not
+// loaded, and does nothing else.
+func (r *run) command() []any {
+	r.args = append(r.args[:0], "evalsha", scriptSHA, len(r.keys))
+	for i := range r.keys {
+		r.args = append(r.args, &r.keys[i])
+	}
+	r.args = append(r.args, r.packed)
+	return r.args
 }
 
-// readDecisions reads the reply to takeCommand. It does not tell the charges'
+// readDecisions reads what the script returns for the requests of a call. It does not tell the charges'
 // Origin, see [call.read].
 func readDecisions(reply string, decisions []store.Decision) error {
 	if len(reply) != takeReply*len(decisions) {

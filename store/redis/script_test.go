@@ -22,6 +22,7 @@ type step struct {
 	refunds   []store.Refund
 	units     []int64
 	logs      []state
+	joins     bool // the run of the call before
 }
 
 // state is what is stored of a log after a step.
@@ -42,7 +43,7 @@ func (s *step) String() string {
 // TestScriptAgainstModel drives the script and store.Window with the same
 // random histories, and compares every decision, every stored byte and every
 // time to live. Clocks run, stand still and step back; limits change; what is
-// refunded was charged, or not, or twice.
+// refunded was charged, or not, or twice. Calls have runs of their own or share one.
 func TestScriptAgainstModel(t *testing.T) {
 	if !sameInnards() {
 		t.Fatal("store.Window has changed; so must innards, and surely the script")
@@ -166,6 +167,7 @@ type history struct {
 	model   model
 	zone    string
 	dense   bool // as many entries as there can be
+	joins   bool // the next call is in the run of the one before
 	reports int  // one request in so many and one reports units, none if it is 0
 	now     int64
 	steps   []step
@@ -190,8 +192,13 @@ func (h *history) draw(t *rapid.T) {
 		least, most, limits = 150, 300, []int64{1_000_000}
 	}
 	h.reports = rapid.SampledFrom([]int{0, 0, 1, 4}).Draw(t, "reports")
-	for range rapid.IntRange(least, most).Draw(t, "steps") {
-		h.tick(t, window)
+	share := rapid.SampledFrom([]int{0, 0, 1, 10}).Draw(t, "calls that share a run")
+	for i := range rapid.IntRange(least, most).Draw(t, "steps") {
+		if i > 0 && rapid.IntRange(0, 10).Draw(t, "joins") < share {
+			h.joins = true // at the same moment
+		} else {
+			h.tick(t, window)
+		}
 		refunds := []bool{true, false, false, false}
 		if h.dense {
 			refunds = []bool{false, false, false, false, false, true}
@@ -351,45 +358,49 @@ func (h *history) add(s step, written map[string]time.Duration) {
 	for i := range s.refunds {
 		note(s.refunds[i].Key)
 	}
+	s.joins, h.joins = h.joins, false
 	h.steps = append(h.steps, s)
 }
 
 // result is what the server says about a step.
 type result struct {
-	reply  any
+	reply  string
 	err    error
-	values []any
+	values []any // of its logs, after the run
 	ttls   []any
 }
 
 // replay runs a history and compares.
 func replay(t rapid.TB, script *clocked, steps []step) {
 	start := time.Now()
-	for i := range steps {
-		s := &steps[i]
-		command := script.keys.refundCommand(s.refunds)
-		if s.requests != nil {
-			command = script.keys.takeCommand(s.requests)
+	for i := 0; i < len(steps); {
+		n := sharing(steps[i:])
+		var calls []*call
+		for _, s := range steps[i : i+n] {
+			if s.requests != nil {
+				calls = append(calls, script.keys.takeCall(patience, s.requests))
+			} else {
+				calls = append(calls, script.keys.refundCall(patience, s.refunds))
+			}
 		}
-		if err := script.send(s.now, command); err != nil {
+		if err := script.send(steps[i].now, commandOf(calls...)); err != nil {
 			t.Fatal(err)
 		}
-		for _, log := range s.logs {
-			_ = script.conn.Send("GET", log.name)
-			_ = script.conn.Send("PTTL", log.name)
+		for _, s := range steps[i : i+n] {
+			for _, log := range s.logs {
+				_ = script.conn.Send("GET", log.name)
+				_ = script.conn.Send("PTTL", log.name)
+			}
 		}
+		i += n
 	}
 	// Everything is received before anything is compared: what is left would
 	// be taken for the replies to the next history.
 	results := make([]result, len(steps))
-	for i := range steps {
-		r := &results[i]
-		r.reply, r.err = script.conn.Receive()
-		for range steps[i].logs {
-			value, _ := script.conn.Receive()
-			ttl, _ := script.conn.Receive()
-			r.values, r.ttls = append(r.values, value), append(r.ttls, ttl)
-		}
+	for i := 0; i < len(steps); {
+		n := sharing(steps[i:])
+		receive(script, steps[i:i+n], results[i:i+n])
+		i += n
 	}
 	// The clock of the test is not the one by which the server lets keys
 	// expire, which are kept for a second at least.
@@ -405,13 +416,55 @@ func replay(t rapid.TB, script *clocked, steps []step) {
 	}
 }
 
+// sharing is how many steps share the run of the first one.
+func sharing(steps []step) int {
+	n := 1
+	for n < len(steps) && steps[n].joins {
+		n++
+	}
+	return n
+}
+
+// receive takes in what the server says about the steps of a run. What is stored
+// can be seen only after all of it: it is what the last step says of a log that
+// several have.
+func receive(script *clocked, steps []step, results []result) {
+	reply, err := script.conn.Receive()
+	rest, _ := reply.(string)
+	final := make(map[string]*state)
+	for i := range steps {
+		s, r := &steps[i], &results[i]
+		size := takeReply*len(s.requests) + refundReply*len(s.refunds)
+		r.err = err
+		r.reply, rest = rest[:min(size, len(rest))], rest[min(size, len(rest)):]
+		for j := range s.logs {
+			log := &s.logs[j]
+			if before := final[log.name]; before != nil {
+				log.written = log.written || before.written
+			}
+			final[log.name] = log
+		}
+	}
+	if rest != "" {
+		results[0].err = fmt.Errorf("%d bytes too many", len(rest))
+	}
+	for i := range steps {
+		for j := range steps[i].logs {
+			steps[i].logs[j] = *final[steps[i].logs[j].name]
+			value, _ := script.conn.Receive()
+			ttl, _ := script.conn.Receive()
+			results[i].values, results[i].ttls = append(results[i].values, value), append(results[i].ttls, ttl)
+		}
+	}
+}
+
 func compare(t rapid.TB, s *step, r *result, took time.Duration) {
 	if r.err != nil {
 		t.Fatalf("%v\ngot %v", s, r.err)
 	}
 	if s.requests != nil {
 		decisions := make([]store.Decision, len(s.requests))
-		if err := readDecisions(r.reply.(string), decisions); err != nil {
+		if err := readDecisions(r.reply, decisions); err != nil {
 			t.Fatalf("%v\ngot %v", s, err)
 		}
 		if !slices.Equal(decisions, s.decisions) {

@@ -80,7 +80,7 @@ func sentinelErrors(t *testing.T, r *redistest.Sentinel) {
 func sentinelRights(t *testing.T, r *redistest.Sentinel) {
 	for _, server := range r.Servers {
 		server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "-@all",
-			"+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info")
+			"+evalsha", "+eval", "+script|load", "+time", "+get", "+mget", "+set", "+del", "+info")
 	}
 	o := behind(r)
 	o.Username, o.Password = "limiter", "hunter2"

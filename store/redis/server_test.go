@@ -605,7 +605,7 @@ func TestHeartbeatsAlone(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "-@all",
-		"+eval", "+script|load", "+time", "+get", "+set", "+del", "+info")
+		"+eval", "+script|load", "+time", "+get", "+mget", "+set", "+del", "+info")
 	s := open(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
 	w := watch(t, s)
 	w.last(t, up)

@@ -36,7 +36,7 @@ func (s *servers) take(wait time.Duration, requests []store.Request, decisions [
 		}
 	}
 	n.patientFor(wait)
-	c := newCall(wait, s.keys.takeCommand(requests))
+	c := s.keys.takeCall(wait, requests)
 	c.awaited = isAwaited(requests)
 	reply, err := n.run(c, wait-time.Since(began))
 	switch {
@@ -95,7 +95,7 @@ func (s *servers) takeSubcalls(table *slotTable, wait time.Duration, requests []
 	for i, sub := range subcalls {
 		if sub.node, sub.err = s.cluster.owner(table, of[i]); sub.err == nil {
 			sub.node.patientFor(wait)
-			sub.call = newCall(wait, s.keys.takeCommand(pick(requests, sub.index)))
+			sub.call = s.keys.takeCall(wait, pick(requests, sub.index))
 			sub.call.awaited = isAwaited(requests)
 		}
 	}
@@ -206,7 +206,7 @@ func (s *servers) refundSoon(refunds []store.Refund, each bool) {
 // refundSubcalls are the calls that refund some units.
 func (s *servers) refundSubcalls(wait time.Duration, refunds []store.Refund, index []int, each bool) []*subcall {
 	if s.cluster == nil {
-		return []*subcall{{node: s.one, call: newCall(wait, s.keys.refundCommand(refunds)), index: index}}
+		return []*subcall{{node: s.one, call: s.keys.refundCall(wait, refunds), index: index}}
 	}
 	subcalls, of := s.divide(index, each, func(i int) string { return refunds[i].Key.Client })
 	table, err := s.cluster.layout(0)
@@ -215,7 +215,7 @@ func (s *servers) refundSubcalls(wait time.Duration, refunds []store.Refund, ind
 			sub.node, sub.err = s.cluster.owner(table, of[i])
 		}
 		if sub.err == nil {
-			sub.call = newCall(wait, s.keys.refundCommand(pick(refunds, sub.index)))
+			sub.call = s.keys.refundCall(wait, pick(refunds, sub.index))
 		}
 	}
 	return subcalls

@@ -4,7 +4,8 @@
 //
 // One script decides all requests of a call at one moment of the server's
 // clock; the clocks of the callers do not matter. The calls of a process share
-// round trips. A call is sent once: after a timeout or a broken connection
+// round trips, and runs of the script, which decides them one after the other. A
+// call is sent once: after a timeout or a broken connection
 // nobody knows whether it was executed, so it is never repeated. A server that
 // is away is not asked until a heartbeat has found it again.
 //

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"runtime"
 	"strings"
@@ -155,7 +156,7 @@ func TestRefund(t *testing.T) {
 func TestLeastRights(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do(t, "ACL", "SETUSER", "limiter", "on", ">hunter2", "resetkeys", "~drl:*", "resetchannels", "-@all",
-		"+evalsha", "+eval", "+script|load", "+time", "+get", "+set", "+del", "+info")
+		"+evalsha", "+eval", "+script|load", "+time", "+get", "+mget", "+set", "+del", "+info")
 	s := warmed(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"})
 	request := one("client", 10)
 	decision := take(t, s, request)[0]
@@ -165,6 +166,28 @@ func TestLeastRights(t *testing.T) {
 	if got := used(t, s, "client", 10); got != 0 {
 		t.Errorf("%d units used after all were refunded", got)
 	}
+
+	// Many at once, which share runs of the script.
+	server.Do(t, "CONFIG", "RESETSTAT")
+	var group sync.WaitGroup
+	for i := range 200 {
+		group.Go(func() { granted(t, s, one(fmt.Sprint("client", i), 10)) })
+	}
+	group.Wait()
+	var runs int
+	stats := server.Do(t, "INFO", "commandstats").(string)
+	if _, after, ok := strings.Cut(stats, "cmdstat_evalsha:"); !ok {
+		t.Errorf("no runs of the script in %q", stats)
+	} else if _, err := fmt.Sscanf(after, "calls=%d,", &runs); err != nil || runs >= 200 {
+		t.Errorf("200 calls in %d runs of the script, %v; want several in one", runs, err)
+	}
+	// Without the right to that, it shows before there is such a load.
+	server.Do(t, "ACL", "SETUSER", "limiter", "-mget")
+	w := watch(t, open(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2"}))
+	if r := w.last(t, away); r.Err == nil || !strings.Contains(r.Err.Error(), "+mget") {
+		t.Errorf("without +mget: %+v; want the remedy", r)
+	}
+	server.Do(t, "ACL", "SETUSER", "limiter", "+mget")
 
 	// Another prefix is none of its keys.
 	s = open(t, Options{Address: server.Addr, Username: "limiter", Password: "hunter2", KeyPrefix: "other"})

@@ -1,0 +1,148 @@
+package redis
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// callOf is a call of so many requests of a slot.
+func callOf(slot uint16, requests int) *call {
+	c := newCall(kindTake, brief, requests)
+	for i := range c.items {
+		c.items[i].key = fmt.Sprintf("%d:{%d}", i, slot)
+	}
+	return c
+}
+
+// TestRuns: which calls of a batch the script decides in one run.
+func TestRuns(t *testing.T) {
+	sizes := func(n *node, calls ...*call) (sizes []int) {
+		for _, run := range n.runs(calls) {
+			size := 0
+			for _, c := range run {
+				size += len(c.items)
+			}
+			sizes = append(sizes, size)
+		}
+		return sizes
+	}
+	one, several := &node{env: &environment{}}, &node{env: &environment{redirect: func(string, *call, error) {}}}
+	many := func(n int) (calls []*call) {
+		for i := range n {
+			calls = append(calls, callOf(uint16(i), 1))
+		}
+		return calls
+	}
+	asking := callOf(1, 1)
+	asking.asking = true
+	for _, c := range []struct {
+		name  string
+		node  *node
+		calls []*call
+		want  []int
+	}{
+		{"one server", one, many(3), []int{3}},
+		{"as many as a run holds", one, many(maxRun), []int{maxRun}},
+		{"more than a run holds", one, many(2*maxRun + 1), []int{maxRun, maxRun, 1}},
+		{"a large call among small ones", one, []*call{callOf(1, 1), callOf(1, 2*maxRun), callOf(1, 1)}, []int{1, 2 * maxRun, 1}},
+		{"calls of several requests", one, []*call{callOf(1, 30), callOf(2, 30), callOf(3, 30)}, []int{60, 30}},
+		{"a cluster", several, []*call{callOf(1, 1), callOf(2, 1), callOf(1, 1)}, []int{2, 1}},
+		{"a call that was sent on", several, []*call{callOf(1, 1), asking, callOf(1, 1)}, []int{2, 1}},
+	} {
+		if got := sizes(c.node, c.calls...); fmt.Sprint(got) != fmt.Sprint(c.want) {
+			t.Errorf("%s: runs of %v requests, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// TestLeftOutOfARun: a call that nobody waits for any more is not in the run, and
+// the others get what is theirs.
+func TestLeftOutOfARun(t *testing.T) {
+	calls := []*call{callOf(1, 1), callOf(2, 1), callOf(3, 2)}
+	calls[1].state.Store(left)
+	c := newCommand(calls, &client{})
+	if n := c.Args()[2]; n != 3 {
+		t.Errorf("%v keys, want those of two calls", n)
+	}
+	a, b := make([]byte, takeReply), make([]byte, 2*takeReply)
+	a[0], b[takeReply] = 1, 1
+	if err := c.divide(string(a) + string(b)); err != nil {
+		t.Fatal(err)
+	}
+	if calls[0].reply != string(a) || calls[2].reply != string(b) {
+		t.Errorf("replies %x and %x", calls[0].reply, calls[2].reply)
+	}
+	select {
+	case <-calls[1].done:
+		t.Error("a call that was left out has a reply")
+	default:
+	}
+	if err := c.divide(string(a)); !errors.Is(err, errReply) {
+		t.Errorf("a reply that is too short: %v", err)
+	}
+}
+
+// TestRunsThatFail: calls that share a run, which the server refuses, were each
+// certainly not executed, and are counted nowhere; when it takes them again, each
+// is counted once.
+func TestRunsThatFail(t *testing.T) {
+	server := redistest.Start(t)
+	s := warmed(t, Options{Address: server.Addr})
+	const callers, each = 50, 20
+	burst := func() (granted, unexecuted int) {
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for i := range callers {
+			wg.Go(func() {
+				for range each {
+					decisions := make([]store.Decision, 1)
+					err := s.Take(time.Now(), patience, []store.Request{one(fmt.Sprint("client", i%10), plenty)}, decisions)
+					e, failed := errors.AsType[*store.Error](err)
+					mu.Lock()
+					switch {
+					case err == nil && decisions[0].Granted:
+						granted++
+					case failed && e.Unexecuted:
+						unexecuted++
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		return granted, unexecuted
+	}
+	server.Do(t, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+	server.Do(t, "CONFIG", "SET", "maxmemory", "1")
+	if granted, unexecuted := burst(); granted != 0 || unexecuted != callers*each {
+		t.Errorf("a server that is full: %d granted and %d not executed, want 0 and %d", granted, unexecuted, callers*each)
+	}
+	server.Do(t, "CONFIG", "SET", "maxmemory", "0")
+	eventually(t, "the server is asked again", func() bool {
+		return s.Take(time.Now(), patience, []store.Request{one("other", plenty)}, make([]store.Decision, 1)) == nil
+	})
+	before := int64(0)
+	for i := range 10 {
+		before += used(t, s, fmt.Sprint("client", i), plenty)
+	}
+	if before != 0 {
+		t.Errorf("%d units counted of calls that failed", before)
+	}
+	server.Do(t, "CONFIG", "RESETSTAT")
+	if granted, _ := burst(); granted != callers*each {
+		t.Errorf("%d granted, want %d", granted, callers*each)
+	}
+	after := int64(0)
+	for i := range 10 {
+		after += used(t, s, fmt.Sprint("client", i), plenty)
+	}
+	if after != callers*each {
+		t.Errorf("%d units counted, want %d", after, callers*each)
+	}
+}
