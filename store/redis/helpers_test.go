@@ -174,11 +174,6 @@ func (k *keys) takeCommand(requests []store.Request) []any {
 	return commandOf(k.takeCall(patience, requests))
 }
 
-// refundCommand is the command that makes refunds.
-func (k *keys) refundCommand(refunds []store.Refund) []any {
-	return commandOf(k.refundCall(patience, refunds))
-}
-
 // commandOf is the command of a run of calls.
 func commandOf(calls ...*call) []any {
 	r := runs.New().(*run)
