@@ -86,8 +86,8 @@ func (d *document) head(rep *report) {
 		d.text("**From a quick run, which only shows that everything works: not for quoting.**")
 	}
 	d.text(fmt.Sprintf("This module and its rivals, in one run of %s on one machine: `make bench` repeats it and writes this page. "+
-		"The load, Redis and what is loaded share %d cores, so read the ratios; absolute figures are higher on a machine of one's own. "+
-		"What is compared was measured in turns, and medians are given.", rep.Took.Round(time.Second), rep.Machine.Cores))
+		"The load, Redis and the loaded process share %d cores, so read the ratios; absolute figures are higher if each has a machine of its own. "+
+		"Compared subjects were measured in turns; figures are medians.", rep.Took.Round(time.Second), rep.Machine.Cores))
 }
 
 func goalRows(rep *report) (rows [][]string) {
@@ -113,9 +113,9 @@ func (d *document) decisions(rep *report) {
 		return
 	}
 	d.title("Decisions")
-	d.text(fmt.Sprintf("Below HTTP, in one process. The limit of granted decisions is %s in %v, so that nothing is refused; that of refused ones is %d in %v. "+
-		"*Ratio* is decisions/s against redis_rate. *Time* is what the machine takes for one decision, 1 s / (decisions/s); median and p99 are what a caller waits. "+
-		"A new key costs all alike one allocation for its name. *Failed* calls returned an error instead of a decision: throttled gives up when others "+
+	d.text(fmt.Sprintf("Below HTTP, in one process. The limit for granted decisions is %s in %v, so that nothing is refused; the limit for refused decisions is %d in %v. "+
+		"*Ratio* is decisions/s against redis_rate. *Time* is the time of the machine for one decision, 1 s / (decisions/s); median and p99 are the wait of a caller. "+
+		"A new key costs every limiter one allocation for its name. *Failed* calls returned an error instead of a decision: throttled gives up when other calls "+
 		"have changed the key ten times. Rivals on go-redis have 64 connections, this module its default of at most 8. "+
 		"%s is the floor: it counts for one process only, and its map grows without bound.",
 		whole(float64(plenty.limit)), plenty.window, tight.limit, tight.window, nameFloor))
@@ -150,8 +150,8 @@ func (d *document) script(rep *report) {
 	}
 	s := rep.Script
 	d.title("The script in Redis")
-	d.text(fmt.Sprintf("The server's own time for a call (`usec_per_call` of `evalsha`), without the network, each script called as its library calls it, "+
-		"by %d callers at once. redis_rate's keeps one number for a key, ours a log. *Best* is the tenth of the passes with the least: "+
+	d.text(fmt.Sprintf("The server's own time for a call (`usec_per_call` of `evalsha`), without the network. Each script is called as its library calls it, "+
+		"by %d callers at once. redis_rate's script keeps one number for a key, ours a log. *Best* is the fastest tenth of the passes: "+
 		"other work on the machine adds to the median.", scriptWorkers))
 	var rows [][]string
 	for _, of := range []struct {
@@ -172,8 +172,8 @@ func (d *document) calls(rep *report) {
 		return
 	}
 	d.title("What a thousand decisions cost the store")
-	d.text(fmt.Sprintf("At a steady %s decisions/s. *Calls* are those below the leases, units that are given back included; *commands* are all that the server counts, "+
-		"those inside scripts included; *CPU* is all that the server takes, also for its network.", whole(callRate)))
+	d.text(fmt.Sprintf("At a steady %s decisions/s. *Calls* are the calls below the leases, refunds included; *commands* are all commands that the server counts, "+
+		"commands inside scripts included; *CPU* is all CPU time of the server, also for its network.", whole(callRate)))
 	traffic := ""
 	var rows [][]string
 	flush := func() {
@@ -205,7 +205,7 @@ func (d *document) growth(rep *report) {
 	for _, p := range g.Instances {
 		rows = append(rows, []string{whole(float64(p.Instances)), whole(p.Leases), ratio(p.Leases, one.Leases), figure(p.Calls), whole(p.Direct), ratio(p.Direct, one.Direct)})
 	}
-	d.table("Instances on one hot key, in one process on the same cores: leases and connections of their own, 64 goroutines altogether",
+	d.table("Instances on one hot key, in one process on the same cores: each with its own leases and connections, 64 goroutines altogether",
 		[]string{"instances", "leases on", "ratio to 1", "store calls for 1000", "leases off", "ratio to 1"}, rows)
 
 	rows = nil
@@ -225,7 +225,7 @@ func (d *document) growth(rep *report) {
 	for _, p := range g.Limits {
 		rows = append(rows, []string{whole(float64(p.Limit)), whole(p.PerSecond), percent(p.Granted), whole(float64(p.FullBytes))})
 	}
-	d.table("Limits, one hot key, leases on; decisions are granted as the limit allows. The last column is MEMORY USAGE with a log that is as long as it can be",
+	d.table("Limits, one hot key, leases on; decisions are granted as the limit allows. The last column is MEMORY USAGE with a log of the greatest length",
 		[]string{"L in 1m", "decisions/s", "granted", "Redis bytes, full log"}, rows)
 
 	rows = nil
@@ -251,11 +251,11 @@ func (d *document) accuracy(rep *report) {
 	}
 	first := rep.Accuracy[0]
 	d.title("Accuracy")
-	d.text(fmt.Sprintf("%d instances of each, %d attackers, L = %d in W = %v. *Most* is the largest share of L that was granted in any interval of W, of all intervals; "+
-		"only grants whose call began and ended inside are counted. *Utilisation* compares with an exact log of the same requests: by time, "+
-		"or above 100 %% by number, which is what was granted beyond the limit. "+
-		"Instances of ours are killed by cutting them off from Redis with all their leases, and replaced. "+
-		"Express runs once: its process is asked by all attackers.", accuracyInstances, attackers, first.Limit, first.Window))
+	d.text(fmt.Sprintf("%d instances of each, %d attackers, L = %d in W = %v. *Most* is the largest share of L that was granted in any interval of W; "+
+		"only grants whose call began and ended inside it are counted. *Utilisation* compares with an exact log of the same requests: by time, "+
+		"or above 100 %% by number, which shows grants beyond the limit. "+
+		"To kill an instance of this module, it is cut off from Redis with all its leases, and replaced. "+
+		"Express runs once: all attackers ask its one process.", accuracyInstances, attackers, first.Limit, first.Window))
 	for _, a := range attacks {
 		var rows [][]string
 		for _, o := range rep.Accuracy {
@@ -277,8 +277,8 @@ func (d *document) web(rep *report) {
 		return
 	}
 	d.title("HTTP")
-	d.text(fmt.Sprintf("A site that answers `ok`, one client with %d connections, loaded by %s on the same machine. CPU is user and system time of the server process "+
-		"for one request, and is what to compare; the ratio is the median over rounds of neighbouring runs.", connections, rep.Machine.Load))
+	d.text(fmt.Sprintf("A site that responds with `ok`, one client with %d connections, loaded by %s on the same machine. CPU, the user and system time of the server process "+
+		"for one request, is the figure to compare; the ratio is the median over rounds of neighbouring runs.", connections, rep.Machine.Load))
 	var rows [][]string
 	for _, w := range rep.Web {
 		base := rep.web(w.Baseline)
