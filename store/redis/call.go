@@ -134,10 +134,10 @@ func (c *call) giveUp() (string, *store.Error) {
 	trip := c.leave()
 	select {
 	case <-c.done:
-		if !unsent || c.err != nil {
+		if c.err == nil || c.err.Err != errGivenUp {
 			return c.reply, c.err
 		}
-		// That was the reply to what was sent in its place.
+		unsent = true // it was about to be sent again, or elsewhere
 	default:
 	}
 	e := &store.Error{Kind: store.KindTimeout, Unexecuted: unsent, Err: fmt.Errorf("no answer within %v", c.wait)}

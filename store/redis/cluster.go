@@ -272,7 +272,7 @@ func (c *cluster) redirect(from string, call *call, redirection error) {
 		call.fail(c.env.secrets.redacted(redirection))
 		return
 	case !call.state.CompareAndSwap(sent, waiting):
-		call.fail(errors.New("given up")) // nobody waits for it any more
+		call.fail(errGivenUp)
 		return
 	}
 	call.redirected, call.asking = true, kind == "ASK"

@@ -77,6 +77,10 @@ func isSplitError(err *store.Error) bool { return err != nil && err.Err == errSp
 // isReadOnly reports whether the server is a replica.
 func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
 
+// errGivenUp stands for a call that was not sent, since nobody waited for it any
+// more.
+var errGivenUp = errors.New("given up")
+
 // errReply stands for a reply of another form than the script's.
 var errReply = errors.New("the server's reply is not the script's")
 

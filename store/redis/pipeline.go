@@ -267,7 +267,8 @@ func (n *node) exec(client *client, life time.Duration, runs [][]*call, first re
 
 // command is a run of the script in a pipeline. The library asks for its arguments
 // once, when it writes them, which is after there is a connection. At that moment
-// its calls are either sent or, if nobody waits for them any more, left out.
+// its calls are either sent or, if nobody waits for them any more, left out. Those
+// end too: the call may be part of another one, of which more is pending.
 type command struct {
 	*redis.StringCmd
 	calls   []*call
@@ -275,6 +276,7 @@ type command struct {
 	written bool             // a command that was not written was not executed
 	asking  *redis.StatusCmd // what is sent right before it, nil for nothing
 	sent    []*call          // the calls that were not left out
+	left    []*call          // the others
 	run     *run             // what was written, until that is over
 }
 
@@ -296,6 +298,8 @@ func (c *command) Args() []any {
 			call.origin = origin
 			c.run.add(call)
 			c.sent = append(c.sent, call)
+		} else {
+			c.left = append(c.left, call)
 		}
 	}
 	return c.run.command()
@@ -311,6 +315,9 @@ func (c *command) conclude() error {
 	if c.run != nil {
 		c.run.release()
 		c.run = nil
+	}
+	for _, call := range c.left {
+		call.fail(errGivenUp)
 	}
 	reply, err := c.Result()
 	if c.asking != nil && c.asking.Err() != nil && isRedirect(err) {

@@ -146,3 +146,32 @@ func TestRunsThatFail(t *testing.T) {
 		t.Errorf("%d units counted, want %d", after, callers*each)
 	}
 }
+
+// TestGivenUpBetween: a call that is given up between the reply that the server does
+// not have the script and the second time that it would be sent ends all the same:
+// what other servers have charged for it is refunded only then.
+func TestGivenUpBetween(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr)
+	s := warmed(t, Options{Address: proxy.Addr, Timeout: 10 * time.Second})
+	proxy.HoldReplies()
+	server.Do(t, "SCRIPT", "FLUSH")
+	c := s.keys.takeCall(brief, []store.Request{one("client", 10)})
+	_, err := s.one.run(c, brief)
+	if err == nil || err.Kind != store.KindTimeout || err.Unexecuted {
+		t.Fatalf("%v; want a timeout of a call that was sent", err)
+	}
+	proxy.ReleaseReplies()
+	select {
+	case <-c.done:
+		if c.err == nil || !c.err.Unexecuted {
+			t.Errorf("it ended with %v; want that it was not executed", c.err)
+		}
+	case <-time.After(patience):
+		t.Error("it never ends")
+	}
+	if got := used(t, s, "client", 10); got != 0 {
+		t.Errorf("%d units used", got)
+	}
+}
