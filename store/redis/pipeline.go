@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -147,44 +148,36 @@ func (n *node) begin(client *client, batch []*call) []*call {
 	return batch
 }
 
-// send has a batch decided in one round trip, in two if the server does not have
-// the script, and finishes every call in it. It returns a failure of the server's
-// if there is one.
+// send has a batch decided in one round trip, and finishes every call in it. It
+// takes another one for runs whose keys are partly elsewhere, and one if the server does
+// not have the script. It returns a failure of the server's if there is one.
 func (n *node) send(client *client, life time.Duration, batch []*call) *store.Error {
 	missing, split, failure := n.exec(client, life, n.runs(batch), nil)
-	if len(missing) > 0 {
-		// These were certainly not executed. The second time they come after the
-		// script itself, on one connection.
-		load := redis.NewStringCmd(background, "script", "load", source)
-		var more []*call
-		missing, more, failure = n.exec(client, life, n.runs(missing), load)
-		split = append(split, more...)
-		err := errForgotten
-		if load.Err() != nil {
-			err = fmt.Errorf("the server does not take the script: %w", load.Err())
-		}
-		failure = failAll(missing, err, failure)
-	}
 	if len(split) > 0 {
-		// Some of their keys are on their way to another server. Each call by
-		// itself is here or there, or is told so.
-		missing, _, failure = n.exec(client, life, slices.Collect(slices.Chunk(split, 1)), nil)
-		failure = failAll(missing, errForgotten, failure)
+		// Each call by itself is here, or elsewhere, or is told so. Only then does
+		// it turn out whether the server has the script.
+		more, _, err := n.exec(client, life, singly(split), nil)
+		missing, failure = append(missing, more...), cmp.Or(err, failure)
+	}
+	if len(missing) > 0 {
+		// These were certainly not executed. Now they come after the script
+		// itself, on one connection; singly, so that none of them is split.
+		load := redis.NewStringCmd(background, "script", "load", source)
+		forgotten, _, err := n.exec(client, life, singly(missing), load)
+		failure = cmp.Or(err, failure)
+		reason := errForgotten
+		if load.Err() != nil {
+			reason = fmt.Errorf("the server does not take the script: %w", load.Err())
+		}
+		for _, c := range forgotten {
+			c.fail(reason)
+			failure = c.err
+		}
 	}
 	return failure
 }
 
 var errForgotten = errors.New("the server forgot the script at once")
-
-// failAll fails calls that were certainly not executed. It returns the failure, or
-// the one that there was if there are none.
-func failAll(calls []*call, err error, failure *store.Error) *store.Error {
-	for _, c := range calls {
-		c.fail(err)
-		failure = c.err
-	}
-	return failure
-}
 
 // maxRun is how many requests and refunds the script decides in one run, unless a
 // single call has more. While it runs, the server does nothing else.
@@ -214,6 +207,9 @@ func (n *node) runs(batch []*call) [][]*call {
 	}
 	return runs
 }
+
+// singly makes each call a run by itself.
+func singly(calls []*call) [][]*call { return slices.Collect(slices.Chunk(calls, 1)) }
 
 // exec sends runs once, after the command first if there is one. It finishes all
 // calls but two kinds, which it returns: those for which the server had no script,
@@ -253,7 +249,9 @@ func (n *node) exec(client *client, life time.Duration, runs [][]*call, first re
 		case isSplit(err) && len(c.sent) > 1:
 			split = append(split, c.sent...)
 		case isSplit(err):
-			failAll(c.sent, errSplit, nil)
+			for _, call := range c.sent {
+				call.fail(errSplit)
+			}
 		default:
 			failure = classify(n.env.secrets, err, true)
 			if isReadOnly(err) {

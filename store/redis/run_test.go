@@ -175,3 +175,59 @@ func TestGivenUpBetween(t *testing.T) {
 		t.Errorf("%d units used", got)
 	}
 }
+
+// TestSplitRun: calls share a run while their slot moves, and some of their keys are
+// here and others are not. Each is decided where its keys are, also if the server
+// has no script: it says so only when it has all keys.
+func TestSplitRun(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t, 2, 0)
+	s := warmed(t, Options{Cluster: []string{cluster.Nodes[0].Addr}})
+	var clients []string // of one slot
+	for i := 0; len(clients) < 6; i++ {
+		if client := fmt.Sprint("client", i); len(clients) == 0 || s.keys.slot(client) == s.keys.slot(clients[0]) {
+			clients = append(clients, client)
+		}
+	}
+	slot := int(s.keys.slot(clients[0]))
+	here := cluster.Owner(t, slot)
+	there := cluster.Nodes[0]
+	if there == here {
+		there = cluster.Nodes[1]
+	}
+	granted(t, s, one(clients[0], plenty))
+	granted(t, s, one(clients[1], plenty))
+	cluster.StartMigration(t, slot, here, there)
+	here.Do(t, "SCRIPT", "FLUSH")
+	there.Do(t, "SCRIPT", "FLUSH")
+
+	var calls []*call
+	for _, client := range clients {
+		calls = append(calls, s.keys.takeCall(patience, []store.Request{one(client, plenty)}))
+	}
+	n := s.cluster.table.Load()[slot]
+	for _, c := range calls {
+		c.moveTo(&n.queue)
+	}
+	client := n.use()
+	defer n.release(client)
+	if err := n.send(client, patience, calls); err != nil {
+		t.Error(err)
+	}
+	for i, c := range calls {
+		up := time.NewTimer(patience)
+		if _, err := c.await(up.C); err != nil {
+			t.Errorf("call %d: %v", i, err)
+		}
+		up.Stop()
+	}
+	for i, client := range clients {
+		want := int64(1)
+		if i < 2 {
+			want = 2
+		}
+		if got := used(t, s, client, plenty); got != want {
+			t.Errorf("%d units of client %d are used, want %d", got, i, want)
+		}
+	}
+}
