@@ -69,6 +69,10 @@ var errMoved = errors.New("the key is on another server")
 // not the others, since they are being moved; nothing was executed.
 func isSplit(err error) bool { return redis.HasErrorPrefix(err, "TRYAGAIN") }
 
+// isCrossSlot reports whether a server refuses keys in several slots, though all
+// slots may be its own; nothing was executed.
+func isCrossSlot(err error) bool { return redis.HasErrorPrefix(err, "CROSSSLOT") }
+
 // errSplit stands for keys on two servers.
 var errSplit = errors.New("the keys are being moved to another server")
 
@@ -99,7 +103,7 @@ func explained(err error) error {
 	case redis.HasErrorPrefix(err, "NOPERM"), strings.Contains(err.Error(), "can't run this command"):
 		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +mget +set +del +info; "+
 			"for a database other than 0 +select, and on a cluster +cluster|slots +asking", err)
-	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"):
+	case isRedirect(err), isCrossSlot(err):
 		return fmt.Errorf("%w; the server is part of a Redis Cluster: configure it as a cluster", err)
 	case redis.HasErrorPrefix(err, "This instance has cluster support disabled"):
 		return fmt.Errorf("%w: configure it as a single server", err)

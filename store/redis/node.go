@@ -25,6 +25,7 @@ type node struct {
 	key     atomic.Pointer[string]
 	breaker breaker
 	slow    atomic.Bool   // the latest round trip took more than slowBatch
+	bySlot  atomic.Bool   // it wants the keys of a run in one slot
 	wake    chan struct{} // of the keeper; holds one
 
 	longest atomic.Int64 // wait of the calls, ns: a heartbeat is as patient

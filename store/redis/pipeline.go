@@ -148,9 +148,10 @@ func (n *node) begin(client *client, batch []*call) []*call {
 	return batch
 }
 
-// send has a batch decided in one round trip, and finishes every call in it. It
-// takes another one for runs whose keys are partly elsewhere, and one if the server does
-// not have the script. It returns a failure of the server's if there is one.
+// send has a batch decided in one round trip, and finishes every call in it. Another
+// one follows for runs whose keys are not all in one place, and another one if the
+// server does not have the script. It returns a failure of the server's if there is
+// one.
 func (n *node) send(client *client, life time.Duration, batch []*call) *store.Error {
 	missing, split, failure := n.exec(client, life, n.runs(batch), nil)
 	if len(split) > 0 {
@@ -183,16 +184,17 @@ var errForgotten = errors.New("the server forgot the script at once")
 // single call has more. While it runs, the server does nothing else.
 const maxRun = 64
 
-// runs divides a batch into what the script decides in one run: on a Cluster, calls
-// of one slot. A call that must be told that this server is meant is a run by
-// itself.
+// runs divides a batch into what the script decides in one run: on a server that
+// has slots, calls of one slot. A call that must be told that this server is meant
+// is a run by itself.
 func (n *node) runs(batch []*call) [][]*call {
 	var runs [][]*call
 	var sizes []int
 	open := make(map[uint16]int) // the run that a slot's next call may join
+	bySlot := n.env.redirect != nil || n.bySlot.Load()
 	for _, c := range batch {
 		slot := uint16(0)
-		if n.env.redirect != nil {
+		if bySlot {
 			slot = slotOf(c.items[0].key)
 		}
 		i, ok := open[slot]
@@ -213,7 +215,7 @@ func singly(calls []*call) [][]*call { return slices.Collect(slices.Chunk(calls,
 
 // exec sends runs once, after the command first if there is one. It finishes all
 // calls but two kinds, which it returns: those for which the server had no script,
-// and those of a run that had keys here and keys on their way to another server.
+// and those of runs of several calls whose keys are not all in one place.
 func (n *node) exec(client *client, life time.Duration, runs [][]*call, first redis.Cmder) (missing, split []*call, failure *store.Error) {
 	pipe := client.living(life).Pipeline()
 	if first != nil {
@@ -247,6 +249,9 @@ func (n *node) exec(client *client, life time.Duration, runs [][]*call, first re
 				n.env.redirect(n.name, call, err)
 			}
 		case isSplit(err) && len(c.sent) > 1:
+			split = append(split, c.sent...)
+		case isCrossSlot(err) && len(c.sent) > 1:
+			n.bySlot.Store(true) // it is a Cluster of one server
 			split = append(split, c.sent...)
 		case isSplit(err):
 			for _, call := range c.sent {

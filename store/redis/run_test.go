@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,5 +230,37 @@ func TestSplitRun(t *testing.T) {
 		if got := used(t, s, client, plenty); got != want {
 			t.Errorf("%d units of client %d are used, want %d", got, i, want)
 		}
+	}
+}
+
+// TestOneServerOfSlots: a Redis Cluster of one server may be used like a single
+// server, since the keys of one client are in one slot. So calls that share a
+// round trip must not meet in one run there.
+func TestOneServerOfSlots(t *testing.T) {
+	t.Parallel()
+	server := redistest.StartCluster(t, 1, 0).Nodes[0]
+	s := warmed(t, Options{Address: server.Addr})
+	const callers, each = 40, 10
+	var wg sync.WaitGroup
+	var failures, granted atomic.Int64
+	for i := range callers {
+		wg.Go(func() {
+			for range each {
+				decisions := make([]store.Decision, 1)
+				err := s.Take(time.Now(), patience, []store.Request{one(fmt.Sprint("client", i), plenty)}, decisions)
+				if err != nil {
+					failures.Add(1)
+				} else if decisions[0].Granted {
+					granted.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if failures.Load() > 0 || granted.Load() != callers*each {
+		t.Errorf("%d calls failed and %d were granted, want 0 and %d", failures.Load(), granted.Load(), callers*each)
+	}
+	if !s.one.bySlot.Load() {
+		t.Error("nothing was refused, or what was is tried again and again")
 	}
 }
