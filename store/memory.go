@@ -17,7 +17,7 @@ const DefaultMaxKeys = 100_000
 // a restart forgets everything. Within the process it is as strict as any
 // store while its keys fit.
 //
-// A key takes about 200 bytes with one unit counted, and at most 1400 however
+// A key takes about 200 bytes with one unit counted, and at most 2000 however
 // high its limit is. A key for which nothing counts any more takes none, once
 // a new key has come across it.
 //
@@ -353,7 +353,8 @@ func (s *shard) add(p *place, l *memoryLog) {
 // grow makes room for an entry. A log with 64 entries has nearly all it can
 // ever have; append would double it.
 func (l *memoryLog) grow() {
-	if n := len(l.entries); n == cap(l.entries) && n < maxEntries && 2*n > maxEntries {
-		l.entries = append(make([]entry, 0, maxEntries), l.entries...)
+	if n := len(l.entries); n == cap(l.entries) && n <= maxEntries && 2*n > maxEntries {
+		// One more than it keeps, see compact.
+		l.entries = append(make([]entry, 0, maxEntries+1), l.entries...)
 	}
 }

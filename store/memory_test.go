@@ -195,8 +195,8 @@ func TestMemoryBytesPerKey(t *testing.T) {
 		most  int
 	}{
 		{"one unit", 30, 5000, 1, 0, 250},
-		{"a full log of 64", 64, 2000, 64, 900 * time.Millisecond, 1400},
-		{"a million", 1_000_000, 500, 300, 250 * time.Millisecond, 1400},
+		{"a full log of 64", 64, 2000, 64, 900 * time.Millisecond, 2000},
+		{"a million", 1_000_000, 500, 300, 250 * time.Millisecond, 2000},
 	}
 	for _, test := range tests {
 		synctest.Test(t, func(t *testing.T) {

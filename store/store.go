@@ -41,7 +41,7 @@ const (
 	// MaxUnreported is how many entries Request.Unreported has at most.
 	MaxUnreported = 16
 	// MaxLeaseSpan is how far ahead of the store's clock a charge may be stamped.
-	MaxLeaseSpan = time.Second
+	MaxLeaseSpan = 10 * time.Second
 )
 
 // Store decides calls. All methods are safe for concurrent use.
@@ -120,8 +120,7 @@ type Request struct {
 }
 
 // Spent is units that were spent an age ago, without the store. They count
-// from when they were spent, so not at all if that is a window ago; if there
-// are younger units in the log, until the next younger ones expire.
+// from when they were spent, so not at all if that is a window ago.
 type Spent struct {
 	Age   time.Duration // not negative, whole microseconds
 	Units int64         // 1 to MaxEvents

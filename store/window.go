@@ -1,22 +1,23 @@
 package store
 
-import "time"
+import (
+	"math"
+	"slices"
+	"time"
+)
 
 const (
 	// mergeAbove is the largest limit whose log keeps every stamp apart.
 	// Above it, stamps within window/mergeParts are merged.
 	mergeAbove = 64
 	mergeParts = 64
-	// maxEntries bounds a log unconditionally. The merging rule alone keeps a
-	// log within it, unless the limit was raised: then neighbours are merged,
-	// see compact. If that does not help, because charges are stamped further
-	// ahead than what merges spans, a charge joins the last entry. Either way
-	// units are held longer, never shorter.
+	// maxEntries bounds a log unconditionally. The merging rule alone nearly always
+	// keeps a log within it, unless the limit was raised; else see compact.
 	maxEntries = 68
 	// maxSkew is how far ahead of the clock a stamp may lie before it must
 	// come from a clock that has since stepped back: charges reach at most
 	// MaxLeaseSpan ahead, and a second is spare.
-	maxSkew = 2 * time.Second
+	maxSkew = MaxLeaseSpan + time.Second
 	// maxTotal bounds the units of a log. Nothing but what is reported gets
 	// there, which no limit holds back; Redis keeps a total in six bytes.
 	maxTotal = 1<<48 - 1
@@ -26,16 +27,19 @@ const (
 // it still counts. A unit stamped t counts until t + window; a request for n
 // units is granted if the counted units and n are at most the limit. That is
 // the exact sliding log. What bounds its size whatever the limit is that, for
-// limits above 64, units stamped less than window/64 after the first stamp
-// of the last entry join that entry, which then counts from its latest stamp:
-// units are held longer than exact by less than window/64, never shorter. (In a
-// log that has become full, after the limit was raised, by as much again each
-// time that room is made in it, see compact.)
+// limits above 64, units stamped within window/64 of each other share an entry,
+// which counts from its latest stamp: units are held longer than exact by less
+// than window/64, never shorter. (In a log that has become full, after the limit
+// was raised, by a little more, see compact.)
 //
-// It is compared with the first stamp of the entry, not with its last one,
-// because under steady load the latter would extend one entry for ever. And
-// it takes the later stamp, because with the earlier one units would be
-// forgotten before their time.
+// Stamps come in any order, since those of leases lie ahead of the others. If every
+// stamp were at least the last one, one small lease would hold all that is charged
+// before its end for as long.
+//
+// An entry remembers its first stamp. What it may take in is measured from there,
+// because measured from its latest stamp one entry would be extended for ever under
+// steady load. And it takes the latest stamp, because with an earlier one units
+// would be forgotten before their time.
 //
 // Times are the store's clock in microseconds, given by the caller. The clock
 // may step back: stamps of the future are then lowered (see Advance).
@@ -46,14 +50,15 @@ const (
 type Window struct {
 	entries []entry // in the order of stamps, none with zero units
 	total   int64   // units of all entries
-	first   int64   // earliest stamp merged into the last entry
 	mark    int64   // names this log's life, see Charge.Mark
 }
 
-type entry struct{ stamp, units int64 }
+// entry is units that count from stamp. The stamps that have joined it span the time
+// from first to stamp; the spans of two entries have no moment in common.
+type entry struct{ first, stamp, units int64 }
 
 // Advance brings the log to the time now: it drops what no longer counts, and
-// lowers stamps that lie more than two seconds ahead, which only a clock that
+// lowers stamps that lie more than eleven seconds ahead, which only a clock that
 // stepped back can leave. Lowered stamps become one entry and a new mark, so
 // that no charge of the old stamps can be refunded any more: it could take units
 // that somebody else has spent.
@@ -69,7 +74,7 @@ func (w *Window) Advance(now int64, window time.Duration) {
 	}
 	if len(w.entries) == 0 {
 		// What counts nothing is no log: the next charge begins a new life.
-		w.total, w.first, w.mark = 0, 0, 0
+		w.total, w.mark = 0, 0
 		return
 	}
 
@@ -78,13 +83,12 @@ func (w *Window) Advance(now int64, window time.Duration) {
 	if w.entries[last].stamp <= latest {
 		return
 	}
-	units := int64(0)
-	for last >= 0 && w.entries[last].stamp >= latest {
-		units += w.entries[last].units
-		last--
+	lowered := entry{stamp: latest}
+	for ; last >= 0 && w.entries[last].stamp >= latest; last-- {
+		lowered.first = min(w.entries[last].first, latest)
+		lowered.units += w.entries[last].units
 	}
-	w.entries = append(w.entries[:last+1], entry{latest, units})
-	w.first = latest
+	w.entries = append(w.entries[:last+1], lowered)
 	w.mark = nextMark(w.mark, now)
 }
 
@@ -97,10 +101,9 @@ func nextMark(old, now int64) int64 {
 }
 
 // CountUnreported counts what a request reports: each from when it was spent,
-// unless that is a window ago. Where there are younger units in the log, it joins
-// the oldest of them: a log has no room for entries in between. The total may come
-// to exceed the limit; then requests are refused until enough has expired. What exceeds
-// maxTotal is dropped. The log must have been advanced to now.
+// unless that is a window ago. The total may come to exceed the limit; then requests
+// are refused until enough has expired. What exceeds maxTotal is dropped. The log
+// must have been advanced to now.
 func (w *Window) CountUnreported(now int64, request *Request) {
 	for i := range request.Unreported {
 		w.countUnreported(now, request, &request.Unreported[i])
@@ -112,17 +115,7 @@ func (w *Window) countUnreported(now int64, request *Request, spent *Spent) {
 	if spent.Age >= request.Window || units <= 0 {
 		return
 	}
-	stamp := now - spent.Age.Microseconds()
-	for i := range w.entries {
-		if e := &w.entries[i]; e.stamp >= stamp {
-			// If it is the last entry, its first stamp stays what it was:
-			// what comes next joins as if nothing had been reported.
-			e.units += units
-			w.total += units
-			return
-		}
-	}
-	w.add(now, stamp, units, request)
+	w.add(now, now-spent.Age.Microseconds(), units, request)
 }
 
 // Check decides a request without charging anything: as if another request of its
@@ -159,54 +152,63 @@ func (w *Window) Charge(now int64, request *Request, decision *Decision) {
 	decision.Reset = w.reset(now, request.Window)
 }
 
-// add appends units, or joins them to the last entry, and returns their stamp
-// as stored.
+// add puts units in their place, and returns their stamp as stored, which is never
+// earlier (if room had to be made for them, they may be held for longer than it says).
+// Units never join an entry with an earlier stamp, which would forget them
+// too early.
 func (w *Window) add(now, stamp, units int64, request *Request) int64 {
-	w.total += units
-	n := len(w.entries)
-	if n == 0 {
-		w.entries = append(w.entries, entry{stamp, units})
-		w.first = stamp
+	if len(w.entries) == 0 {
 		w.mark = now
+	}
+	w.total += units
+	i := len(w.entries) // of the first entry that is not earlier
+	for i > 0 && w.entries[i-1].stamp >= stamp {
+		i--
+	}
+	near := func(first, stamp int64) bool {
+		return request.Limit > mergeAbove && (stamp-first)*mergeParts < request.Window.Microseconds()
+	}
+	switch {
+	case i < len(w.entries) && w.entries[i].first <= stamp:
+		// Whatever the limit is: the entry already holds earlier units as long.
+		w.entries[i].units += units
+		return w.entries[i].stamp
+	case i > 0 && near(w.entries[i-1].first, stamp):
+		w.entries[i-1].stamp = stamp
+		w.entries[i-1].units += units
 		return stamp
+	case i < len(w.entries) && near(stamp, w.entries[i].stamp):
+		w.entries[i].first = stamp
+		w.entries[i].units += units
+		return w.entries[i].stamp
 	}
-	last := &w.entries[n-1]
-	stamp = max(stamp, last.stamp)
-	near := stamp == last.stamp || request.Limit > mergeAbove && (stamp-w.first)*mergeParts < request.Window.Microseconds()
-	if !near && n >= maxEntries {
-		w.compact(request.Window)
-		n = len(w.entries)
-		last = &w.entries[n-1]
+	w.entries = slices.Insert(w.entries, i, entry{stamp, stamp, units})
+	if len(w.entries) > maxEntries {
+		w.compact()
 	}
-	if near || n >= maxEntries {
-		last.stamp = stamp
-		last.units += units
-		return stamp
-	}
-	w.entries = append(w.entries, entry{stamp, units})
-	w.first = stamp
 	return stamp
 }
 
-// compact makes room in a full log: each entry joins the one before it while they
-// lie within window/mergeParts, as if the limit had been above mergeAbove from the
-// start. A log is full of closer entries when its limit was at most mergeAbove
-// and has been raised; if what comes next joined the last entry then, that would
-// be held for ever longer.
-func (w *Window) compact(window time.Duration) {
-	kept, start := w.entries[:1], w.entries[0].stamp
-	for i, e := range w.entries[1:] {
-		if (e.stamp-start)*mergeParts >= window.Microseconds() {
-			kept, start = append(kept, e), e.stamp
-			continue
-		}
-		into := &kept[len(kept)-1]
-		into.stamp, into.units = e.stamp, into.units+e.units
-		if i == len(w.entries)-2 {
-			w.first = start
+// compact makes room in a log that has one entry too many: the two neighbours that
+// span the least time together become one, of the later stamp. So no units are held
+// longer by more than a 34th of the time that the log spans, however often it happens.
+// (The smallest step between two stamps would be no such bound: one entry could grow
+// for ever.)
+//
+// A log has too many entries when its limit was at most mergeAbove and has been
+// raised, or when more was reported than the limit allows; and in rare cases when
+// stamps come in an unlucky order.
+func (w *Window) compact() {
+	least, span := 0, int64(math.MaxInt64)
+	for i := range len(w.entries) - 1 {
+		if s := w.entries[i+1].stamp - w.entries[i].first; s < span {
+			least, span = i, s
 		}
 	}
-	w.entries = kept
+	into := &w.entries[least+1]
+	into.first = w.entries[least].first
+	into.units += w.entries[least].units
+	w.entries = slices.Delete(w.entries, least, least+1)
 }
 
 // Refund takes units out of the first entry that can hold them: merging moves
@@ -229,15 +231,9 @@ func (w *Window) Refund(now int64, g *Refund) {
 		if e.units > 0 {
 			return
 		}
-		if i == len(w.entries)-1 {
-			// The first stamp of the entry that is now the last one is not
-			// known; nothing but an equal stamp may join it, or it would grow
-			// for ever when units are charged and refunded again and again.
-			w.first = 0
-		}
 		w.entries = append(w.entries[:i], w.entries[i+1:]...)
 		if len(w.entries) == 0 {
-			w.total, w.first, w.mark = 0, 0, 0
+			w.total, w.mark = 0, 0
 		}
 		return
 	}

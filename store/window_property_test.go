@@ -10,12 +10,14 @@ import (
 
 // model is an exact sliding log: every grant with its own stamp, in order.
 type model struct {
-	entries []entry
+	entries []exactEntry
 	total   int64
 }
 
+type exactEntry struct{ stamp, units int64 }
+
 func (m *model) add(stamp, units int64) {
-	m.entries = append(m.entries, entry{stamp, units})
+	m.entries = append(m.entries, exactEntry{stamp, units})
 	m.total += units
 }
 
@@ -38,7 +40,7 @@ func (m *model) remove(stamp, units int64) {
 			units -= n
 		}
 	}
-	m.entries = slices.DeleteFunc(m.entries, func(e entry) bool { return e.units == 0 })
+	m.entries = slices.DeleteFunc(m.entries, func(e exactEntry) bool { return e.units == 0 })
 }
 
 // check decides like Window.Check.
@@ -62,8 +64,8 @@ func (m *model) request(now int64, a *Request) Decision {
 }
 
 // most is the largest number of units spent in one interval [t, t+window).
-func most(spent []entry, window time.Duration) (units, at int64) {
-	slices.SortFunc(spent, func(a, b entry) int { return int(a.stamp - b.stamp) })
+func most(spent []exactEntry, window time.Duration) (units, at int64) {
+	slices.SortFunc(spent, func(a, b exactEntry) int { return int(a.stamp - b.stamp) })
 	sum, from := int64(0), 0
 	for _, e := range spent {
 		for ; spent[from].stamp+window.Microseconds() <= e.stamp; from++ {
@@ -81,7 +83,7 @@ type past struct {
 	Refund
 	request Request
 	at      int64
-	spent   []entry // what is left of it, by when it is spent
+	spent   []exactEntry // what is left of it, by when it is spent
 }
 
 // take refunds units of a grant: those spent last have not been spent.
@@ -108,7 +110,7 @@ type history struct {
 	now        int64
 	window     time.Duration
 	past       []*past
-	unreported []entry // when units were spent without asking
+	unreported []exactEntry // when units were spent without asking
 
 	limit    func() int64
 	back     bool          // units are refunded
@@ -203,7 +205,7 @@ func (h *history) report(a *Request) {
 		age := rapid.OneOf(rapid.Int64Range(0, width/mergeParts), rapid.Int64Range(0, width+1)).Draw(h.t, "age")
 		s.Age = time.Duration(age) * time.Microsecond
 		a.Unreported = append(a.Unreported, s)
-		h.unreported = append(h.unreported, entry{h.now - age, s.Units})
+		h.unreported = append(h.unreported, exactEntry{h.now - age, s.Units})
 	}
 }
 
@@ -211,7 +213,7 @@ func (h *history) report(a *Request) {
 // lease units whenever that is worst until the stamp.
 func (h *history) spend(p *past, leased bool) {
 	if !leased {
-		p.spent = []entry{{p.at, p.Units}}
+		p.spent = []exactEntry{{p.at, p.Units}}
 		return
 	}
 	early := rapid.OneOf(rapid.Just(int64(0)), rapid.Just(p.Units), rapid.Int64Range(0, p.Units)).Draw(h.t, "early")
@@ -219,7 +221,7 @@ func (h *history) spend(p *past, leased bool) {
 	if rapid.Bool().Draw(h.t, "between") {
 		late = rapid.Int64Range(p.at, p.Stamp).Draw(h.t, "late")
 	}
-	p.spent = []entry{{p.at, early}, {late, p.Units - early}}
+	p.spent = []exactEntry{{p.at, early}, {late, p.Units - early}}
 }
 
 // refund refunds units of any grant, never more than it has left.
@@ -268,7 +270,7 @@ func (h *history) refused(before *Window, a *Request, decision Decision) {
 	}
 }
 
-func (h *history) spent() (spent []entry) {
+func (h *history) spent() (spent []exactEntry) {
 	for _, p := range h.past {
 		spent = append(spent, p.spent...)
 	}
@@ -314,12 +316,14 @@ func TestWindowIsStrict(t *testing.T) {
 }
 
 // When units are granted, no more than the limit are spent in the window that
-// ends there, including what was reported.
+// ends there and after it, including what was reported.
 func TestWindowCountsReports(t *testing.T) {
 	check(t, func(t *rapid.T) {
 		h := newHistory(t)
 		h.limit = constantLimit(t, 1, 2, 5, 64, 65, 100, 1000, 1_000_000, MaxEvents)
 		h.back = rapid.Bool().Draw(t, "refund")
+		h.lease = rapid.Bool().Draw(t, "leases")
+		h.span = MaxLeaseSpan
 		h.reports = true
 		h.seen = func(a *Request, got Decision) {
 			if !got.Charged() {
@@ -337,6 +341,46 @@ func TestWindowCountsReports(t *testing.T) {
 		}
 		h.play(150)
 	})
+}
+
+// Each unit counts for a window from its stamp, and for no longer than another 34th of
+// what a log may span, in whatever order the stamps come and however the limit changes.
+func TestWindowHoldsEachUnitForItsTime(t *testing.T) {
+	full := 0
+	check(t, func(t *rapid.T) {
+		var w Window
+		var spent model
+		limits := rapid.SampledFrom([][]int64{{64}, {65}, {1_000_000}, {10, 1_000_000}, {60, 65, 5000}}).Draw(t, "limits")
+		now := start
+		for range rapid.IntRange(50, 250).Draw(t, "steps") {
+			now += rapid.SampledFrom([]int64{0, 1, 1000, micros(0.1), micros(0.7), micros(1)}).Draw(t, "pass")
+			a := &Request{Key: Key{Window: window}, Limit: rapid.SampledFrom(limits).Draw(t, "limit")}
+			if rapid.Bool().Draw(t, "reports") {
+				age := rapid.Int64Range(0, window.Microseconds()-1).Draw(t, "age")
+				a.Unreported = []Spent{{time.Duration(age) * time.Microsecond, 1}}
+				spent.add(now-age, 1)
+			} else {
+				a.Lease, a.LeaseSpan = 1, time.Duration(rapid.Int64Range(0, MaxLeaseSpan.Microseconds()).Draw(t, "span"))*time.Microsecond
+			}
+			stamp := now + a.LeaseSpan.Microseconds()
+			decision := w.call(now, a)
+			if decision.Lease > 0 {
+				spent.add(stamp, 1)
+				if decision.Stamp < stamp {
+					t.Fatalf("%+v of %+v is stamped too early", decision, a)
+				}
+			}
+			if err := w.holds(now, &spent); err != nil {
+				t.Fatal(err)
+			}
+			if len(w.entries) == maxEntries {
+				full++
+			}
+		}
+	})
+	if full == 0 {
+		t.Error("no log was ever full")
+	}
 }
 
 // Up to 64 units, and for whatever is asked for without lease units, the log
@@ -372,17 +416,21 @@ func TestWindowIsExactUpTo64(t *testing.T) {
 }
 
 // Above 64 units, what refuses a request are units spent in a window and a
-// merged span, and by leases as long as the window allows, a little more.
+// merged span; with leases of up to a 128th of the window, a little more; and with
+// longer ones, by so much more.
 func TestWindowRefusesForAReason(t *testing.T) {
-	for _, lease := range []bool{false, true} {
+	for _, span := range []time.Duration{0, time.Second, MaxLeaseSpan} {
 		check(t, func(t *rapid.T) {
 			h := newHistory(t)
 			h.limit = constantLimit(t, 65, 100, 1000, 1_000_000)
 			h.back = rapid.Bool().Draw(t, "refund")
 			held := h.window + h.window/mergeParts
-			if h.lease = lease; lease {
-				h.span = min(h.window/128, MaxLeaseSpan)
+			switch h.lease, h.span = span > 0, min(span, h.window/128); span {
+			case time.Second:
 				held = h.window * 103 / 100
+			case MaxLeaseSpan:
+				h.span = span
+				held = h.window + span + (h.window+span)/34
 			}
 			h.seen = func(a *Request, got Decision) {
 				if got.Granted {

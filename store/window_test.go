@@ -62,8 +62,11 @@ func (w *Window) sound() error {
 		if e.units <= 0 {
 			return fmt.Errorf("entry %d has %d units", i, e.units)
 		}
-		if i > 0 && e.stamp <= w.entries[i-1].stamp {
-			return fmt.Errorf("entry %d is stamped %d after %d", i, e.stamp, w.entries[i-1].stamp)
+		if e.first > e.stamp {
+			return fmt.Errorf("entry %d is stamped %d, but its first stamp is %d", i, e.stamp, e.first)
+		}
+		if i > 0 && e.first <= w.entries[i-1].stamp {
+			return fmt.Errorf("entry %d begins at %d, and the one before it ends at %d", i, e.first, w.entries[i-1].stamp)
 		}
 	}
 	switch last := len(w.entries) - 1; {
@@ -73,10 +76,6 @@ func (w *Window) sound() error {
 		return fmt.Errorf("total %d, want at most %d", w.total, int64(maxTotal))
 	case (last < 0) != (w.mark == 0):
 		return fmt.Errorf("mark %d with %d entries", w.mark, len(w.entries))
-	case last < 0 && w.first != 0:
-		return fmt.Errorf("first stamp %d of no entry", w.first)
-	case last >= 0 && w.first > w.entries[last].stamp:
-		return fmt.Errorf("first stamp %d of an entry of %d", w.first, w.entries[last].stamp)
 	}
 	return nil
 }
@@ -176,56 +175,89 @@ func TestWindow(t *testing.T) {
 		}},
 		{"units ahead", []row{
 			{at: 0, limit: 10, need: 1, lease: 2, span: 0.5, got: 2, left: 7, log: "0.5:3"},
-			{at: 0.1, need: 1, left: 6, log: "0.5:4"},            // never before the last stamp
-			{at: 0.2, need: 1, span: 0.9, left: 5, log: "0.5:5"}, // no lease, no span
-			{at: 0.6, need: 1, span: 0.9, left: 4, log: "0.5:5 0.6:1"},
-			{at: 64.4, need: 5, retry: 0.1, left: 4, log: "0.5:5 0.6:1"},
-			{at: 64.5, need: 5, left: 4, log: "0.6:1 64.5:5"},
+			{at: 0.1, need: 1, left: 6, log: "0.1:1 0.5:3"},
+			{at: 0.2, need: 1, span: 0.9, left: 5, log: "0.1:1 0.2:1 0.5:3"}, // no lease, no span
+			{at: 0.5, need: 1, left: 4, log: "0.1:1 0.2:1 0.5:4"},
+			{at: 0.6, need: 1, span: 0.9, left: 3, log: "0.1:1 0.2:1 0.5:4 0.6:1"},
+			{at: 64.1, need: 5, retry: 0.1, left: 4, log: "0.2:1 0.5:4 0.6:1"},
+			{at: 64.4, need: 6, retry: 0.1, left: 5, log: "0.5:4 0.6:1"},
+			{at: 64.5, need: 6, left: 3, log: "0.6:1 64.5:6"},
+		}},
+		{"a long lease delays no unit after it", []row{
+			{at: 0, limit: 100, need: 1, lease: 1, span: 10, got: 1, left: 98, log: "10:2"},
+			{at: 1, need: 50, left: 48, log: "1:50 10:2"},
+			{at: 1, need: 1, lease: 1, span: 3, got: 1, left: 46, log: "1:50 4:2 10:2"},
+			{at: 65, need: 90, left: 6, log: "4:2 10:2 65:90"},
+		}},
+		{"stamps join in any order above 64", []row{
+			{at: 0, limit: 100, need: 0, lease: 1, span: 5, got: 1, left: 99, log: "5:1"},
+			{at: 0, need: 0, lease: 1, span: 4.000001, got: 1, left: 98, log: "5:2"},            // the later one's first stamp is 4.000001 now
+			{at: 0, need: 0, lease: 1, span: 4.5, got: 1, left: 97, log: "5:3"},                 // within its span
+			{at: 0, need: 0, lease: 1, span: 5.000002, got: 1, left: 96, log: "5:3 5.000002:1"}, // a second after its first
+			{at: 0, need: 0, lease: 1, span: 4, got: 1, left: 95, log: "4:1 5:3 5.000002:1"},    // a second before its stamp
+			{at: 0, need: 0, lease: 1, span: 3.5, got: 1, left: 94, log: "4:2 5:3 5.000002:1"},
+			{at: 3, need: 1, left: 93, log: "3:1 4:2 5:3 5.000002:1"}, // a second before its stamp
+			{at: 3.2, need: 1, left: 92, log: "3.2:2 4:2 5:3 5.000002:1"},
+			{at: 3.3, need: 1, left: 91, log: "3.3:3 4:2 5:3 5.000002:1"}, // rather the earlier one, while both are near
+			{at: 67.3, need: 1, left: 93, log: "4:2 5:3 5.000002:1 67.3:1"},
+		}},
+		{"a stamp within an entry joins it, whatever the limit", []row{
+			{at: 0, limit: 100, need: 1, left: 99, log: "0:1"},
+			{at: 0.9, need: 1, left: 98, log: "0.9:2"},
+			{at: 1, unreported: []earlier{{0.5, 1}}, limit: 10, left: 7, log: "0.9:3"},
+			{at: 1, unreported: []earlier{{1.1, 1}}, left: 6, log: "-0.1:1 0.9:3"},
 		}},
 		{"the clock steps back by a second", []row{
 			{at: 100, limit: 3, need: 1, left: 2, log: "100:1"},
-			{at: 99, need: 1, left: 1, log: "100:2"},
-			{at: 99, need: 2, retry: 65, left: 1, log: "100:2"},
-			{at: 98, left: 1, log: "100:2"},
-			{at: 97.999999, left: 1, log: "99.999999:2"}, // more than two seconds
+			{at: 99, need: 1, left: 1, log: "99:1 100:1"},
+			{at: 99, need: 2, retry: 64, left: 1, log: "99:1 100:1"},
+			{at: 89, left: 1, log: "99:1 100:1"},
+			{at: 88.999999, left: 1, log: "99:1 99.999999:1"}, // more than eleven seconds
+		}},
+		{"units that are lowered keep what the clock left", []row{
+			{at: 100, limit: 100, need: 1, left: 99, log: "100:1"},
+			{at: 100.9, need: 1, left: 98, log: "100.9:2"},
+			{at: 89.5, left: 98, log: "100.5:2"},
+			{at: 91.4, need: 0, lease: 1, span: 9.5, got: 1, left: 97, log: "100.9:3"}, // its first stamp is 100
+			{at: 91.4, need: 0, lease: 1, span: 9.6, got: 1, left: 96, log: "100.9:3 101:1"},
 		}},
 		{"the clock steps back by an hour", []row{
 			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
 			{at: 3601, need: 1, left: 2, log: "3600:1 3601:1"},
-			{at: 0, need: 1, left: 1, log: "2:3"}, // they count from the lowered stamp, and join
-			{at: 0, need: 2, retry: 66, left: 1, log: "2:3"},
-			{at: 1, back: 1, units: 1, log: "2:3"}, // of the old life
-			{at: 1, back: 2, units: 1, log: "2:3"},
-			{at: 1, back: 3, units: 1, log: "2:2"}, // of the new one
-			{at: 3, need: 1, left: 1, log: "2:2 3:1"},
-			{at: 66, left: 3, log: "3:1"},
+			{at: 0, need: 1, left: 1, log: "0:1 11:2"}, // they count from the lowered stamp
+			{at: 0, need: 3, retry: 75, left: 1, log: "0:1 11:2"},
+			{at: 1, back: 1, units: 1, log: "0:1 11:2"}, // of the old life
+			{at: 1, back: 2, units: 1, log: "0:1 11:2"},
+			{at: 1, back: 3, units: 1, log: "11:2"}, // of the new one
+			{at: 3, need: 1, left: 1, log: "3:1 11:2"},
+			{at: 75, left: 4, log: ""},
 		}},
 		{"a charge from before the clock stepped back is not refunded", []row{
 			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
-			{at: 3590, left: 3, log: "3592:1"},
-			{at: 3601, need: 1, left: 2, log: "3592:1 3601:1"},
-			{at: 3601, back: 1, units: 1, log: "3592:1 3601:1"}, // 3601 is another's
-			{at: 3601, back: 3, units: 1, log: "3592:1"},
+			{at: 3580, left: 3, log: "3591:1"},
+			{at: 3601, need: 1, left: 2, log: "3591:1 3601:1"},
+			{at: 3601, back: 1, units: 1, log: "3591:1 3601:1"}, // 3601 is another's
+			{at: 3601, back: 3, units: 1, log: "3591:1"},
 		}},
 		{"a refusal lowers too", []row{
 			{at: 3600, limit: 2, need: 2, left: 0, log: "3600:2"},
-			{at: 10, need: 1, retry: 66, log: "12:2"},
-			{at: 76, need: 1, left: 1, log: "76:1"},
+			{at: 10, need: 1, retry: 75, log: "21:2"},
+			{at: 85, need: 1, left: 1, log: "85:1"},
 		}},
 		{"only what lies too far ahead is lowered", []row{
 			{at: 0, limit: 9, need: 1, left: 8, log: "0:1"},
 			{at: 8, need: 1, left: 7, log: "0:1 8:1"},
-			{at: 12, need: 1, left: 6, log: "0:1 8:1 12:1"},
-			{at: 50, need: 1, left: 5, log: "0:1 8:1 12:1 50:1"},
-			{at: 10, need: 1, left: 4, log: "0:1 8:1 12:3"},
+			{at: 21, need: 1, left: 6, log: "0:1 8:1 21:1"},
+			{at: 50, need: 1, left: 5, log: "0:1 8:1 21:1 50:1"},
+			{at: 10, need: 1, left: 4, log: "0:1 8:1 10:1 21:2"},
 		}},
 		{"the clock steps back twice", []row{
 			{at: 3600, limit: 4, need: 1, left: 3, log: "3600:1"},
-			{at: 1800, need: 1, left: 2, log: "1802:2"},
-			{at: 0, need: 1, left: 1, log: "2:3"},
-			{at: 1, back: 1, units: 1, log: "2:3"},
-			{at: 1, back: 2, units: 1, log: "2:3"},
-			{at: 1, back: 3, units: 1, log: "2:2"},
+			{at: 1800, need: 1, left: 2, log: "1800:1 1811:1"},
+			{at: 0, need: 1, left: 1, log: "0:1 11:2"},
+			{at: 1, back: 1, units: 1, log: "0:1 11:2"},
+			{at: 1, back: 2, units: 1, log: "0:1 11:2"},
+			{at: 1, back: 3, units: 1, log: "11:2"},
 		}},
 		{"the limit is lowered", []row{
 			{at: 0, limit: 10, need: 4, left: 6, log: "0:4"},
@@ -277,12 +309,12 @@ func TestWindow(t *testing.T) {
 			{at: 3, back: 1, units: 2, log: "2:2"},
 			{at: 3, back: 3, units: 1, log: "2:1"},
 		}},
-		{"nothing joins the last entry once a later one was refunded", []row{
+		{"an entry takes in what is near its own first stamp once a later one was refunded", []row{
 			{at: 0, limit: 100, need: 1, left: 99, log: "0:1"},
 			{at: 1, need: 1, left: 98, log: "0:1 1:1"},
 			{at: 1, back: 2, units: 1, log: "0:1"},
 			{at: 1.5, need: 1, left: 98, log: "0:1 1.5:1"},
-			{at: 1.6, need: 1, left: 97, log: "0:1 1.6:2"}, // its own first stamp is known again
+			{at: 1.6, need: 1, left: 97, log: "0:1 1.6:2"},
 		}},
 		{"what is reported counts from when it was spent", []row{
 			{at: 100, limit: 5, unreported: []earlier{{10, 2}}, left: 3, log: "90:2"},
@@ -291,15 +323,15 @@ func TestWindow(t *testing.T) {
 			{at: 154, need: 1, left: 1, log: "100:3 154:1"},
 			{at: 155, unreported: []earlier{{0, 1}}, need: 1, retry: 9, left: 0, log: "100:3 154:1 155:1"},
 		}},
-		{"what is reported joins the first that is not older", []row{
+		{"what is reported stands in its place", []row{
 			{at: 100, limit: 20, need: 1, left: 19, log: "100:1"},
 			{at: 110, need: 1, left: 18, log: "100:1 110:1"},
 			{at: 120, need: 1, left: 17, log: "100:1 110:1 120:1"},
 			{at: 121, unreported: []earlier{{21, 2}}, left: 15, log: "100:3 110:1 120:1"},
-			{at: 121, unreported: []earlier{{20.999999, 2}}, left: 13, log: "100:3 110:3 120:1"},
-			{at: 121, unreported: []earlier{{11.000001, 1}, {50, 1}}, left: 11, log: "100:4 110:4 120:1"},
-			{at: 121, unreported: []earlier{{1, 1}, {2, 1}}, left: 9, log: "100:4 110:4 120:3"},
-			{at: 121, unreported: []earlier{{0.5, 1}, {0.6, 1}}, left: 7, log: "100:4 110:4 120:3 120.5:2"},
+			{at: 121, unreported: []earlier{{20.999999, 2}}, left: 13, log: "100:3 100.000001:2 110:1 120:1"},
+			{at: 121, unreported: []earlier{{11.5, 1}, {50, 1}}, left: 11, log: "71:1 100:3 100.000001:2 109.5:1 110:1 120:1"},
+			{at: 121, unreported: []earlier{{1, 1}, {2, 1}}, left: 9, log: "71:1 100:3 100.000001:2 109.5:1 110:1 119:1 120:2"},
+			{at: 135, unreported: []earlier{{0.5, 1}}, left: 9, log: "100:3 100.000001:2 109.5:1 110:1 119:1 120:2 134.5:1"},
 		}},
 		{"what is reported is forgotten after a window", []row{
 			{at: 100, limit: 5, unreported: []earlier{{64, 2}, {1e6, 2}}, left: 5, log: ""},
@@ -319,17 +351,18 @@ func TestWindow(t *testing.T) {
 			{at: 100, unreported: []earlier{{9.9, 1}, {8.1, 2}}, left: 93, log: "90.999999:4 91.9:3"},
 			{at: 100, unreported: []earlier{{9, 1}}, left: 92, log: "90.999999:4 91.9:4"},
 		}},
-		{"what comes next joins as if nothing had been reported", []row{
+		{"what is reported leaves other entries as they are", []row{
 			{at: 100, limit: 100, need: 1, left: 99, log: "100:1"},
-			{at: 100.1, unreported: []earlier{{40, 1}}, left: 98, log: "100:2"},
-			{at: 100.9, need: 1, left: 97, log: "100.9:3"},
-			{at: 101, need: 1, left: 96, log: "100.9:3 101:1"},
+			{at: 100.1, unreported: []earlier{{40, 1}}, left: 98, log: "60.1:1 100:1"},
+			{at: 100.9, need: 1, left: 97, log: "60.1:1 100.9:2"},
+			{at: 101, unreported: []earlier{{0.5, 1}, {1.5, 1}}, left: 95, log: "60.1:1 99.5:1 100.9:3"},
+			{at: 101, need: 1, left: 94, log: "60.1:1 99.5:1 100.9:3 101:1"},
 		}},
 		{"a grant is refunded next to what was reported", []row{
 			{at: 100, limit: 9, unreported: []earlier{{9, 1}}, need: 1, left: 7, log: "91:1 100:1"},
-			{at: 101, unreported: []earlier{{5, 2}}, left: 5, log: "91:1 100:3"},
-			{at: 101, back: 1, units: 1, log: "91:1 100:2"},
-			{at: 155, left: 7, log: "100:2"},
+			{at: 101, unreported: []earlier{{5, 2}, {1, 1}}, left: 4, log: "91:1 96:2 100:2"},
+			{at: 101, back: 1, units: 1, log: "91:1 96:2 100:1"},
+			{at: 155, left: 6, log: "96:2 100:1"},
 		}},
 	}
 	for _, test := range tests {
@@ -357,31 +390,80 @@ func TestWindowRefundedAgainAndAgain(t *testing.T) {
 	}
 }
 
-// Leases refunded leave room for entries closer together than merging would
-// have them. Their number is bounded all the same, and what joins the last
-// one is held longer, not shorter.
-func TestWindowOfRefundedLeases(t *testing.T) {
-	var w Window
-	unit := Request{Key: Key{Window: window}, Limit: 1000, Units: 1}
-	lease := Request{Key: Key{Window: window}, Limit: 1000, Lease: 1, LeaseSpan: MaxLeaseSpan}
-	now, most := start, 0
-	for i := range int64(200) {
-		most = max(most, len(w.entries))
-		a := w.call(now, &lease)
-		w.Refund(now, &Refund{Key: Key{Window: window}, Charge: a.Charge, Units: 1})
-		now++
-		if a := w.call(now, &unit); a.Stamp < now || w.total != i+1 {
-			t.Fatalf("unit %d stamped %d at %d, %d counted", i, a.Stamp, now, w.total)
+// holds compares what counts with the units by when they were spent: each counts for a
+// window, and for no longer than another 34th of the time that a log may span.
+func (w *Window) holds(now int64, spent *model) error {
+	longer := (window + maxSkew) / 34
+	least, most := int64(0), int64(0)
+	for _, e := range spent.entries {
+		if e.stamp+window.Microseconds() > now {
+			least += e.units
 		}
-		if err := w.sound(); err != nil {
+		if e.stamp+(window+longer).Microseconds() > now {
+			most += e.units
+		}
+	}
+	if w.total < least || w.total > most {
+		return fmt.Errorf("%d units count, want %d to %d; log %s", w.total, least, most, w.text())
+	}
+	return w.sound()
+}
+
+// report reports units that were spent at a moment.
+func (w *Window) report(t *testing.T, spent *model, limit, now, at, units int64) {
+	t.Helper()
+	a := Request{Key: Key{Window: window}, Limit: limit, Unreported: []Spent{{time.Duration(now-at) * time.Microsecond, units}}}
+	w.call(now, &a)
+	spent.add(at, units)
+	if err := w.holds(now, spent); err != nil {
+		t.Fatalf("at %d: %v", now-start, err)
+	}
+}
+
+// Stamps in an unlucky order leave entries closer together than merging would have
+// them: each begins when the one before it spans all that it may, and ends too late for
+// what is stamped in between. The number of entries is bounded all the same.
+func TestWindowOfUnluckyStamps(t *testing.T) {
+	var w Window
+	var spent model
+	const entries = 60
+	apart, now := micros(1)+2, start
+	first := now - entries*apart
+	for i := range int64(entries) {
+		w.report(t, &spent, 1000, now, first+i*apart, 1)
+		w.report(t, &spent, 1000, now, first+i*apart+micros(1)-1, 1)
+	}
+	if len(w.entries) != entries {
+		t.Fatalf("log %s, want %d entries", w.text(), entries)
+	}
+	full := false
+	for i := range int64(entries) {
+		w.report(t, &spent, 1000, now, first+i*apart+micros(1), 1)
+		full = full || len(w.entries) == maxEntries
+	}
+	if !full {
+		t.Errorf("%d entries, want it full once", len(w.entries))
+	}
+	for range 70 {
+		now += micros(1)
+		w.Advance(now, window)
+		if err := w.holds(now, &spent); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if most != maxEntries {
-		t.Errorf("%d entries at most, want all %d", most, maxEntries)
-	}
-	if w.Advance(now+window.Microseconds()-1, window); w.total == 0 {
-		t.Errorf("nothing counts a microsecond before the last unit expires")
+}
+
+// Reports are held back by no limit, and those of a small one are kept apart: the log
+// is full all the time. If room was made where two stamps are closest, the oldest entry
+// would grow for ever.
+func TestWindowOfEndlessReports(t *testing.T) {
+	for _, step := range []float64{0.01, 0.5, 0.9} {
+		var w Window
+		var spent model
+		for now := start; now < start+4*window.Microseconds(); now += micros(step) {
+			spent.expire(now, 2*window)
+			w.report(t, &spent, 10, now, now, 1)
+		}
 	}
 }
 

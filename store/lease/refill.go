@@ -13,6 +13,8 @@ const (
 	remainingParts = 16
 	// spanParts is how many spans of a lease there are in a window.
 	spanParts = 128
+	// maxSpan is the longest lease.
+	maxSpan = time.Second
 	// leastRoundTrips is how many round trips a span must be worth for a key to
 	// begin with leases, and fewestRoundTrips for it to go on. Under a load that
 	// the store can hardly bear, keys that give their leases up make all round
@@ -28,7 +30,7 @@ const (
 
 // leaseSpan is how long leases of a window last.
 func leaseSpan(window time.Duration) time.Duration {
-	return min(window/spanParts, store.MaxLeaseSpan).Truncate(time.Microsecond)
+	return min(window/spanParts, maxSpan).Truncate(time.Microsecond)
 }
 
 // leaseLocked is the size of the lease that may be asked for, 0 if none may.

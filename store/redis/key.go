@@ -31,7 +31,7 @@ type keys struct {
 }
 
 // version is the version of the log format, see window.lua.
-const version = '1'
+const version = '2'
 
 // hashSize is how many bytes of the hash are in the key. Nobody can make two
 // clients collide in 128 bits and so share a log.

@@ -18,13 +18,13 @@ func TestKey(t *testing.T) {
 		window time.Duration
 		want   string
 	}{
-		{"30-per-1m", time.Minute, "drl:1:30-per-1m:60s:"},
-		{"login", 30 * 24 * time.Hour, "drl:1:login:2592000s:"},
-		{"a.b_c", 1500 * time.Millisecond, "drl:1:a.b_c:1500ms:"},
-		{"x", time.Second + time.Microsecond, "drl:1:x:1000001us:"},
-		{"x:60s", time.Second, "drl:1:x%3A60s:1s:"},
-		{"{x}%", time.Second, "drl:1:%7Bx%7D%25:1s:"},
-		{"é", time.Second, "drl:1:%C3%A9:1s:"},
+		{"30-per-1m", time.Minute, "drl:2:30-per-1m:60s:"},
+		{"login", 30 * 24 * time.Hour, "drl:2:login:2592000s:"},
+		{"a.b_c", 1500 * time.Millisecond, "drl:2:a.b_c:1500ms:"},
+		{"x", time.Second + time.Microsecond, "drl:2:x:1000001us:"},
+		{"x:60s", time.Second, "drl:2:x%3A60s:1s:"},
+		{"{x}%", time.Second, "drl:2:%7Bx%7D%25:1s:"},
+		{"é", time.Second, "drl:2:%C3%A9:1s:"},
 	} {
 		got := k.of(&store.Key{Zone: test.zone, Client: "10.0.0.1", Window: test.window})
 		if got != test.want+hash {
@@ -65,7 +65,7 @@ func TestClientsAreNotInKeys(t *testing.T) {
 		t.Errorf("%d keys of 8 clients under 2 secrets: %q", len(keys), keys)
 	}
 	for _, key := range keys {
-		rest, ok := strings.CutPrefix(key, "own:1:zone:3600s:{")
+		rest, ok := strings.CutPrefix(key, "own:2:zone:3600s:{")
 		rest, ok2 := strings.CutSuffix(rest, "}")
 		if !ok || !ok2 || len(rest) != len(clientHash{}) || strings.ContainsFunc(rest, func(r rune) bool {
 			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_')

@@ -91,11 +91,10 @@ func (m *model) advanced(now int64, name string, window time.Duration, written m
 type innards struct {
 	entries []entry
 	total   int64
-	first   int64
 	mark    int64
 }
 
-type entry struct{ stamp, units int64 }
+type entry struct{ first, stamp, units int64 }
 
 func inside(w *store.Window) *innards {
 	return (*innards)(unsafe.Pointer(w))
@@ -113,7 +112,7 @@ func sameInnards() bool {
 		}
 	}
 	e, f := got.Field(0).Type.Elem(), reflect.TypeFor[entry]()
-	return e.Size() == f.Size() && e.NumField() == 2 && e.Field(0).Name == "stamp" && e.Field(1).Name == "units"
+	return e.Size() == f.Size() && e.NumField() == 3 && e.Field(0).Name == "first" && e.Field(1).Name == "stamp" && e.Field(2).Name == "units"
 }
 
 // packed is a log as the script stores it.
@@ -121,10 +120,10 @@ func packed(w *store.Window) string {
 	in := inside(w)
 	b := appendNumber(nil, in.mark, 7)
 	b = appendNumber(b, in.total, 6)
-	b = appendNumber(b, in.first, 7)
 	for _, e := range in.entries {
 		b = appendNumber(b, e.stamp, 7)
 		b = appendNumber(b, e.units, 6)
+		b = appendNumber(b, e.stamp-e.first, 5)
 	}
 	return string(b)
 }

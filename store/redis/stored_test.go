@@ -37,31 +37,25 @@ func TestStoredSize(t *testing.T) {
 				h.addTake(request)
 			}
 		}},
-		// Each lease begins an entry that a refund removes. The next stamp then
-		// begins another one, however near it is.
-		{"refunded", 68, func(h *history, request store.Request) {
-			for range 200 {
-				h.now += 1000
+		// Charges reach as far ahead as they can, and fill what is in between.
+		{"ahead", 68, func(h *history, request store.Request) {
+			for i := range int64(400) {
+				h.now += width / 100
 				ahead := request
-				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan
+				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan*time.Duration(i*137%401)/401
 				h.addTake(ahead)
-				h.addRefund(h.refunds[len(h.refunds)-1])
-				h.addTake(request)
+				if i%7 == 0 {
+					h.addRefund(h.refunds[len(h.refunds)-1-int(i)/14])
+				}
 			}
 		}},
-		{"refunded, unreported", 68, func(h *history, request store.Request) {
+		// A small limit keeps apart what no limit holds back.
+		{"full of what is owed", 68, func(h *history, request store.Request) {
 			look := request
-			look.Units, look.Unreported = 0, []store.Spent{{Units: 1}}
-			for range 68 {
-				h.now += 1000
-				ahead := request
-				ahead.Lease, ahead.LeaseSpan = 5, store.MaxLeaseSpan
-				h.addTake(ahead)
-				h.addRefund(h.refunds[len(h.refunds)-1])
-				h.addTake(look)
-			}
-			for range 3 {
-				h.now += width/64 + 1
+			look.Limit, look.Units = 5, 0
+			for i := range int64(200) {
+				h.now += width / 200
+				look.Unreported = []store.Spent{{Age: time.Duration(i*137%401) * window / 401, Units: 1 + i%3}}
 				h.addTake(look)
 			}
 		}},
@@ -106,8 +100,8 @@ func TestStoredSize(t *testing.T) {
 }
 
 const (
-	headerSize = 20
-	entrySize  = 13
+	headerSize = 13
+	entrySize  = 18
 )
 
 // TestGarbage puts things in the place of a log which are none: they count as
@@ -145,7 +139,7 @@ func TestGarbage(t *testing.T) {
 	// Of the right length, it counts for a window at most.
 	server.Do(t, "SET", name, strings.Repeat("\x77", headerSize+entrySize))
 	decision := take(t, s, request)[0]
-	if decision.Granted || decision.RetryAfter > request.Window+3*time.Second {
+	if decision.Granted || decision.RetryAfter > request.Window+store.MaxLeaseSpan+2*time.Second {
 		t.Errorf("stamps of a far future: %+v", decision)
 	}
 	if ttl := server.Do(t, "PTTL", name).(int64); ttl < 0 {
@@ -187,7 +181,7 @@ func TestEveryKeyExpires(t *testing.T) {
 	s := warmed(t, Options{Address: server.Addr})
 	for i := range 50 {
 		request := one(string(rune('a'+i)), 1000)
-		request.Units, request.Lease, request.LeaseSpan = 2, int64(i%3), time.Second
+		request.Units, request.Lease, request.LeaseSpan = 2, int64(i%3), store.MaxLeaseSpan
 		request.Window = time.Duration(i+1) * time.Minute
 		if i == 0 {
 			request.Window = store.MaxWindow
@@ -204,7 +198,7 @@ func TestEveryKeyExpires(t *testing.T) {
 		t.Errorf("%d keys left", len(keys))
 	}
 	for _, key := range keys {
-		if ttl := server.Do(t, "PTTL", key).(int64); ttl <= 0 || ttl > (store.MaxWindow+4*time.Second).Milliseconds() {
+		if ttl := server.Do(t, "PTTL", key).(int64); ttl <= 0 || ttl > (store.MaxWindow+store.MaxLeaseSpan+3*time.Second).Milliseconds() {
 			t.Errorf("%s has %d ms to live", key, ttl)
 		}
 	}

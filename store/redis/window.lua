@@ -22,13 +22,13 @@
 --
 -- Times are microseconds of the server's clock.
 --
--- A log is a string: mark, total, first stamp of the last entry, then the
--- entries, each a stamp and its units. A time takes 7 bytes, since 6 would have
--- sufficed only until 1978; units take 6. A log may end in 15 bytes more, which
--- its length shows, since no number of entries is as long: a time, the time until
--- which they are to be kept, and a byte. They are for later versions, and are kept
--- as they are. Any other change of the format changes the version in the
--- keys, too.
+-- A log is a string: mark and total, then the entries in the order of their stamps,
+-- each a stamp, its units, and by how much its first stamp is earlier. A time takes 7
+-- bytes, since 6 would have sufficed only until 1978; units take 6, and the time within
+-- an entry 5, which is twelve days. A log may end in 15 bytes more, which its length
+-- shows, since no number of entries is as long: a time, the time until which they are
+-- to be kept, and a byte. They are for later versions, and are kept as they are. Any
+-- other change of the format changes the version in the keys, too.
 --
 -- Nothing is written before everything is decided: after any error, nothing was
 -- written.
@@ -37,13 +37,13 @@
 -- functions share is bound again at every call, which costs the server more
 -- than the arithmetic. They are:
 --
---   20        bytes of a header, '>I7I6I7'
---   13        bytes of an entry, or of what is unreported, '>I7I6'
+--   13        bytes of a header, or of what is unreported, '>I7I6'
+--   18        bytes of an entry, '>I7I6I5'
 --   36        bytes of a request without what is unreported
 --   64        the largest limit whose log keeps every stamp apart, and the
 --             fraction of a window within which others merge
 --   68        the most entries
---   2000000   how far ahead a stamp may lie
+--   11000000  how far ahead a stamp may lie
 --   281474976710655   the most units of a log, which fit 6 bytes
 
 local spread = unpack
@@ -73,17 +73,16 @@ elseif #KEYS > 1 then
   values = call('MGET', spread(KEYS)) -- to which another type is nothing
 end
 
--- parse returns the log of a key as of now: s, from, upto, stamp, units, total,
--- first, mark, lowered. The entries before the last one stay packed, at
--- s[from..upto]; stamp and units are the last one's. A mark of 0 means that
--- nothing counts.
+-- parse returns the log of a key as of now: s, from, upto, stamp, units, first, total,
+-- mark, lowered. The entries before the last one stay packed, at s[from..upto]; stamp,
+-- units and first stamp are the last one's. A mark of 0 means that nothing counts.
 local function parse(key, window)
   local s = only
   if values then
     s = values[key]
   end
-  local size = s and #s - 20 or 0
-  if size % 13 == 2 and size > 13 then
+  local size = s and #s - 13 or 0
+  if size % 18 == 15 then
     tails = tails or {}
     tails[key] = sub(s, -15)
     s, size = sub(s, 1, -16), size - 15
@@ -91,58 +90,90 @@ local function parse(key, window)
       values[key] = s
     end
   end
-  if size < 13 or size % 13 ~= 0 or size > 68 * 13 then
+  if size < 18 or size % 18 ~= 0 or size > 68 * 18 then
     return '', 1, 0, 0, 0, 0, 0, 0, false
   end
 
-  local mark, total, first, stamp, units = unpack('>I7I6I7I7I6', s)
-  local from, upto = 20 + 1, size + 20 - 13
+  local mark, total, stamp, units, span = unpack('>I7I6I7I6I5', s)
+  local from, upto = 13 + 1, size + 13 - 18
   while stamp + window <= now do
     if from > upto then
       return '', 1, 0, 0, 0, 0, 0, 0, false
     end
     total = total - units
-    from = from + 13
-    stamp, units = unpack('>I7I6', s, from)
+    from = from + 18
+    stamp, units, span = unpack('>I7I6I5', s, from)
   end
   if from <= upto then
-    stamp, units = unpack('>I7I6', s, upto + 1)
+    stamp, units, span = unpack('>I7I6I5', s, upto + 1)
   end
 
-  local latest = now + 2000000
+  local latest = now + 11000000
   if stamp <= latest then
-    return s, from, upto, stamp, units, total, first, mark, false
+    return s, from, upto, stamp, units, stamp - span, total, mark, false
   end
   -- The clock stepped back: what lies further ahead than any charge could
   -- becomes one entry, and earlier charges can no longer be refunded.
+  local first = stamp - span
   while from <= upto do
-    local earlier, more = unpack('>I7I6', s, upto - 13 + 1)
+    local earlier, more, width = unpack('>I7I6I5', s, upto - 18 + 1)
     if earlier < latest then
       break
     end
-    units = units + more
-    upto = upto - 13
+    first, units = earlier - width, units + more
+    upto = upto - 18
   end
-  return s, from, upto, latest, units, total, latest, mark == now and now + 1 or now, true
+  if first > latest then
+    first = latest
+  end
+  return s, from, upto, latest, units, first, total, mark == now and now + 1 or now, true
 end
 
--- compact makes room in a full log: what comes close after an entry joins it.
--- It returns the entries before the last one, and its units and first stamp.
-local function compact(middle, stamp, units, first, window)
-  local kept, n, start, held = {}, 0, 0, 0
-  for at = 1, #middle, 13 do
-    local s, more = unpack('>I7I6', middle, at)
-    if n > 0 and (s - start) * 64 < window then
-      held = held + more
-    else
-      n, start, held = n + 1, s, more
+-- insert puts units in their place among packed entries, and returns these with the
+-- stamp that the units then have, which is never earlier. (If room had to be made, they
+-- may be held for longer than it says.)
+local function insert(entries, stamp, units, limit, window)
+  -- before is the last byte of the entries that are earlier, of which (e, u, w) is
+  -- the last one, and (E, U, W) the first of the others.
+  local before = #entries
+  local e, u, w, E, U, W
+  while before > 0 do
+    e, u, w = unpack('>I7I6I5', entries, before - 18 + 1)
+    if e < stamp then
+      break
     end
-    kept[n] = pack('>I7I6', s, held)
+    E, U, W, before = e, u, w, before - 18
   end
-  if n > 0 and (stamp - start) * 64 < window then
-    kept[n], units, first = nil, units + held, start
+  if E and E - W <= stamp then
+    return sub(entries, 1, before) .. pack('>I7I6I5', E, U + units, W) .. sub(entries, before + 18 + 1), E
   end
-  return table.concat(kept), units, first
+  if limit > 64 then
+    if before > 0 and (stamp - e + w) * 64 < window then
+      return sub(entries, 1, before - 18) .. pack('>I7I6I5', stamp, u + units, stamp - e + w) .. sub(entries, before + 1), stamp
+    elseif E and (E - stamp) * 64 < window then
+      return sub(entries, 1, before) .. pack('>I7I6I5', E, U + units, E - stamp) .. sub(entries, before + 18 + 1), E
+    end
+  end
+  entries = sub(entries, 1, before) .. pack('>I7I6I5', stamp, units, 0) .. sub(entries, before + 1)
+  if #entries <= 68 * 18 then
+    return entries, stamp
+  end
+
+  -- There is one too many: the two neighbours that span the least time together
+  -- become one, of the later stamp.
+  local least, place = false, 0
+  e, u, w = unpack('>I7I6I5', entries)
+  for at = 18 + 1, #entries, 18 do
+    E, U, W = unpack('>I7I6I5', entries, at)
+    if not least or E - e + w < least then
+      least, place = E - e + w, at
+    end
+    e, w = E, W
+  end
+  e, u = unpack('>I7I6', entries, place - 18)
+  E, U = unpack('>I7I6', entries, place)
+  entries = sub(entries, 1, place - 18 - 1) .. pack('>I7I6I5', E, u + U, least) .. sub(entries, place + 18)
+  return entries, stamp
 end
 
 local granted = true
@@ -154,63 +185,44 @@ local granted = true
 local function decide(alone)
   local key, window, limit, need, lease, span, shadow, unreported = unpack('>I2I7I6I6I6I7I1I1', run, at)
   at = at + 36
-  local s, from, upto, stamp, units, total, first, mark, changed = parse(key, window)
+  local s, from, upto, stamp, units, first, total, mark, changed = parse(key, window)
   if unreported > 0 then
     -- What is unreported counts from when it was spent, whether or not the call
     -- is granted.
-    local middle = sub(s, from, upto)
+    local entries = ''
+    if mark > 0 then
+      entries = sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
+    end
     for _ = 1, unreported do
       local age, more = unpack('>I7I6', run, at)
       at = at + 13
-      local spent = now - age
       if more > 281474976710655 - total then
         more = 281474976710655 - total
       end
       if age < window and more > 0 then
-        changed = true
-        total = total + more
         if mark == 0 then
           if unpack('>I7', pack('>I7', now)) ~= now then
             error('this server is built for 32 bits, which cannot hold a time in microseconds')
           end
-          stamp, units, first, mark = spent, more, spent, now
-        elseif spent <= stamp then
-          -- It joins the first entry that is not older.
-          local place, entry, others = 1, 0, 0
-          while place <= #middle do
-            entry, others = unpack('>I7I6', middle, place)
-            if entry >= spent then
-              break
-            end
-            place = place + 13
-          end
-          if place <= #middle then
-            middle = sub(middle, 1, place - 1) .. pack('>I7I6', entry, others + more) .. sub(middle, place + 13)
-          else
-            units = units + more
-          end
-        else
-          local near = limit > 64 and (spent - first) * 64 < window
-          if not near and #middle >= (68 - 1) * 13 then
-            middle, units, first = compact(middle, stamp, units, first, window)
-          end
-          if near or #middle >= (68 - 1) * 13 then
-            stamp, units = spent, units + more
-          else
-            middle = middle .. pack('>I7I6', stamp, units)
-            stamp, units, first = spent, more, spent
-          end
+          mark = now
         end
+        changed = true
+        total = total + more
+        entries = insert(entries, now - age, more, limit, window)
       end
     end
-    s, from, upto = middle .. pack('>I7I6', stamp, units), 1, #middle
+    if mark > 0 then
+      s, from, upto = entries, 1, #entries - 18
+      stamp, units, first = unpack('>I7I6I5', s, upto + 1)
+      first = stamp - first
+    end
   end
   local free = limit - total
   local remaining = free > 0 and free or 0
   local reset = mark > 0 and stamp + window - now or 0
   local value, ttl = false, false
   if changed then
-    value = pack('>I7I6I7', mark, total, first) .. sub(s, from, upto) .. pack('>I7I6', stamp, units)
+    value = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
     ttl = math.ceil((stamp + window - now) / 1000) + 1000
   end
 
@@ -224,7 +236,7 @@ local function decide(alone)
       local earlier, more = unpack('>I7I6', s, place)
       excess = excess - more
       retry = earlier + window - now
-      place = place + 13
+      place = place + 18
     end
     if excess > 0 then
       retry = excess <= units and stamp + window - now or window
@@ -256,27 +268,23 @@ local function decide(alone)
       error('this server is built for 32 bits, which cannot hold a time in microseconds')
     end
     stamp, units, first, mark = counts, more, counts, now
+  elseif counts >= first and counts <= stamp then
+    counts, units = stamp, units + more
+  elseif counts > stamp and limit > 64 and (counts - first) * 64 < window then
+    stamp, units = counts, units + more
+  elseif counts > stamp and upto - from + 1 < (68 - 1) * 18 then
+    -- The last entry is s[upto+1..] as it was: one that was lowered is
+    -- joined, for no grant is as far ahead.
+    stamp, units, first, upto = counts, more, counts, upto + 18
   else
-    if counts < stamp then
-      counts = stamp
-    end
-    local near = counts == stamp or (limit > 64 and (counts - first) * 64 < window)
-    if not near and upto - from + 1 >= (68 - 1) * 13 then
-      s, units, first = compact(sub(s, from, upto), stamp, units, first, window)
-      from, upto = 1, #s
-      s = s .. pack('>I7I6', stamp, units)
-    end
-    if near or upto - from + 1 >= (68 - 1) * 13 then
-      stamp, units = counts, units + more
-    else
-      -- The last entry is s[upto+1..] as it was: one that was lowered is
-      -- joined, for no charge is as far ahead.
-      stamp, units, first, upto = counts, more, counts, upto + 13
-    end
+    s, counts = insert(sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first), counts, more, limit, window)
+    from, upto = 1, #s - 18
+    stamp, units, first = unpack('>I7I6I5', s, upto + 1)
+    first = stamp - first
   end
-  local charged = pack('>I7I6I7', mark, total, first) .. sub(s, from, upto) .. pack('>I7I6', stamp, units)
+  local charged = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
   local lives = math.ceil((stamp + window - now) / 1000) + 1000
-  return key, pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, stamp + window - now, 0, stamp, mark), charged, lives, plain, value, ttl
+  return key, pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, stamp + window - now, 0, counts, mark), charged, lives, plain, value, ttl
 end
 
 local replies, n = false, 0
@@ -357,39 +365,29 @@ while at <= #run do
     refund = function()
       local key, window, given, of, back, origin = unpack('>I2I7I7I7I6I7', run, at)
       at = at + 36
-      local s, from, upto, stamp, units, total, first, mark, lowered = parse(key, window)
-      local middle = sub(s, from, upto)
+      local s, from, upto, stamp, units, first, total, mark, lowered = parse(key, window)
+      local entries = mark > 0 and sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first) or ''
       here = here or origin > 0 and identity()
       if (origin == 0 or origin == here) and mark > 0 and mark == of and given + window > now and given <= stamp then
         local place = 1
-        while place <= #middle and unpack('>I7I6', middle, place) < given do
-          place = place + 13
+        while unpack('>I7', entries, place) < given do
+          place = place + 18
         end
-        if place <= #middle then
-          local earlier, more = unpack('>I7I6', middle, place)
-          back = math.min(back, more)
-          local rest = ''
-          if back < more then
-            rest = pack('>I7I6', earlier, more - back)
-          end
-          middle = sub(middle, 1, place - 1) .. rest .. sub(middle, place + 13)
-        else
-          back = math.min(back, units)
-          units = units - back
-          if units == 0 and #middle > 0 then
-            -- The first stamp of the entry that is now the last one is not known;
-            -- nothing but an equal stamp may join it.
-            stamp, units = unpack('>I7I6', middle, #middle - 13 + 1)
-            middle, first = sub(middle, 1, -13 - 1), 0
-          end
+        local earlier, more, width = unpack('>I7I6I5', entries, place)
+        back = math.min(back, more)
+        local rest = ''
+        if back < more then
+          rest = pack('>I7I6I5', earlier, more - back, width)
         end
+        entries = sub(entries, 1, place - 1) .. rest .. sub(entries, place + 18)
         total = total - back
       else
         back = 0
       end
       if back > 0 or lowered then
-        if units > 0 then
-          values[key] = pack('>I7I6I7', mark, total, first) .. middle .. pack('>I7I6', stamp, units)
+        if entries ~= '' then
+          stamp = unpack('>I7', entries, #entries - 18 + 1)
+          values[key] = pack('>I7I6', mark, total) .. entries
           lives[key] = math.ceil((stamp + window - now) / 1000) + 1000
         else
           values[key], lives[key] = false, 0
@@ -412,7 +410,7 @@ for key, ttl in pairs(lives) do
   local value, tail = values[key], tails and tails[key]
   local rest = tail and unpack('>I7', tail, 8) - now or 0
   if rest > 0 then
-    value = (value or pack('>I7I6I7', 0, 0, 0)) .. tail
+    value = (value or pack('>I7I6', 0, 0)) .. tail
     ttl = math.max(ttl, math.ceil(rest / 1000) + 1000)
   end
   if ttl > 0 then

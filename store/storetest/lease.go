@@ -115,12 +115,17 @@ func spanHoldsLonger(f *fixture) {
 		}
 	}
 
-	// What is charged later is not stamped earlier.
-	request := f.limit(2, long)
-	first := leasing(request, 0, 1)
-	first.LeaseSpan = store.MaxLeaseSpan
-	a, b := f.granted(first), f.granted(request)
-	if b.Stamp < a.Stamp {
-		f.Errorf("stamp %d after %d", b.Stamp, a.Stamp)
+	// What is charged after it, and ends sooner, is held no longer for that.
+	for _, limit := range []int64{3, 300} {
+		request := f.limit(limit, long)
+		first := leasing(request, 0, 1)
+		first.LeaseSpan = store.MaxLeaseSpan
+		a, b := f.granted(first), f.granted(need(request, limit-1))
+		if ahead := time.Duration(a.Stamp-b.Stamp) * time.Microsecond; limit <= 64 && (ahead > store.MaxLeaseSpan || ahead < store.MaxLeaseSpan-patience) {
+			f.Errorf("a lease is stamped %v after what was charged next, want %v at most, and little less", ahead, store.MaxLeaseSpan)
+		}
+		if a.Reset > long+store.MaxLeaseSpan || b.Stamp > a.Stamp {
+			f.Errorf("%+v after %+v", b, a)
+		}
 	}
 }

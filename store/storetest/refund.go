@@ -148,7 +148,7 @@ func refundLease(f *fixture) {
 	first := leasing(request, 1, 9)
 	first.LeaseSpan = store.MaxLeaseSpan
 	a := f.granted(first)
-	f.granted(request) // joins what lies ahead
+	f.granted(request) // before what lies ahead, or joins it
 	f.refund(refundOf(request, a, 6))
 	f.remaining(request, 95)
 	f.refund(refundOf(request, a, 4))
