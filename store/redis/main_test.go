@@ -23,6 +23,7 @@ func TestMain(m *testing.M) {
 	logged := &lines{}
 	redis.SetLogger(logged)
 	code := m.Run()
+	logged.mu.Lock() // stores of the last tests may still be at work
 	for _, line := range logged.list {
 		fmt.Println("the library logged:", line)
 		code = 1
