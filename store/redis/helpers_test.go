@@ -176,7 +176,7 @@ func (k *keys) takeCommand(requests []store.Request) []any {
 
 // commandOf is the command of a run of calls.
 func commandOf(calls ...*call) []any {
-	r := runs.New().(*run)
+	r := runPool.New().(*run)
 	for _, c := range calls {
 		r.add(c)
 	}

@@ -295,7 +295,7 @@ func (c *command) Args() []any {
 	// Not the identity that is known when the reply is here: the server that
 	// executes the calls may be another one by then.
 	origin := c.client.origin.Load()
-	c.run = runs.Get().(*run)
+	c.run = runPool.Get().(*run)
 	for _, call := range c.calls {
 		if call.send() {
 			call.origin = origin
