@@ -87,6 +87,16 @@ func (c *call) fail(err error) {
 	c.finish("", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: err})
 }
 
+// work is how much the script has to do for the call: its requests or refunds, and
+// what they report.
+func (c *call) work() int {
+	work := len(c.items)
+	for i := range c.items {
+		work += len(c.items[i].spent) / spentSize
+	}
+	return work
+}
+
 // replySize is how many bytes of the script's reply are the call's.
 func (c *call) replySize() int {
 	if c.kind == kindRefund {

@@ -180,8 +180,8 @@ func (n *node) send(client *client, life time.Duration, batch []*call) *store.Er
 
 var errForgotten = errors.New("the server forgot the script at once")
 
-// maxRun is how many requests and refunds the script decides in one run, unless a
-// single call has more. While it runs, the server does nothing else.
+// maxRun is how much work the script does in one run, see call.work, unless a single
+// call is more. While it runs, the server does nothing else.
 const maxRun = 64
 
 // runs divides a batch into what the script decides in one run: on a server that
@@ -198,11 +198,11 @@ func (n *node) runs(batch []*call) [][]*call {
 			slot = slotOf(c.items[0].key)
 		}
 		i, ok := open[slot]
-		if ok && !c.asking && sizes[i]+len(c.items) <= maxRun {
-			runs[i], sizes[i] = append(runs[i], c), sizes[i]+len(c.items)
+		if ok && !c.asking && sizes[i]+c.work() <= maxRun {
+			runs[i], sizes[i] = append(runs[i], c), sizes[i]+c.work()
 			continue
 		}
-		runs, sizes = append(runs, []*call{c}), append(sizes, len(c.items))
+		runs, sizes = append(runs, []*call{c}), append(sizes, c.work())
 		if !c.asking {
 			open[slot] = len(runs) - 1
 		}

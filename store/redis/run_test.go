@@ -40,6 +40,11 @@ func TestRuns(t *testing.T) {
 		}
 		return calls
 	}
+	reports := func() *call {
+		c := callOf(1, 1)
+		c.items[0].spent = make([]byte, store.MaxUnreported*spentSize)
+		return c
+	}
 	asking := callOf(1, 1)
 	asking.asking = true
 	for _, c := range []struct {
@@ -53,6 +58,7 @@ func TestRuns(t *testing.T) {
 		{"more than a run holds", one, many(2*maxRun + 1), []int{maxRun, maxRun, 1}},
 		{"a large call among small ones", one, []*call{callOf(1, 1), callOf(1, 2*maxRun), callOf(1, 1)}, []int{1, 2 * maxRun, 1}},
 		{"calls of several requests", one, []*call{callOf(1, 30), callOf(2, 30), callOf(3, 30)}, []int{60, 30}},
+		{"calls that report much", one, []*call{reports(), reports(), reports(), reports()}, []int{3, 1}},
 		{"a cluster", several, []*call{callOf(1, 1), callOf(2, 1), callOf(1, 1)}, []int{2, 1}},
 		{"a call that was sent on", several, []*call{callOf(1, 1), asking, callOf(1, 1)}, []int{2, 1}},
 	} {
