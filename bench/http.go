@@ -64,6 +64,16 @@ func measureHTTP(r *rig, rep *report) {
 		rep.Machine.Load = "wrk"
 	}
 
+	sites := startSites(r, rep)
+	loadSites(r, sites, wrk)
+	for _, s := range sites {
+		rep.Web = append(rep.Web, s.result(sites))
+		s.kill()
+	}
+}
+
+// startSites starts what is compared, as far as it can be had here.
+func startSites(r *rig, rep *report) []*site {
 	var sites []*site
 	start := func(name, baseline string, start func() (*process, error)) {
 		p, err := start()
@@ -86,7 +96,11 @@ func measureHTTP(r *rig, rep *report) {
 		return r.startNode(map[string]string{"limit": "redis", "events": itoa(plenty.limit), "window": "60000"})
 	})
 	rep.Machine.Versions = append(rep.Machine.Versions, r.nodeVersions()...)
+	return sites
+}
 
+// loadSites puts load on the sites in turns.
+func loadSites(r *rig, sites []*site, wrk string) {
 	rounds := pick(r, 15, 1)
 	for round := pick(r, 0, 1); round <= rounds; round++ {
 		// Many short rounds: the machine is now faster, now slower, and what
@@ -111,10 +125,6 @@ func measureHTTP(r *rig, rep *report) {
 			}
 		}
 		r.log("http: round %d of %d", round, rounds)
-	}
-	for _, s := range sites {
-		rep.Web = append(rep.Web, s.result(sites))
-		s.kill()
 	}
 }
 
