@@ -15,12 +15,11 @@ import (
 
 // part is what this process has for one request of a call.
 type part struct {
-	held    holding       // units taken out of leases
-	refused bool          // by a remembered refusal
-	short   int64         // units to ask the store for
-	lease   int64         // units of a lease to ask for with them
-	span    time.Duration // and how long it is to last
-	index   int           // of the request to inner, if short > 0
+	held    holding // units taken out of leases
+	refused bool    // by a remembered refusal
+	short   int64   // units to ask the store for
+	lease   int64   // units of a lease to ask for with them
+	index   int     // of the request to inner, if short > 0
 }
 
 // desk is where a call is worked on. Desks are reused.
@@ -89,7 +88,7 @@ func (l *Store) prepare(w *desk, requests []store.Request, decisions []store.Dec
 		} else if p.short > 0 {
 			p.index = len(w.requests)
 			request := requests[i]
-			request.Units, request.Lease, request.LeaseSpan = p.short, p.lease, p.span
+			request.Units, request.Lease, request.LeaseSpan = p.short, p.lease, leaseSpan(request.Window)
 			w.requests = append(w.requests, request)
 		}
 	}
@@ -174,12 +173,7 @@ func (l *Store) hold(request *store.Request, p *part, decision *store.Decision, 
 	}
 	k.tidy()
 	if p.short > 0 {
-		p.lease, p.span = l.leaseLocked(k, request, now)
-		if p.lease < p.short {
-			// It would be gone with the next such request; and all units of the
-			// call would be held until its end.
-			p.lease, p.span = 0, 0
-		}
+		p.lease = l.leaseLocked(k, request, now)
 		k.refilling = k.refilling || p.lease > 0
 	}
 }
@@ -231,7 +225,7 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 	if k != nil {
 		p.returned(k)
 		if reply != nil {
-			useless = l.learnLocked(k, request, reply, p.span, sent, now)
+			useless = l.learnLocked(k, request, reply, sent, now)
 		}
 		if k.limit == request.Limit {
 			k.used = now.mono
