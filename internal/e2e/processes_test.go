@@ -252,7 +252,7 @@ func TestKeySize(t *testing.T) {
 	if size >= 2048 {
 		t.Errorf("the key takes %d bytes", size)
 	}
-	if entries := (length - 20) / 13; entries < 32 {
+	if entries := (length - 13) / 18; entries < 32 {
 		t.Errorf("the log has %d entries: the load was not steady enough for the test to mean anything", entries)
 	}
 	if ttl := redis.Do(t, "pttl", keys[0]).(int64); ttl <= 0 {
