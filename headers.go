@@ -73,11 +73,10 @@ type headerZone struct {
 
 const noReset = -1
 
-// headerZones lists the zones that are in force. retryAfter is that of the
+// appendHeaderZones appends the zones that are in force. retryAfter is that of the
 // response, 0 if it has none: for a zone that refused, the header's reset must
 // not promise an earlier time.
-func (e *evaluation) headerZones(retryAfter int64) []headerZone {
-	zones := make([]headerZone, 0, len(e.verdicts))
+func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []headerZone {
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
 		if !v.counted || v.zone.DryRun {
@@ -104,7 +103,8 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 		return
 	}
 	if s.draft {
-		var policy, limit []byte
+		var room [2][128]byte
+		policy, limit := room[0][:0], room[1][:0]
 		for i, z := range zones {
 			if i > 0 {
 				policy, limit = append(policy, ", "...), append(limit, ", "...)
@@ -112,8 +112,9 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 			policy = appendItem(policy, z.name, "q", z.limit, "w", z.window)
 			limit = appendItem(limit, z.name, "r", z.remaining, "t", z.reset)
 		}
-		header["Ratelimit-Policy"] = []string{string(policy)}
-		header["Ratelimit"] = []string{string(limit)}
+		values := []string{string(policy), string(limit)}
+		header["Ratelimit-Policy"] = values[0:1:1]
+		header["Ratelimit"] = values[1:2:2]
 	}
 	if s.legacy {
 		// These can tell of one zone only: the one nearest to its limit.
@@ -155,23 +156,25 @@ func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, va
 // moment, when it shows whether the upstream has set some itself. Several
 // handlers that a request passes share one.
 type headerWriter struct {
-	*caddyhttp.ResponseWriterWrapper
+	caddyhttp.ResponseWriterWrapper
 	style headerStyle
-	zones []headerZone
 	done  bool
+	zones []headerZone
+	few   [2]headerZone // room for the zones of most requests
 }
 
 // announce makes the response tell about the zones of an evaluation.
 func (c *charges) announce(w http.ResponseWriter, style headerStyle, e *evaluation) http.ResponseWriter {
 	if c.headers == nil || c.headers.done {
-		c.headers = &headerWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+		c.headers = &headerWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+		c.headers.zones = c.headers.few[:0]
 		w = c.headers
 	}
 	hw := c.headers
 	hw.style.when = headersAlways
 	hw.style.draft = hw.style.draft || style.draft
 	hw.style.legacy = hw.style.legacy || style.legacy
-	hw.zones = append(hw.zones, e.headerZones(0)...)
+	hw.zones = e.appendHeaderZones(hw.zones, 0)
 	return w
 }
 

@@ -52,7 +52,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 		header.Set("Connection", "close")
 	}
 	if e.reason == reasonLimit {
-		h.headers.set(header, e.headerZones(problem.retryAfter))
+		h.headers.set(header, e.appendHeaderZones(nil, problem.retryAfter))
 	}
 
 	err := caddyhttp.Error(problem.Status, errors.New(problem.Detail))
