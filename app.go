@@ -165,7 +165,7 @@ func (a *App) newBackendLocked(module any, logger *zap.Logger) (*backend, error)
 }
 
 // registerZone makes sure that zones of one name, which are one limit, are
-// configured alike. The zones are kept in the app because each configuration has
+// configured alike, and finds the one that stands for them. The zones are kept in the app because each configuration has
 // its own: during a reload, and while a configuration is only validated, the
 // zones of the running one must not be in the way.
 func (a *App) registerZone(store string, z *Zone) error {
@@ -174,13 +174,14 @@ func (a *App) registerZone(store string, z *Zone) error {
 	id := zoneID{store, z.storeName}
 	other, ok := a.zones[id]
 	if !ok {
-		a.zones[id] = z
+		a.zones[id], z.same = z, z
 		return nil
 	}
 	if mistake := z.conflict(other); mistake != nil {
 		mistake.zone = z.Name
 		return mistake
 	}
+	z.same = other
 	return nil
 }
 

@@ -1,20 +1,22 @@
 package distributedratelimit
 
 import (
-	"net/http"
+	"context"
 	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // charges is what the handlers of this module have charged one HTTP request
 // for, and what placeholders and headers tell about it. It belongs to the
 // goroutine of the request.
+//
+// Charges are not used again for another request: placeholders and variables
+// refer to them, and may be read long after the handlers, such as by the access
+// log.
 type charges struct {
 	repl    *caddy.Replacer
 	client  ipident.Result
@@ -24,38 +26,51 @@ type charges struct {
 	charged []chargedLog
 	told    placeholders
 	headers *headerWriter // set by the first handler that sends headers always
+
+	key string        // the last one, see text
+	few [2]chargedLog // room for what most requests are charged for
 }
 
 // chargedLog is a log that the request was charged to, or may have been.
 type chargedLog struct {
-	data string // name of the store's data, which outlives a store's failure
-	key  store.Key
+	limit  *Zone // that stands for the zones of one limit, see App.registerZone
+	client string
 }
 
 const chargesVar = "distributed_ratelimit.charges"
 
 // chargesOf returns the charges of the request, which begin at the first
 // handler. They live in the request's variables, which error routes see too.
-func chargesOf(r *http.Request) *charges {
-	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+func chargesOf(ctx context.Context, vars map[string]any) *charges {
 	if c, ok := vars[chargesVar].(*charges); ok {
 		return c
 	}
-	c := &charges{repl: r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)}
+	c := &charges{repl: ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)}
+	c.charged = c.few[:0]
 	vars[chargesVar] = c
 	c.repl.Map(c.placeholder)
 	return c
 }
 
 // add records that the request was charged to a log, or may have been.
-func (c *charges) add(data string, key *store.Key) {
-	c.charged = append(c.charged, chargedLog{data, *key})
+func (c *charges) add(limit *Zone, client string) {
+	c.charged = append(c.charged, chargedLog{limit, client})
 }
 
 // has reports whether an earlier handler has charged the request to a log: a
 // limit that is met twice counts once.
-func (c *charges) has(data string, key *store.Key) bool {
-	return slices.Contains(c.charged, chargedLog{data, *key})
+func (c *charges) has(limit *Zone, client string) bool {
+	return slices.Contains(c.charged, chargedLog{limit, client})
+}
+
+// text returns a key as a string. Several zones often have the same key. The
+// string has memory of its own: layers of a store keep it, for a hot client as long
+// as its leases go on, and as a part of the charges it would hold the whole request.
+func (c *charges) text(key []byte) string {
+	if string(key) != c.key {
+		c.key = string(key)
+	}
+	return c.key
 }
 
 // rest is how long the request may still wait for a store, in a handler with

@@ -61,7 +61,9 @@ func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
 }
 
 func (e *evaluation) release() {
-	clear(e.verdicts)
+	for i := range e.verdicts {
+		e.verdicts[i].zone = nil // the rest refers to nothing
+	}
 	clear(e.exempt)
 	e.call.Reset()
 	e.verdicts, e.index, e.exempt = e.verdicts[:0], e.index[:0], e.exempt[:0]
@@ -126,23 +128,23 @@ func (e *evaluation) add(zone *Zone) {
 		e.verdicts = append(e.verdicts, verdict{zone: zone, Decision: byPolicy, counted: true})
 		return
 	}
-	var request store.Request
-	switch zone.request(&request, &e.keys, e.charges.client) {
-	case keySkipped:
+	n := len(e.call.Requests)
+	e.call.Requests = append(e.call.Requests, store.Request{})
+	request := &e.call.Requests[n]
+	switch key := zone.request(request, &e.keys, e.charges); {
+	case key == keySkipped, key == keyFound && e.charges.has(zone.same, request.Client):
+		e.call.Requests = e.call.Requests[:n]
 		return
-	case keyDenied:
+	case key == keyDenied:
+		e.call.Requests = e.call.Requests[:n]
 		e.verdicts = append(e.verdicts, verdict{zone: zone, Decision: byPolicy})
 		if !zone.DryRun {
 			e.reason = reasonEmptyKey
 		}
 		return
 	}
-	if e.charges.has(e.h.backend.name, &request.Key) {
-		return
-	}
 	e.index = append(e.index, len(e.verdicts))
 	e.verdicts = append(e.verdicts, verdict{zone: zone})
-	e.call.Requests = append(e.call.Requests, request)
 	e.call.Policies = append(e.call.Policies, zone.policy)
 }
 
@@ -173,7 +175,7 @@ func (e *evaluation) decide() {
 			v.Decision, v.counted = *decision, decision.Source != store.FromPolicy
 		}
 		if e.call.Charged(i) {
-			e.charges.add(e.h.backend.name, &requests[i].Key)
+			e.charges.add(v.zone.same, requests[i].Client)
 		}
 	}
 }

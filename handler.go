@@ -236,7 +236,9 @@ func (h *Handler) check() *configError {
 // ServeHTTP limits the request: who is the client, does it pass, and what is
 // the response.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	c := chargesOf(r)
+	ctx := r.Context()
+	vars := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
+	c := chargesOf(ctx, vars)
 	if c.refused {
 		// An error route is rendering the refusal. What a limit refused is
 		// charged nowhere else: a client that is over its limit would use up
@@ -245,7 +247,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		// that render them may have limits.)
 		return next.ServeHTTP(w, r)
 	}
-	c.client = h.identity.client(r)
+	c.client = h.identity.client(r, vars)
 
 	e := newEvaluation(h, r, c)
 	if err := e.gather(); err != nil {

@@ -156,8 +156,8 @@ func remoteAddr(r *http.Request) string {
 	return r.RemoteAddr
 }
 
-// client decides who the client of r is.
-func (id *identity) client(r *http.Request) ipident.Result {
+// client decides who the client of r is, which has these variables.
+func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result {
 	peer := true // comes first, and once
 	var ranges ipident.Ranges
 	client := id.rules.Client(remoteAddr(r), r.Header, func(hop netip.Addr) bool {
@@ -168,7 +168,7 @@ func (id *identity) client(r *http.Request) ipident.Result {
 			// No list of ranges holds a Unix socket.
 			return trustsUnix(r)
 		case id.ranges == nil:
-			return id.server.trusts(r, hop, first)
+			return id.server.trusts(r, vars, hop, first)
 		case first:
 			// Once for all hops: a list that changes in between would lead to
 			// an address that neither list yields.

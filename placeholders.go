@@ -8,13 +8,12 @@ import (
 
 // placeholders is what the handlers have to tell about the request.
 type placeholders struct {
-	outcome    outcome
-	zone       string
-	counted    bool
-	limit      int64
+	zone       *Zone // nil if none applied
 	remaining  int64
 	reset      int64 // s
 	retryAfter int64 // s, 0 if not refused
+	outcome    outcome
+	counted    bool // there are numbers
 	source     store.Source
 }
 
@@ -28,13 +27,13 @@ func (c *charges) publish(e *evaluation) {
 	shown := e.shown()
 	if shown == nil {
 		if len(e.exempt) > 0 && c.told.outcome == outcomeNone {
-			c.told = placeholders{outcome: outcomeExempt, zone: e.exempt[0].Name, source: store.FromPolicy}
+			c.told = placeholders{outcome: outcomeExempt, zone: e.exempt[0], source: store.FromPolicy}
 		}
 		return
 	}
 	told := placeholders{
-		outcome: outcomeGranted, zone: shown.zone.Name, source: shown.Source,
-		counted: shown.counted, limit: shown.zone.limit, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
+		outcome: outcomeGranted, zone: shown.zone, source: shown.Source,
+		counted: shown.counted, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
 	}
 	switch {
 	case !e.passes():
@@ -85,12 +84,12 @@ func (e *evaluation) shown() *verdict {
 // tooEarly is what is told of a request that a zone refuses for its early data,
 // whatever earlier handlers granted.
 func (c *charges) tooEarly(zone *Zone) {
-	c.told = placeholders{outcome: outcomeRefused, zone: zone.Name, source: store.FromPolicy}
+	c.told = placeholders{outcome: outcomeRefused, zone: zone, source: store.FromPolicy}
 	c.forgetHeaders()
 }
 
 // share is what is left of the limit, as that of a verdict.
-func (t *placeholders) share() float64 { return share(t.counted, t.remaining, t.limit) }
+func (t *placeholders) share() float64 { return share(t.counted, t.remaining, t.zone.limit) }
 
 // placeholder implements caddy.ReplacerFunc.
 func (c *charges) placeholder(key string) (any, bool) {
@@ -105,9 +104,15 @@ func (c *charges) placeholder(key string) (any, bool) {
 	case "outcome":
 		return told.outcome.String(), true
 	case "zone":
-		return told.zone, true
+		if told.zone == nil {
+			return "", true
+		}
+		return told.zone.Name, true
 	case "limit":
-		return numberIf(told.counted, told.limit), true
+		if !told.counted {
+			return "", true
+		}
+		return told.zone.limit, true
 	case "remaining":
 		return numberIf(told.counted, told.remaining), true
 	case "reset":

@@ -111,9 +111,10 @@ func trustsUnix(r *http.Request) bool {
 	return server != nil && server.TrustedProxiesUnix
 }
 
-// serverTrustsPeer reports whether the server trusts the peer.
-func serverTrustsPeer(r *http.Request) bool {
-	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+// serverTrustsPeer reports whether the server trusts the peer of a request with
+// these variables.
+func serverTrustsPeer(vars map[string]any) bool {
+	trusted, _ := vars[caddyhttp.TrustedProxyVarKey].(bool)
 	return trusted
 }
 
@@ -170,13 +171,14 @@ func trustsEverybody(server *caddyhttp.Server) (netip.Addr, bool) {
 
 // trusts takes an unmapped address without zone. peer tells whether it is the
 // peer, or an address in the header, which may be the same.
-func (t *serverTrust) trusts(r *http.Request, hop netip.Addr, peer bool) bool {
-	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if server == nil {
-		return false
+func (t *serverTrust) trusts(r *http.Request, vars map[string]any, hop netip.Addr, peer bool) bool {
+	trusted := peer && serverTrustsPeer(vars)
+	if peer && !trusted && !strings.Contains(r.RemoteAddr, "::ffff:") {
+		return false // as for most requests
 	}
-	if peer && (serverTrustsPeer(r) || !strings.Contains(r.RemoteAddr, "::ffff:")) {
-		return serverTrustsPeer(r)
+	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if server == nil || trusted {
+		return server != nil
 	}
 	if t.everybody && !peer {
 		return false
@@ -189,5 +191,6 @@ func serverTrusts(server *caddyhttp.Server, r *http.Request, hop netip.Addr) boo
 	from.RemoteAddr = net.JoinHostPort(hop.String(), "0")
 	from.Header = nil
 	from = caddyhttp.PrepareRequest(from, caddy.NewReplacer(), nil, server)
-	return serverTrustsPeer(from)
+	vars, _ := from.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	return serverTrustsPeer(vars)
 }

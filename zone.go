@@ -11,7 +11,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -80,6 +79,7 @@ type Zone struct {
 	v4, v6        int
 	policy        fallback.Policy
 	storeName     string // of the log: a dry run has one of its own
+	same          *Zone  // stands for the zones of this limit in all handlers
 	counters      outcomeCounters
 	emptyKeys     lackCounters
 	unknown       sync.Once // the warning about a placeholder that nobody knows
@@ -182,8 +182,8 @@ const (
 )
 
 // request fills in what the zone requests from the store.
-func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Result) keyed {
-	bytes, empty, lacked := keys.build(&z.key, client, z.v4, z.v6)
+func (z *Zone) request(into *store.Request, keys *keyBuilder, c *charges) keyed {
+	bytes, empty, lacked := keys.build(&z.key, c.client, z.v4, z.v6)
 	if lacked != lackNothing {
 		z.lacks(lacked)
 	}
@@ -194,10 +194,10 @@ func (z *Zone) request(into *store.Request, keys *keyBuilder, client ipident.Res
 		case emptyKeyDeny:
 			return keyDenied
 		}
-		bytes, _, _ = keys.build(&addressKey, client, z.v4, z.v6)
+		bytes, _, _ = keys.build(&addressKey, c.client, z.v4, z.v6)
 	}
 	*into = store.Request{
-		Key:    store.Key{Zone: z.storeName, Client: string(bytes), Window: z.window},
+		Key:    store.Key{Zone: z.storeName, Client: c.text(bytes), Window: z.window},
 		Limit:  z.limit,
 		Units:  1,
 		Shadow: z.DryRun,
