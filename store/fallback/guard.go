@@ -120,7 +120,7 @@ func (g *Guard) Decide(now time.Time, wait time.Duration, c *Call) {
 	if reporting {
 		g.local.EndReport(c.Requests, c.Decisions, err)
 	}
-	if err != nil || slices.ContainsFunc(c.Decisions, fromStore) {
+	if err != nil || c.fromStore() {
 		c.Waited = time.Since(now)
 		g.called(c.Waited, err)
 	} // else it was decided in this process, which says nothing about the store
@@ -136,7 +136,15 @@ func (g *Guard) Decide(now time.Time, wait time.Duration, c *Call) {
 	}
 }
 
-func fromStore(d store.Decision) bool { return d.Source == store.FromStore && !d.Skipped }
+// fromStore reports whether the store decided something.
+func (c *Call) fromStore() bool {
+	for i := range c.Decisions {
+		if d := &c.Decisions[i]; d.Source == store.FromStore && !d.Skipped {
+			return true
+		}
+	}
+	return false
+}
 
 // observe keeps the local counts warm with what the store granted, but for what
 // they have charged already.
