@@ -36,13 +36,14 @@ const (
 )
 
 func measureCalls(r *rig, rep *report) {
+	zipf := zipfNames("")
 	traffics := []struct {
 		name  string
 		quota quota
 		keys  func(worker int) func() string
 	}{
 		{trafficHot, quota{2_000_000, time.Minute}, oneKey},
-		{trafficZipf, quota{2_000_000, time.Minute}, zipfKeys},
+		{trafficZipf, quota{2_000_000, time.Minute}, func(worker int) func() string { return zipfKeys(zipf, worker) }},
 		{trafficRefused, tight, oneKey},
 	}
 	for _, t := range traffics {
@@ -98,12 +99,17 @@ func countCalls(r *rig, s subject, traffic string, q quota, keys func(worker int
 	return c
 }
 
-// zipfKeys are ten thousand clients of which few ask for most.
-func zipfKeys(worker int) func() string {
+// zipfNames are ten thousand clients.
+func zipfNames(prefix string) []string {
 	names := make([]string, 10_000)
 	for i := range names {
-		names[i] = "198.51." + strconv.Itoa(i/100) + "." + strconv.Itoa(i%100)
+		names[i] = prefix + "198.51." + strconv.Itoa(i/100) + "." + strconv.Itoa(i%100)
 	}
+	return names
+}
+
+// zipfKeys draws clients of whom few ask for most.
+func zipfKeys(names []string, worker int) func() string {
 	zipf := rand.NewZipf(rand.New(rand.NewSource(int64(worker))), 1.1, 1, uint64(len(names)-1))
 	return func() string { return names[zipf.Uint64()] }
 }

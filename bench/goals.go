@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 )
 
 // goal is something that this module wants to be, and whether it is.
@@ -24,12 +25,14 @@ const (
 // judge compares a report with the goals.
 func judge(rep *report) []goal {
 	return []goal{
-		hotGoal(rep), floorGoal(rep), allocGoal(rep), coldGoal(rep), webGoal(rep),
+		hotGoal(rep), floorGoal(rep), allocGoal(rep), coldGoal(rep), handlerGoal(rep), handlerAllocGoal(rep),
 		callsGoal(rep, "store calls for 1000 granted to a hot client", trafficHot, 10),
 		callsGoal(rep, "store calls for 1000 refused", trafficRefused, 1),
+		siteGoal(rep, 6000, 1, 150), siteGoal(rep, 6000, 4, 300), siteGoal(rep, 600, 1, 230), siteGoal(rep, 600, 4, 420),
+		keysGoal(rep),
 		strictGoal(rep), utilisationGoal(rep),
-		scriptGoal("script in Redis, 1 to 5 entries, against redis_rate's", rep.Script.Few, 1),
-		scriptGoal("script in Redis, full log, against redis_rate's", rep.Script.Full, 1.3),
+		scriptGoal("time in Redis for a decision, 1 to 5 entries, against redis_rate's", rep.Script.Few, 0.65),
+		scriptGoal("time in Redis for a decision, full log, against redis_rate's", rep.Script.Full, 0.9),
 	}
 }
 
@@ -72,22 +75,61 @@ func allocGoal(rep *report) goal {
 }
 
 func coldGoal(rep *report) goal {
-	g := goal{What: "new keys against the best rival, decisions/s", Want: ">= 2 x", Verdict: notTested}
+	g := goal{What: "new keys against the best rival, decisions/s", Want: ">= 2.5 x", Verdict: notTested}
 	a, b := rep.speed(nameLeases, cold, false), rep.bestRival(cold, false)
 	if a == nil || b == nil {
 		return g
 	}
 	r := a.PerSecond / b.PerSecond
-	return decided(g, r >= 2, "%s x (%s against %s of %s)", figure(r), whole(a.PerSecond), whole(b.PerSecond), b.Subject)
+	return decided(g, r >= 2.5, "%s x (%s against %s of %s)", figure(r), whole(a.PerSecond), whole(b.PerSecond), b.Subject)
 }
 
-func webGoal(rep *report) goal {
-	g := goal{What: "CPU for a request of Caddy, limited on Redis against unlimited, one hot client", Want: "<= 1.05 x", Verdict: notTested}
-	a, b := rep.web(siteCaddyRedis), rep.web(siteCaddy)
-	if a == nil || b == nil {
+func handlerGoal(rep *report) goal {
+	g := goal{What: "the handler's own time for a request, one zone in memory", Want: "<= 0.7 us", Verdict: notTested}
+	h := rep.handler(directiveLimit)
+	if h == nil {
 		return g
 	}
-	return decided(g, a.Ratio <= 1.05, "%.3f x (%s against %s)", a.Ratio, span(a.CPU), span(b.CPU))
+	return decided(g, h.Time <= 700*time.Nanosecond, "%s", span(h.Time))
+}
+
+func handlerAllocGoal(rep *report) goal {
+	g := goal{What: "the handler's own allocations for a request", Want: "<= 2", Verdict: notTested}
+	h := rep.handler(directiveLimit)
+	if h == nil {
+		return g
+	}
+	return decided(g, h.Allocs <= 2, "%s", figure(h.Allocs))
+}
+
+func siteGoal(rep *report, limit int64, instances int, most float64) goal {
+	g := goal{
+		What: fmt.Sprintf("store calls for 1000 decisions, %s, L = %s in 1m, %d %s", trafficZipf, whole(float64(limit)), instances, plural(instances, "instance")),
+		Want: "<= " + figure(most), Verdict: notTested,
+	}
+	for _, s := range rep.Sites {
+		if s.Limit == limit && s.Instances == instances {
+			return decided(g, s.Calls <= most, "%s", figure(s.Calls))
+		}
+	}
+	return g
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return noun
+	}
+	return noun + "s"
+}
+
+func keysGoal(rep *report) goal {
+	g := goal{What: "100,000 clients at random, leases on against off, decisions/s", Want: ">= 1 x", Verdict: notTested}
+	for _, p := range rep.Growth.Keys {
+		if p.Keys == 100_000 {
+			return decided(g, p.Leases >= p.Direct, "%s x (%s against %s)", figure(p.Leases/p.Direct), whole(p.Leases), whole(p.Direct))
+		}
+	}
+	return g
 }
 
 func callsGoal(rep *report, what, traffic string, most float64) goal {

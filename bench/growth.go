@@ -149,13 +149,14 @@ func growKeys(r *rig, g *growth) {
 			return func() string { return names[rand.IntN(n)] }
 		})
 		random.warm = pick(r, time.Second, random.warm)
-		for _, of := range []struct {
-			limiter limiter
-			result  *float64
-		}{{leases, &p.Leases}, {direct, &p.Direct}, {memory, &p.Memory}} {
-			s := drive([]limiter{of.limiter}, random)
-			*of.result = s.perSecond()
+		var speeds [3][]float64
+		for range pick(r, 3, 1) {
+			for i, lim := range []limiter{leases, direct, memory} {
+				s := drive([]limiter{lim}, random)
+				speeds[i] = append(speeds[i], s.perSecond())
+			}
 		}
+		p.Leases, p.Direct, p.Memory = median(speeds[0]), median(speeds[1]), median(speeds[2])
 		g.Keys = append(g.Keys, p)
 	}
 	runtime.KeepAlive(names)

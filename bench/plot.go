@@ -27,8 +27,11 @@ func write(rep *report, path string) error {
 
 // draw draws what a curve says better than a table.
 func draw(rep *report, dir string) error {
+	if err := drawHead(rep, dir); err != nil {
+		return err
+	}
 	if points := rep.Script.Points; len(points) > 0 {
-		c := newChart("Server time of a call", "calls a 64th of the window apart", "microseconds")
+		c := newChart("Server time of a decision", "decisions a 64th of the window apart", "microseconds")
 		var ours, theirs plotter.XYs
 		for _, p := range points {
 			ours = append(ours, plotter.XY{X: float64(p.Pass), Y: p.Ours})
@@ -79,11 +82,54 @@ func draw(rep *report, dir string) error {
 	return c.save(dir, "accuracy")
 }
 
+// drawHead draws the two plots at the head of the page.
+func drawHead(rep *report, dir string) error {
+	if len(rep.Speeds) > 0 {
+		c := newChart("Decisions a second, Redis on the same machine", "", "decisions/s")
+		c.logarithmic(&c.plot.Y)
+		names := []string{"hot key", "new keys", "refused", "one goroutine"}
+		c.nominal(names)
+		for _, s := range subjects {
+			var points plotter.XYs
+			for i, situation := range situations {
+				if of := rep.speed(s.name, situation.what, false); of != nil {
+					points = append(points, plotter.XY{X: float64(i), Y: of.PerSecond})
+				}
+			}
+			c.dots(s.name, points)
+		}
+		if err := c.save(dir, "decisions"); err != nil {
+			return err
+		}
+	}
+	if len(rep.Calls) == 0 {
+		return nil
+	}
+	c := newChart("Scripts in Redis for 1000 decisions", "", "scripts")
+	c.logarithmic(&c.plot.Y)
+	traffics := []string{trafficHot, trafficZipf, trafficRefused}
+	c.nominal([]string{"hot client", "Zipf", "refused"})
+	for _, s := range sharedSubjects() {
+		var points plotter.XYs
+		for i, traffic := range traffics {
+			if of := rep.calls(s.name, traffic); of != nil {
+				// A logarithm has no place for none at all.
+				points = append(points, plotter.XY{X: float64(i), Y: max(of.Scripts, 0.01)})
+			}
+		}
+		c.dots(s.name, points)
+	}
+	return c.save(dir, "calls")
+}
+
 // chart is a plot of lines, each of another colour and dash.
 type chart struct {
 	plot  *plot.Plot
 	lines int
-	err   error
+	// beside: the legend is beside what is drawn, not above.
+	beside     bool
+	xmin, xmax float64 // then
+	err        error
 }
 
 func newChart(title, x, y string) *chart {
@@ -113,15 +159,48 @@ func (c *chart) line(name string, points plotter.XYs) {
 	c.plot.Legend.Add(name, line)
 }
 
+// nominal puts names in the place of the numbers of X, and makes room for the legend
+// to the right of them.
+func (c *chart) nominal(names []string) {
+	c.plot.NominalX(names...)
+	c.xmin, c.xmax = -0.4, float64(len(names))*1.5-0.4
+	c.plot.Legend.XOffs, c.beside = 14*vg.Centimeter, true
+}
+
+// dots draws a mark for each point, a little beside those of the others.
+func (c *chart) dots(name string, points plotter.XYs) {
+	if len(points) == 0 {
+		return
+	}
+	for i := range points {
+		points[i].X += 0.06 * (float64(c.lines) - 3.5)
+	}
+	scatter, err := plotter.NewScatter(points)
+	if err != nil {
+		c.err = fmt.Errorf("%s: %w", name, err)
+		return
+	}
+	scatter.Color, scatter.Shape, scatter.Radius = plotutil.Color(c.lines), plotutil.Shape(c.lines), vg.Points(4)
+	c.lines++
+	c.plot.Add(scatter)
+	c.plot.Legend.Add(name, scatter)
+}
+
 func (c *chart) save(dir, name string) error {
 	if c.err != nil {
 		return c.err
 	}
 	// Room for the legend above the lines.
-	if _, log := c.plot.Y.Scale.(plot.LogScale); log {
+	width := 18 * vg.Centimeter
+	_, log := c.plot.Y.Scale.(plot.LogScale)
+	switch {
+	case c.beside:
+		c.plot.X.Min, c.plot.X.Max = c.xmin, c.xmax
+		width = 24 * vg.Centimeter
+	case log:
 		c.plot.Y.Max *= 20
-	} else {
+	default:
 		c.plot.Y.Max *= 1.4
 	}
-	return c.plot.Save(18*vg.Centimeter, 11*vg.Centimeter, filepath.Join(dir, name+".svg"))
+	return c.plot.Save(width, 11*vg.Centimeter, filepath.Join(dir, name+".svg"))
 }

@@ -17,11 +17,19 @@ func render(rep *report, images string) string {
 	if bad := failedGoals(rep); bad != "" {
 		d.text("Not met in this run: " + bad + ".")
 	}
+	if len(rep.Speeds) > 0 {
+		d.image("decisions", "decisions per second of each limiter in each situation")
+	}
+	if len(rep.Calls) > 0 {
+		d.image("calls", "scripts in Redis for 1000 decisions of each limiter in each traffic")
+	}
 	d.decisions(rep)
 	d.script(rep)
 	d.calls(rep)
+	d.sites(rep)
 	d.growth(rep)
 	d.accuracy(rep)
+	d.handler(rep)
 	d.web(rep)
 	d.machine(rep)
 	return d.b.String()
@@ -150,21 +158,21 @@ func (d *document) script(rep *report) {
 	}
 	s := rep.Script
 	d.title("The script in Redis")
-	d.text(fmt.Sprintf("The server's own time for a call (`usec_per_call` of `evalsha`), without the network. Each script is called as its library calls it, "+
-		"by %d callers at once. redis_rate's script keeps one number for a key, ours a log. *Best* is the fastest tenth of the passes: "+
+	d.text(fmt.Sprintf("The server's own time for a decision (`usec` of `evalsha`), without the network. Each script is called as its library calls it: "+
+		"ours decides many in one run when many wait, as with the %d callers of the lower rows. redis_rate's script keeps one number for a key, ours a log. *Best* is the fastest tenth of the passes: "+
 		"other work on the machine adds to the median.", scriptWorkers))
 	var rows [][]string
 	for _, of := range []struct {
 		log string
 		scriptRow
-	}{{"1 to 5 entries", s.Few}, {"full, about 64 entries", s.Full}} {
+	}{{"1 to 5 entries, one caller", s.Alone}, {"1 to 5 entries", s.Few}, {"full, about 64 entries", s.Full}} {
 		rows = append(rows, []string{
 			of.log, micros(of.Ours), micros(of.Theirs), ratio(of.Ours, of.Theirs),
 			micros(of.OursBest), micros(of.TheirsBest), ratio(of.OursBest, of.TheirsBest),
 		})
 	}
 	d.table("", []string{"log", "this module", "redis_rate", "ratio", "this module, best", "redis_rate, best", "ratio"}, rows)
-	d.image("script", "server time of a call as the log grows")
+	d.image("script", "server time of a decision as the log grows")
 }
 
 func (d *document) calls(rep *report) {
@@ -192,6 +200,37 @@ func (d *document) calls(rep *report) {
 		rows = append(rows, []string{c.Subject, percent(c.Granted), calls, figure(c.Scripts), figure(c.Commands), span(c.CPU)})
 	}
 	flush()
+}
+
+func (d *document) sites(rep *report) {
+	if len(rep.Sites) == 0 {
+		return
+	}
+	d.title("What the clients of a site cost the store")
+	d.text(fmt.Sprintf("%s, %s decisions/s altogether, leases on, after more than a window of the same traffic. "+
+		"Few clients reach the limit, and then they are decided one unit at a time. *Calls* are the calls below the leases, refunds included.",
+		trafficZipf, whole(callRate)))
+	var rows [][]string
+	for _, s := range rep.Sites {
+		rows = append(rows, []string{
+			whole(float64(s.Limit)), whole(float64(s.Instances)), whole(float64(s.Decisions)), percent(s.Granted), figure(s.Calls),
+		})
+	}
+	d.table("", []string{"L in 1m", "instances", "decisions", "granted", "calls for 1000"}, rows)
+}
+
+func (d *document) handler(rep *report) {
+	if len(rep.Handler) == 0 {
+		return
+	}
+	d.title("The handler")
+	d.text("What a directive adds to a request of Caddy that is granted, without the server around it (`go test -bench Handler ./internal/caddytest`): " +
+		"the difference to the same site without it, medians of rounds in turns. The limiters count in memory.")
+	var rows [][]string
+	for _, h := range rep.Handler {
+		rows = append(rows, []string{h.Directive, span(h.Time), figure(h.Allocs), whole(h.Bytes)})
+	}
+	d.table("", []string{"directive", "time", "allocations", "bytes"}, rows)
 }
 
 func (d *document) growth(rep *report) {

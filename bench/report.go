@@ -20,8 +20,10 @@ type report struct {
 	Speeds   []speed
 	Script   scriptCost
 	Calls    []callCount
+	Sites    []siteCalls
 	Growth   growth
 	Accuracy []outcome
+	Handler  []handlerCost
 	Web      []webResult
 }
 

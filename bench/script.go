@@ -1,15 +1,15 @@
 package main
 
 import (
-	"fmt"
+	"strconv"
 	"sync"
 	"time"
 )
 
-// scriptPoint is the server's own time for a call of a script: ours, with a
-// log that has been charged in so many passes, and redis_rate's. In each pass
-// both are called once for every key, one after the other, so that whatever
-// else the machine does hits both.
+// scriptPoint is the server's own time for a decision by a script: ours, with a
+// log that has been charged in so many passes, and redis_rate's. Ours decides what
+// waits together. In each pass both decide once for every key, one after the
+// other, so that whatever else the machine does hits both.
 type scriptPoint struct {
 	Pass         int     // counted from 1; the log has that many entries, until it is full
 	Ours, Theirs float64 // microseconds
@@ -19,6 +19,7 @@ type scriptPoint struct {
 type scriptCost struct {
 	Points    []scriptPoint // medians over the rounds
 	Few, Full scriptRow     // with 1 to 5 entries, and with a full log
+	Alone     scriptRow     // with 1 to 5 entries, and one caller
 }
 
 // scriptRow compares the scripts, in microseconds. What a busy machine adds
@@ -47,8 +48,7 @@ func measureScript(r *rig, rep *report) {
 	r.must(err)
 	defer theirs.close()
 
-	var all []scriptPoint
-	rounds := func(n, passes int) {
+	rounds := func(n, passes, workers int) (all []scriptPoint) {
 		for range n {
 			r.empty()
 			next := time.Now()
@@ -59,17 +59,20 @@ func measureScript(r *rig, rep *report) {
 				p := scriptPoint{Pass: pass}
 				// Whatever the first leaves in the caches helps the other.
 				if pass%2 == 0 {
-					p.Ours, p.Theirs = scriptPass(r, ours), scriptPass(r, theirs)
+					p.Ours, p.Theirs = scriptPass(r, ours, workers), scriptPass(r, theirs, workers)
 				} else {
-					p.Theirs, p.Ours = scriptPass(r, theirs), scriptPass(r, ours)
+					p.Theirs, p.Ours = scriptPass(r, theirs, workers), scriptPass(r, ours, workers)
 				}
 				all = append(all, p)
 			}
 		}
+		return all
 	}
-	rounds(pick(r, 12, 4), fewEntries)
-	rounds(pick(r, 2, 1), scriptFull+pick(r, 64, 24))
+	alone := rounds(pick(r, 12, 4), fewEntries, 1)
+	all := rounds(pick(r, 12, 4), fewEntries, scriptWorkers)
+	all = append(all, rounds(pick(r, 2, 1), scriptFull+pick(r, 64, 24), scriptWorkers)...)
 
+	rep.Script.Alone = summarizeScript(alone, func(scriptPoint) bool { return true })
 	rep.Script.Few = summarizeScript(all, func(p scriptPoint) bool { return p.Pass <= fewEntries })
 	rep.Script.Full = summarizeScript(all, func(p scriptPoint) bool { return p.Pass >= scriptFull })
 	for pass := 1; ; pass++ {
@@ -91,34 +94,36 @@ func summarizeScript(points []scriptPoint, of func(scriptPoint) bool) scriptRow 
 	return scriptRow{median(a), median(b), quantile(a, 0.1), quantile(b, 0.1)}
 }
 
-// The callers are many enough to keep the server busy: waking up costs more
-// than a script does.
-const scriptWorkers, scriptKeys = 16, 8
+// Each pass makes as many decisions for each script. Many callers keep the server
+// busy, and let ours decide together what waits.
+const scriptWorkers, scriptKeys = 64, 128
 
-// scriptPass has a limiter decide once for each of its keys, and returns
-// the server's microseconds for a call.
-func scriptPass(r *rig, lim limiter) float64 {
+// scriptPass has so many callers decide once for each key, and returns the
+// server's microseconds for a decision.
+func scriptPass(r *rig, lim limiter, workers int) float64 {
 	// The server has slept since the last pass: a script must not pay for
 	// waking up.
-	scriptCalls(lim, "awake")
+	scriptCalls(r, lim, workers, "awake")
 	r.resetCommands()
-	scriptCalls(lim, "measured")
-	c := r.commandStats()["evalsha"]
-	if c.calls != scriptWorkers*scriptKeys {
-		r.Fatalf("%d calls of a script, want %d", c.calls, scriptWorkers*scriptKeys)
-	}
-	return c.usec / float64(c.calls)
+	scriptCalls(r, lim, workers, "measured")
+	return r.commandStats()["evalsha"].usec / scriptKeys
 }
 
-func scriptCalls(lim limiter, prefix string) {
+func scriptCalls(r *rig, lim limiter, workers int, prefix string) {
 	var wg sync.WaitGroup
-	for w := range scriptWorkers {
+	errs := make([]error, workers)
+	for w := range workers {
 		wg.Go(func() {
 			decide := lim.session()
-			for k := range scriptKeys {
-				_, _ = decide(fmt.Sprint(prefix, w, "/", k)) // what failed is not counted by the server either
+			for k := w; k < scriptKeys; k += workers {
+				if _, err := decide(prefix + strconv.Itoa(k)); err != nil {
+					errs[w] = err
+				}
 			}
 		})
 	}
 	wg.Wait()
+	for _, err := range errs {
+		r.must(err)
+	}
 }
