@@ -3,6 +3,7 @@ package distributedratelimit
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,8 +12,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 func init() {
@@ -44,7 +43,7 @@ type handlerParser struct {
 //	    on_store_error local|allow|deny
 //	    budget <duration>
 //	    ratelimit_headers [draft] [legacy] [refused|always] | off
-//	    refusal auto|error|mistake
+//	    refusal auto|error|problem
 //	    status <code>
 //	    jitter <share>|<percent>%
 //	    log_key
@@ -131,155 +130,82 @@ func (p *handlerParser) shortForm() error {
 	return nil
 }
 
-// handlerOption parses one option of the handler's block.
+// option is a word of a block, and what parses it. A word is given once, unless
+// it repeats.
+type option[T any] struct {
+	word    string
+	repeats bool
+	parse   func(p *handlerParser, into *T) error
+}
+
+func find[T any](options []option[T], word string) *option[T] {
+	i := slices.IndexFunc(options, func(o option[T]) bool { return o.word == word })
+	if i < 0 {
+		return nil
+	}
+	return &options[i]
+}
+
+// listed names options in a message: a, b or c.
+func listed[T any](options []option[T]) string {
+	var words []string
+	for _, o := range options {
+		words = append(words, o.word)
+	}
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+// handlerOptions are the options of the handler, but for zone, in the order in
+// which messages list them.
+var handlerOptions = []option[Handler]{
+	{word: "trusted_proxies", parse: func(p *handlerParser, h *Handler) error {
+		return parseTrustedProxies(p.Dispenser, &h.ClientAddress)
+	}},
+	{word: "client_ip_headers", parse: func(p *handlerParser, h *Handler) error {
+		return parseClientIPHeaders(p.Dispenser, &h.ClientAddress)
+	}},
+	{word: "on_store_error", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.OnStoreError) }},
+	{word: "budget", parse: func(p *handlerParser, h *Handler) error { return parseDuration(p.Dispenser, &h.Budget) }},
+	{word: "ratelimit_headers", parse: func(p *handlerParser, h *Handler) error {
+		if h.RateLimitHeaders = p.RemainingArgs(); len(h.RateLimitHeaders) == 0 {
+			return p.Err("ratelimit_headers needs words: draft, legacy or both, then refused or always; or off")
+		}
+		return nil
+	}},
+	{word: "refusal", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.Refusal) }},
+	{word: "status", parse: func(p *handlerParser, h *Handler) error { return p.integer(&h.Status) }},
+	{word: "jitter", parse: func(p *handlerParser, h *Handler) error { return p.share(&h.Jitter) }},
+	{word: "log_key", parse: func(p *handlerParser, h *Handler) error { return p.flag(&h.LogKey) }},
+	{word: "store", parse: func(p *handlerParser, h *Handler) (err error) {
+		h.StoreRaw, err = parseStore(p.Dispenser)
+		return err
+	}},
+}
+
+// handlerOption parses one option of the handler's block. In the short form the
+// words of a zone are the zone's, but for on_store_error, which both have.
 func (p *handlerParser) handlerOption() error {
-	h := p.handler
 	word := p.Val()
-	if zoneWords[word] {
+	if word == "zone" {
+		return p.zone()
+	}
+	own := find(handlerOptions, word)
+	if find(zoneOptions, word) != nil && (own == nil || p.short != nil && own.word != "on_store_error") {
 		if p.short == nil {
 			return p.Errf("%s belongs into a zone; write: zone <name> { %s ... }, or give events and window after %s", word, word, directive)
 		}
 		return p.zoneOption(p.short)
 	}
-	if word == "zone" {
-		return p.zone()
+	if own == nil {
+		return unknownOption(p.Dispenser, "zone, "+listed(handlerOptions))
 	}
-	if err := p.at.once(p.Dispenser, ""); err != nil {
-		return err
-	}
-	switch word {
-	case "trusted_proxies":
-		return parseTrustedProxies(p.Dispenser, &h.ClientAddress)
-	case "client_ip_headers":
-		return parseClientIPHeaders(p.Dispenser, &h.ClientAddress)
-	case "on_store_error":
-		return p.word(&h.OnStoreError)
-	case "budget":
-		return parseDuration(p.Dispenser, &h.Budget)
-	case "ratelimit_headers":
-		if h.RateLimitHeaders = p.RemainingArgs(); len(h.RateLimitHeaders) == 0 {
-			return p.Err("ratelimit_headers needs words: draft, legacy or both, then refused or always; or off")
-		}
-		return nil
-	case "refusal":
-		return p.word(&h.Refusal)
-	case "status":
-		return p.integer(&h.Status)
-	case "jitter":
-		return p.share(&h.Jitter)
-	case "log_key":
-		h.LogKey = true
-		return p.noArgs()
-	case "store":
-		raw, err := parseStore(p.Dispenser)
-		h.StoreRaw = raw
-		return err
-	}
-	return unknownOption(p.Dispenser, "zone, trusted_proxies, client_ip_headers, on_store_error, budget, ratelimit_headers, refusal, status, jitter, log_key or store")
-}
-
-var zoneWords = map[string]bool{
-	"match": true, "exempt": true, "key": true, "events": true, "window": true, "ipv4_prefix": true,
-	"ipv6_prefix": true, "on_empty_key": true, "dry_run": true,
-}
-
-// handlerWords are the options that a handler has and a zone has not.
-var handlerWords = map[string]bool{
-	"zone": true, "trusted_proxies": true, "client_ip_headers": true, "budget": true, "ratelimit_headers": true,
-	"refusal": true, "status": true, "jitter": true, "log_key": true, "store": true,
-}
-
-// zone parses:
-//
-//	zone <name> {
-//	    match @name | { <matchers> }
-//	    exempt @name | { <matchers> }
-//	    key <string>
-//	    events <n>
-//	    window <duration>
-//	    ipv4_prefix <bits>
-//	    ipv6_prefix <bits>
-//	    on_empty_key client|skip|deny
-//	    on_store_error local|allow|deny
-//	    dry_run
-//	}
-func (p *handlerParser) zone() error {
-	if p.short != nil {
-		return p.Errf("zone cannot stand in the short form; move %q into a zone of its own, or write its options without zone", p.short.Name)
-	}
-	args := p.RemainingArgs()
-	if len(args) != 1 {
-		return p.Errf("zone takes one name and a block; write: zone <name> { events <n> ... }")
-	}
-	zone := &Zone{Name: args[0]}
-	if zone.Name == "" {
-		return p.Err("a zone needs a name; write: zone <name> { events <n> ... }")
-	}
-	if first, ok := p.at[place{zone.Name, "zone"}]; ok {
-		return p.Errf("zone %q is already defined on line %d; rename one or merge them", zone.Name, first.Line())
-	}
-	p.at.mark(p.Dispenser, zone.Name, "zone")
-	p.handler.Zones = append(p.handler.Zones, zone)
-	for nesting := p.Nesting(); p.NextBlock(nesting); {
-		if err := p.zoneOption(zone); err != nil {
+	if !own.repeats {
+		if err := p.at.once(p.Dispenser, ""); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// zoneOption parses one option of a zone.
-func (p *handlerParser) zoneOption(z *Zone) error {
-	word := p.Val()
-	if word == "match" || word == "exempt" {
-		set, err := p.matcherSet(word)
-		if err != nil {
-			return err
-		}
-		if word == "match" {
-			z.MatchRaw = append(z.MatchRaw, set)
-		} else {
-			z.ExemptRaw = append(z.ExemptRaw, set)
-		}
-		return nil
-	}
-	if p.short == z && (word == "events" || word == "window") {
-		return p.Errf("%s is already given after %s; remove it here, or write a zone", word, directive)
-	}
-	if err := p.at.once(p.Dispenser, z.Name); err != nil {
-		return err
-	}
-	switch word {
-	case "key":
-		return p.word(&z.Key)
-	case "events":
-		var text string
-		if err := p.word(&text); err != nil {
-			return err
-		}
-		events, err := p.events(text)
-		z.Events = &events
-		return err
-	case "window":
-		return parseDuration(p.Dispenser, &z.Window)
-	case "ipv4_prefix":
-		z.IPv4Prefix = new(int)
-		return p.integer(z.IPv4Prefix)
-	case "ipv6_prefix":
-		z.IPv6Prefix = new(int)
-		return p.integer(z.IPv6Prefix)
-	case "on_empty_key":
-		return p.word(&z.OnEmptyKey)
-	case "on_store_error":
-		return p.word(&z.OnStoreError)
-	case "dry_run":
-		z.DryRun = true
-		return p.noArgs()
-	}
-	if handlerWords[word] {
-		return p.Errf("%s does not belong into a zone; write it after the zones, in the block of %s itself", word, directive)
-	}
-	return unknownOption(p.Dispenser, "match, exempt, key, events, window, ipv4_prefix, ipv6_prefix, on_empty_key, on_store_error or dry_run")
+	return own.parse(p, p.handler)
 }
 
 // rememberZones compares the zones with the zones of earlier directives in the
@@ -321,7 +247,9 @@ type seenZone struct {
 
 func (p *handlerParser) word(into *string) error { return parseWord(p.Dispenser, into) }
 
-func (p *handlerParser) noArgs() error {
+// flag parses a word without arguments.
+func (p *handlerParser) flag(into *bool) error {
+	*into = true
 	if word := p.Val(); p.NextArg() {
 		return p.Errf("%s takes no argument; remove %q", word, p.Val())
 	}
@@ -329,17 +257,6 @@ func (p *handlerParser) noArgs() error {
 }
 
 func (p *handlerParser) integer(into *int) error { return parseInteger(p.Dispenser, into) }
-
-func (p *handlerParser) events(text string) (int64, error) {
-	if strings.Contains(text, "{") {
-		return 0, p.Errf("events %q is not a whole number; placeholders are not known yet when the limit is read, but environment variables can be written as {$LIMIT}", text)
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 || n > store.MaxEvents {
-		return 0, p.Errf("events %q is not a whole number between 0 and %d", text, int64(store.MaxEvents))
-	}
-	return n, nil
-}
 
 func (p *handlerParser) duration(name, text string) (caddy.Duration, error) {
 	d, err := caddy.ParseDuration(text)
