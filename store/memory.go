@@ -231,15 +231,18 @@ func (m *Memory) countUnreported(places []place, requests []Request, now int64) 
 // Observe counts the units of requests that another store has charged, as of
 // now and whether or not they fit here. Units of a lease are not spent yet, and
 // do not count. A key for which there is no room is passed over.
-func (m *Memory) Observe(requests []Request, decisions []Decision) {
+// If charges is not nil it is as long as requests, and tells what was charged here.
+func (m *Memory) Observe(requests []Request, decisions []Decision, charges []Charge) {
 	for i := range requests {
 		if requests[i].Units > 0 && decisions[i].Charged() {
-			m.observe(&requests[i])
+			if charge := m.observe(&requests[i]); charges != nil {
+				charges[i] = charge
+			}
 		}
 	}
 }
 
-func (m *Memory) observe(request *Request) {
+func (m *Memory) observe(request *Request) (charge Charge) {
 	p := place{key: request.Key}
 	p.shard, p.slot = m.locate(p.key)
 	s := &m.shards[p.shard]
@@ -250,7 +253,7 @@ func (m *Memory) observe(request *Request) {
 	s.find(&p, now)
 	if p.log == nil {
 		if !m.admit(s, now, nil) {
-			return
+			return charge
 		}
 		p.log = s.begin(&p, request.Limit)
 	}
@@ -258,8 +261,10 @@ func (m *Memory) observe(request *Request) {
 	l.limit = request.Limit
 	if units := min(request.Units, maxTotal-l.total); units > 0 {
 		l.grow()
-		l.add(now, now, units, request)
+		charge.Stamp = l.add(now, now, units, request)
+		charge.Mark = l.mark
 	}
+	return charge
 }
 
 // Refund gives units back as [Store] says. It never waits and never fails.

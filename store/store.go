@@ -94,7 +94,7 @@ type Key struct {
 	Window time.Duration
 }
 
-// Request is one limit's part of a call. Callers set the first four fields; layers
+// Request is one limit's part of a call. Callers set the fields up to Exact; layers
 // set the others for the store below them.
 //
 // Units are granted all or none. No Units with a Lease is a refill of the
@@ -106,6 +106,10 @@ type Request struct {
 	// Shadow requests are decided and charged like others, but their refusal
 	// does not refuse the call. They are charged only if the call is granted.
 	Shadow bool
+	// Exact requests are decided by the store alone: layers neither spend nor ask
+	// for a lease for them, and remember no refusal. It is for limits whose units
+	// are often refunded, so that the next decision, on whatever instance, knows.
+	Exact bool
 
 	// Lease asks for up to that many units more, from none to what fits, 0 to
 	// MaxEvents; it is never a reason to refuse. A caller may spend them during
@@ -143,6 +147,10 @@ type Decision struct {
 	RetryAfter time.Duration
 	// Charge is what was charged; zero if nothing was.
 	Charge
+	// Reported is set if the request reported anything, whether or not it is
+	// granted: units that were spent an age ago count from Stamp less that age, or
+	// later. They can be refunded as of then. It is zero if nothing counts.
+	Reported Charge
 	// Source is who decided.
 	Source Source
 	// Skipped: another request of the call is refused for sure, so that nobody

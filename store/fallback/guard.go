@@ -52,6 +52,9 @@ type Call struct {
 
 	fates []store.Fate   // of the requests, if the store failed
 	held  []store.Refund // what Local charged before the store was asked
+	here  []store.Charge // what each request was charged in the local counts
+	told  []*told        // what the store will have been told of each of them, if anything is unreported
+	late  *late          // how the call ends at the store, if that may become known
 	// What is decided apart from the rest, see apart.
 	index []int
 	few   []store.Request
@@ -64,6 +67,7 @@ func (c *Call) Reset() {
 	clear(c.Requests[:cap(c.Requests)])
 	clear(c.held[:cap(c.held)])
 	clear(c.few[:cap(c.few)])
+	clear(c.told[:cap(c.told)])
 	c.Requests, c.Policies = c.Requests[:0], c.Policies[:0]
 	c.begin()
 }
@@ -71,7 +75,10 @@ func (c *Call) Reset() {
 // begin forgets what became of the call, and makes room for decisions.
 func (c *Call) begin() {
 	c.Decisions = room(c.Decisions, len(c.Requests))
-	c.fates, c.held, c.Denied, c.Waited = c.fates[:0], c.held[:0], false, 0
+	c.here = slices.Grow(c.here[:0], len(c.Requests))[:len(c.Requests)]
+	clear(c.here)
+	clear(c.told)
+	c.fates, c.held, c.told, c.late, c.Denied, c.Waited = c.fates[:0], c.held[:0], c.told[:0], nil, false, 0
 }
 
 // room returns so many zero decisions, in the memory of others.
@@ -119,14 +126,18 @@ func (g *Guard) Decide(now time.Time, wait time.Duration, c *Call) {
 	err := g.store.Take(now, wait, c.Requests, c.Decisions)
 	if reporting {
 		g.local.EndReport(c.Requests, c.Decisions, err)
+		if g.local.owed.count.Load() > 0 {
+			g.payLater(0) // it was given back meanwhile
+		}
 	}
 	if err != nil || c.fromStore() {
 		c.Waited = time.Since(now)
 		g.called(c.Waited, err)
 	} // else it was decided in this process, which says nothing about the store
-	if err != nil || !c.Granted() {
+	if len(c.held) > 0 && (err != nil || !c.Granted()) {
 		g.local.Refund(c.held)
 		c.held = c.held[:0]
+		clear(c.here)
 	}
 	switch {
 	case err != nil:
@@ -150,12 +161,12 @@ func (c *Call) fromStore() bool {
 // they have charged already.
 func (g *Guard) observe(c *Call) {
 	if len(c.held) == 0 {
-		g.local.Observe(c.Requests, c.Decisions)
+		g.local.observe(c.Requests, c.Decisions, c.here)
 		return
 	}
 	for i := range c.Requests {
-		if !slices.ContainsFunc(c.held, func(r store.Refund) bool { return r.Key == c.Requests[i].Key }) {
-			g.local.Observe(c.Requests[i:i+1], c.Decisions[i:i+1])
+		if !c.here[i].Charged() {
+			g.local.observe(c.Requests[i:i+1], c.Decisions[i:i+1], c.here[i:i+1])
 		}
 	}
 }
@@ -194,7 +205,7 @@ func (g *Guard) consents(now time.Time, c *Call) bool {
 	if len(few) == 0 {
 		return true
 	}
-	g.takeHere(few, c.said, nil)
+	g.takeHere(few, c.said, nil, nil)
 	if !store.Granted(few, c.said) {
 		for i := range c.Decisions {
 			c.Decisions[i].Skipped = true
@@ -202,15 +213,16 @@ func (g *Guard) consents(now time.Time, c *Call) bool {
 		c.adopt()
 		return false
 	}
-	for i := range few {
+	for i, at := range c.index {
 		c.held = append(c.held, refundOf(&few[i], &c.said[i]))
+		c.here[at] = c.said[i].Charge
 	}
 	return true
 }
 
 // takeHere lets this process decide.
-func (g *Guard) takeHere(requests []store.Request, decisions []store.Decision, fates []store.Fate) {
-	if err := g.local.Take(requests, decisions, g.Instances(), fates); err != nil {
+func (g *Guard) takeHere(requests []store.Request, decisions []store.Decision, fates []store.Fate, noted func(i int, t *told)) {
+	if err := g.local.take(requests, decisions, g.Instances(), fates, noted); err != nil {
 		panic(err) // no store would take such requests
 	}
 }
@@ -254,8 +266,11 @@ func (g *Guard) withoutStore(c *Call, err error) {
 	}
 	for i := range c.Requests {
 		if c.fates[i] == store.FateDecided {
-			g.local.Observe(c.Requests[i:i+1], c.Decisions[i:i+1])
+			g.local.observe(c.Requests[i:i+1], c.Decisions[i:i+1], c.here[i:i+1])
 		}
+	}
+	if failure.Pending != nil {
+		c.late = g.await(failure.Pending)
 	}
 }
 
@@ -279,8 +294,12 @@ func (g *Guard) decideHere(c *Call) {
 	for i, at := range c.index {
 		fates[i] = c.fates[at]
 	}
-	g.takeHere(few, c.said, fates)
+	c.told = append(c.told, make([]*told, len(c.Requests))...)
+	g.takeHere(few, c.said, fates, func(i int, t *told) { c.told[c.index[i]] = t })
 	c.adopt()
+	for _, at := range c.index {
+		c.here[at] = c.Decisions[at].Charge
+	}
 }
 
 // refundPending refunds what the call has charged, when that is known: the call was

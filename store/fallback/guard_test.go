@@ -29,6 +29,8 @@ type remote struct {
 	take    func(requests []store.Request) error // instead of all that
 	asked   []store.Request
 	given   []store.Refund
+	refuses error           // of each refund
+	waits   []time.Duration // of refunds
 }
 
 func newRemote(instances int) *remote {
@@ -97,6 +99,10 @@ func (r *remote) takeApart(requests []store.Request, decisions []store.Decision)
 func (r *remote) Refund(wait time.Duration, refunds []store.Refund) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.waits = append(r.waits, wait)
+	if r.refuses != nil {
+		return r.refuses
+	}
 	r.given = append(r.given, refunds...)
 	return r.memory.Refund(wait, refunds)
 }

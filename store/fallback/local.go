@@ -66,7 +66,12 @@ func NewLocal() *Local {
 // lease are not spent yet, and count when they are. It is meant for every call
 // that is granted. A key for which there is no room is passed over.
 func (l *Local) Observe(requests []store.Request, decisions []store.Decision) {
-	l.memory.Observe(requests, decisions)
+	l.observe(requests, decisions, nil)
+}
+
+// observe is Observe, and tells what was charged here.
+func (l *Local) observe(requests []store.Request, decisions []store.Decision, charges []store.Charge) {
+	l.memory.Observe(requests, decisions, charges)
 }
 
 // Take decides requests as [store.Store] says, but with a share of each limit, that
@@ -78,6 +83,12 @@ func (l *Local) Observe(requests []store.Request, decisions []store.Decision) {
 // What is charged for a request that is FateUnexecuted is reported later. Take fails
 // only for requests that make no sense.
 func (l *Local) Take(requests []store.Request, decisions []store.Decision, instances int, fates []store.Fate) error {
+	return l.take(requests, decisions, instances, fates, func(int, *told) {})
+}
+
+// take is Take, and hands out where it will be known what became of what is
+// unreported of a request.
+func (l *Local) take(requests []store.Request, decisions []store.Decision, instances int, fates []store.Fate, noted func(i int, t *told)) error {
 	var few [4]store.Request
 	shares := append(few[:0], requests...)
 	for i := range shares {
@@ -93,8 +104,12 @@ func (l *Local) Take(requests []store.Request, decisions []store.Decision, insta
 	for i := range requests {
 		d := &decisions[i]
 		d.Source = store.FromLocal
-		if d.Charged() && fates != nil && fates[i] == store.FateUnexecuted && l.add(&requests[i], d.Stamp) {
+		if !d.Charged() || fates == nil || fates[i] != store.FateUnexecuted {
+			continue
+		}
+		if t := l.add(&requests[i], d.Stamp); t != nil {
 			d.Mark |= unreportedMark
+			noted(i, t)
 		}
 	}
 	return nil

@@ -74,7 +74,8 @@ type State struct {
 
 	// calm: the last call of a store that does not report went well, and that
 	// is known.
-	calm atomic.Bool
+	calm   atomic.Bool
+	paying atomic.Bool // what the store has not heard is soon told again
 
 	mu       sync.Mutex
 	guards   []*Guard // the last one leads: its reports count
@@ -330,22 +331,20 @@ func (s *State) loseLocked(r store.Report) {
 
 var errClosed = errors.New("no configuration uses the store any more")
 
-// flushLocked reports what was spent without the store, in the background.
+// flushLocked reports what was spent without the store, and makes the refunds that
+// wait for it, in the background.
 func (s *State) flushLocked() {
-	if s.flushing || s.local.Unreported() == 0 {
+	if s.flushing || s.local.Unreported() == 0 && s.local.owed.count.Load() == 0 {
 		s.again = s.flushing
 		return
 	}
 	s.flushing = true
 	go func() {
 		s.local.Flush(func(requests []store.Request, decisions []store.Decision) error {
-			s.mu.Lock()
-			g := s.leaderLocked()
-			s.mu.Unlock()
-			if g == nil {
-				return &store.Error{Kind: store.KindAway, Unexecuted: true, Err: errClosed}
-			}
-			return g.store.Take(time.Now(), flushTime, requests, decisions)
+			return s.leading(func(g *Guard) error { return g.store.Take(time.Now(), flushTime, requests, decisions) })
+		})
+		s.local.pay(func(refunds []store.Refund) error {
+			return s.leading(func(g *Guard) error { return g.store.Refund(flushTime, refunds) })
 		})
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -355,6 +354,17 @@ func (s *State) flushLocked() {
 			s.flushLocked()
 		}
 	}()
+}
+
+// leading asks the store of the guard that leads.
+func (s *State) leading(ask func(g *Guard) error) error {
+	s.mu.Lock()
+	g := s.leaderLocked()
+	s.mu.Unlock()
+	if g == nil {
+		return &store.Error{Kind: store.KindAway, Unexecuted: true, Err: errClosed}
+	}
+	return ask(g)
 }
 
 // asError is the failure that an error of a store is.

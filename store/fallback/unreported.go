@@ -35,6 +35,7 @@ type unreported struct {
 	keys     atomic.Int64 // in all shards; never above localKeys
 	shards   [unreportedShards]reportShard
 	flushing atomic.Bool
+	owed     owed // refunds that wait until the store can be asked for them
 }
 
 // reportShard holds the reports of the keys with its hash, guarded by mu.
@@ -54,7 +55,10 @@ type report struct {
 }
 
 // spent is units that were spent between two moments.
-type spent struct{ first, last, units int64 }
+type spent struct {
+	first, last, units int64
+	told               *told
+}
 
 func newUnreported(now func() int64) unreported {
 	return unreported{now: now, seed: maphash.MakeSeed()}
@@ -68,8 +72,9 @@ func (u *unreported) shard(key store.Key) *reportShard {
 // have expired.
 func (u *unreported) Unreported() int { return int(u.keys.Load()) }
 
-// add notes what was charged for a request, and reports whether there was room.
-func (u *unreported) add(request *store.Request, stamp int64) bool {
+// add notes what was charged for a request, and returns where it will be known what
+// became of it; nil if there was no room.
+func (u *unreported) add(request *store.Request, stamp int64) *told {
 	key := request.Key
 	sh := u.shard(key)
 	sh.mu.Lock()
@@ -77,7 +82,7 @@ func (u *unreported) add(request *store.Request, stamp int64) bool {
 	r := sh.reports[key]
 	if r == nil {
 		if !u.admit(sh, stamp) {
-			return false
+			return nil
 		}
 		// The caller's string may be a small part of a large one, a header for
 		// example, which would be held as a whole.
@@ -90,8 +95,7 @@ func (u *unreported) add(request *store.Request, stamp int64) bool {
 	}
 	r.limit = request.Limit
 	r.expire(stamp, request.Window)
-	r.add(spent{stamp, stamp, request.Units}, request.Window)
-	return true
+	return r.add(spent{stamp, stamp, request.Units, nil}, request.Window)
 }
 
 // admit reports whether there is room for one more key, and counts it. At the
@@ -141,18 +145,26 @@ func (r *report) expire(now int64, window time.Duration) {
 }
 
 // add appends units, or joins them to the last entry if they are near its
-// beginning or there is no room for more.
-func (r *report) add(s spent, window time.Duration) {
+// beginning or there is no room for more. It returns where it will be known what
+// became of them.
+func (r *report) add(s spent, window time.Duration) *told {
 	if n := len(r.entries); n > 0 {
 		last := &r.entries[n-1]
 		if n == store.MaxUnreported || (s.last-last.first)*reportParts < window.Microseconds() {
 			last.first = min(last.first, s.first)
 			last.last = max(last.last, s.last)
 			last.units = min(last.units+s.units, store.MaxEvents)
-			return
+			if s.told != nil {
+				s.told.into = last.told
+			}
+			return last.told
 		}
 	}
+	if s.told == nil {
+		s.told = new(told)
+	}
 	r.entries = append(r.entries, s)
+	return s.told
 }
 
 // cancel takes what is refunded out of what is to be reported.
@@ -241,19 +253,25 @@ func (u *unreported) EndReport(requests []store.Request, decisions []store.Decis
 		if len(request.Unreported) == 0 {
 			continue
 		}
-		request.Unreported = nil
 		var unheard bool
+		var where store.Charge
 		switch {
 		case err == nil:
 			unheard = decisions[i].Source != store.FromStore || decisions[i].Skipped
+			where = decisions[i].Reported
 		case failed:
-			unheard = failure.Fate(i) == store.FateUnexecuted
+			fate := failure.Fate(i)
+			unheard = fate == store.FateUnexecuted
+			if fate == store.FateDecided {
+				where = decisions[i].Reported
+			}
 		}
-		u.end(request, unheard)
+		u.end(request, unheard, where)
+		request.Unreported = nil
 	}
 }
 
-func (u *unreported) end(request *store.Request, unheard bool) {
+func (u *unreported) end(request *store.Request, unheard bool, where store.Charge) {
 	key := request.Key
 	sh := u.shard(key)
 	sh.mu.Lock()
@@ -265,11 +283,16 @@ func (u *unreported) end(request *store.Request, unheard bool) {
 	sent, since := r.sent, r.entries
 	r.sent = nil
 	if unheard {
+		for i := range sent {
+			sent[i].told.back = 0 // the store will not hear of them
+		}
 		r.entries = slices.DeleteFunc(sent, func(s spent) bool { return s.units == 0 })
 		r.expire(u.now(), request.Window)
 		for _, s := range since {
 			r.add(s, request.Window)
 		}
+	} else if where.Charged() {
+		u.owed.add(tell(key, sent, request.Unreported, where)...)
 	}
 	if r.empty() {
 		u.drop(sh, key)

@@ -14,8 +14,8 @@ func TestReportIsValid(t *testing.T) {
 	var d report
 	for i := range int64(100) {
 		at := start + i*width/20
-		d.add(spent{at, at, store.MaxEvents}, time.Hour)
-		d.add(spent{at + 1, at + 1, 1}, time.Hour)
+		d.add(spent{at, at, store.MaxEvents, nil}, time.Hour)
+		d.add(spent{at + 1, at + 1, 1, nil}, time.Hour)
 	}
 	if n := len(d.entries); n != store.MaxUnreported || d.entries[n-1].last != start+99*width/20+1 {
 		t.Errorf("%d entries %v, want %d, and the last as late as the last units", n, d.entries, store.MaxUnreported)

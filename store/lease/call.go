@@ -78,7 +78,7 @@ func (l *Store) prepare(w *desk, requests []store.Request, decisions []store.Dec
 	w.parts = append(w.parts, make([]part, len(requests))...)
 	for i := range requests {
 		p := &w.parts[i]
-		if reporting {
+		if reporting || requests[i].Exact {
 			p.short = requests[i].Units
 		} else {
 			l.hold(&requests[i], p, &decisions[i], now)
@@ -214,6 +214,9 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 		*decision = *reply
 		decision.Lease = 0
 	}
+	if request.Exact {
+		return // nothing is held of it, and nothing is learned
+	}
 	key := request.Key
 	s := l.shard(key)
 	s.mu.Lock()
@@ -274,6 +277,9 @@ func (l *Store) refuse(request *store.Request, p *part, decision *store.Decision
 
 // remember takes in that the store refused a request, all of it.
 func (l *Store) remember(request *store.Request, reply *store.Decision, sent, now moment) {
+	if request.Exact {
+		return
+	}
 	s := l.shard(request.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()

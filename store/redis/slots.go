@@ -158,13 +158,21 @@ func (s *servers) refund(wait time.Duration, refunds []store.Refund) *store.Erro
 		return s.refundSubcalls(wait, refunds, index, true)
 	})
 	var failed *store.Error
+	executed := false
 	for _, sub := range subcalls {
 		switch {
 		case sub.err != nil:
 			failed = sub.err
+			executed = executed || !failed.Unexecuted
 		case len(sub.reply) != refundReply*len(sub.index):
 			failed = &store.Error{Kind: store.KindReply, Err: fmt.Errorf("%w: %d bytes for %d refunds", errReply, len(sub.reply), len(sub.index))}
+			executed = true
+		default:
+			executed = true
 		}
+	}
+	if failed != nil && failed.Unexecuted && executed {
+		failed = &store.Error{Kind: failed.Kind, Err: failed.Err} // some of it
 	}
 	return failed
 }

@@ -1,0 +1,283 @@
+package fallback_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+)
+
+// reserved is how many units the tests reserve, of a limit of 10.
+const reserved = 4
+
+// reserving is a call that reserves units.
+func reserving(g *fallback.Guard, zones string, policy fallback.Policy) *fallback.Call {
+	var requests []store.Request
+	var policies []fallback.Policy
+	for _, name := range zones {
+		request := zone(string(name), 10)
+		request.Units, request.Exact = reserved, true
+		requests, policies = append(requests, request), append(policies, policy)
+	}
+	return decide(g, time.Second, requests, policies...)
+}
+
+// settle settles the reservation of a call's only request.
+func settle(g *fallback.Guard, wait time.Duration, r fallback.Reservation, spent int64) {
+	g.Settle(wait, []fallback.Settlement{{Reservation: r, Spent: spent}})
+}
+
+// usedThere is how many units of a zone are used at the store.
+func usedThere(r *remote, name string) int64 {
+	look := zone(name, 1000)
+	look.Units = 0
+	decisions := make([]store.Decision, 1)
+	_ = r.memory.Take(time.Time{}, 0, []store.Request{look}, decisions)
+	return 1000 - decisions[0].Remaining
+}
+
+// usedHere is how many are used in the local counts. The store is away for that.
+func usedHere(g *fallback.Guard, r *remote, name string) int64 {
+	r.mu.Lock()
+	before := r.err
+	r.err = unexecuted
+	r.mu.Unlock()
+	look := zone(name, 1000)
+	look.Units = 0
+	used := 1000 - decide(g, 0, []store.Request{look}).Decisions[0].Remaining
+	r.mu.Lock()
+	r.err = before
+	r.mu.Unlock()
+	return used
+}
+
+// fares tells how calls and refunds end from here on.
+func (r *remote) fares(take *store.Error, refund error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err, r.refuses = take, refund
+}
+
+var (
+	unexecuted = &store.Error{Kind: store.KindAway, Unexecuted: true, Err: errAway}
+	unknown    = &store.Error{Kind: store.KindBroken, Err: errAway}
+)
+
+// Wherever a reservation was made, and whatever was spent of it: the store and the
+// local counts have that in the end, and no more is asked of the store than it takes.
+func TestSettle(t *testing.T) {
+	type row struct {
+		name     string
+		policy   fallback.Policy
+		settings fallback.Settings
+		before   func(g *fallback.Guard, r *remote) // the reservation
+		between  func(g *fallback.Guard, r *remote) // it and its settlement
+		after    func(g *fallback.Guard, r *remote) // the settlement
+		store    func(spent int64) int64            // that is used there in the end
+		here     func(spent int64) int64
+	}
+	whole := func(spent int64) int64 { return spent }
+	none := func(int64) int64 { return 0 }
+	noMore := func(spent int64) int64 { return min(spent, reserved) }
+	away := func(_ *fallback.Guard, r *remote) { r.err = unexecuted }
+	back := func(_ *fallback.Guard, r *remote) {
+		r.err = nil
+		r.do(store.Report{Server: "s", Condition: store.Up, Instances: 1})
+		synctest.Wait()
+	}
+	late := func(_ *fallback.Guard, r *remote) { r.pending = new(store.Pending) }
+	arrives := func(_ *fallback.Guard, r *remote) {
+		r.pending.Deliver(r.behind)
+		r.pending = nil
+		synctest.Wait()
+	}
+	fails := func(_ *fallback.Guard, r *remote) { // it was not executed after all
+		r.memory = store.NewMemory(0)
+		r.pending.Deliver(nil)
+		r.pending = nil
+	}
+	for _, row := range []row{
+		{name: "the store", store: whole, here: whole},
+		{name: "memory", settings: fallback.Settings{Infallible: true}, store: whole, here: none},
+		{name: "after a loss", settings: fallback.Settings{Cautious: true}, before: func(g *fallback.Guard, r *remote) {
+			r.do(store.Report{Server: "s", Condition: store.Up, Lost: "it is empty", Instances: 1})
+		}, store: whole, here: whole},
+		{name: "here, not reported", before: away, after: back, store: whole, here: whole},
+		{name: "here, unknown", before: func(_ *fallback.Guard, r *remote) { r.err = unknown }, between: func(_ *fallback.Guard, r *remote) { r.err = nil },
+			store: func(spent int64) int64 { return max(spent-reserved, 0) }, here: whole},
+		{name: "late, then settled", before: late, between: arrives, store: whole, here: whole},
+		{name: "settled, then late", before: late, after: arrives, store: whole, here: whole},
+		{name: "settled, never executed", before: late, between: fails, store: func(spent int64) int64 { return max(spent-reserved, 0) }, here: whole},
+		{name: "allowed", policy: fallback.Allow, before: away, between: back, store: none, here: none},
+		{name: "allowed, late", policy: fallback.Allow, before: late, between: arrives, store: noMore, here: none},
+		{name: "allowed, then late", policy: fallback.Allow, before: late, after: arrives, store: noMore, here: none},
+		{name: "denied", policy: fallback.Deny, before: away, between: back, store: none, here: none},
+		{name: "denied, late", policy: fallback.Deny, before: late, after: arrives, store: none, here: none},
+		{name: "away when it is settled", between: func(_ *fallback.Guard, r *remote) { r.fares(unexecuted, unexecuted) },
+			after: func(g *fallback.Guard, r *remote) { r.fares(nil, nil); back(g, r) }, store: whole, here: whole},
+		{name: "away for a moment", between: func(_ *fallback.Guard, r *remote) { r.fares(unexecuted, unexecuted) },
+			after: func(_ *fallback.Guard, r *remote) {
+				r.fares(nil, nil)
+				time.Sleep(1100 * time.Millisecond)
+				synctest.Wait()
+			}, store: whole, here: whole},
+	} {
+		for _, spent := range []int64{0, 1, reserved, reserved + 3, 50} {
+			for _, wait := range []time.Duration{time.Second, 0} {
+				t.Run(fmt.Sprintf("%s, %d spent, wait %v", row.name, spent, wait), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						r := newRemote(1)
+						r.settings = row.settings
+						g, _ := guardOf(t, r)
+						do := func(what func(*fallback.Guard, *remote)) {
+							if what != nil {
+								what(g, r)
+							}
+							synctest.Wait()
+						}
+						do(row.before)
+						c := reserving(g, "a", row.policy)
+						res := c.Reservation(0)
+						c.Reset() // it is used again
+						do(row.between)
+						settle(g, wait, res, spent)
+						synctest.Wait()
+						do(row.after)
+						if got, want := usedThere(r, "a"), row.store(spent); got != want {
+							t.Errorf("%d units used at the store, want %d", got, want)
+						}
+						if got, want := usedHere(g, r, "a"), row.here(spent); got != want {
+							t.Errorf("%d units used here, want %d", got, want)
+						}
+						time.Sleep(5 * time.Second) // nothing is told twice
+						synctest.Wait()
+						r.err = nil
+						r.do(store.Report{Server: "s", Condition: store.Away, Instances: 1, Err: errAway})
+						r.do(store.Report{Server: "s", Condition: store.Up, Instances: 1})
+						synctest.Wait()
+						if got, want := usedThere(r, "a"), row.store(spent); got != want {
+							t.Errorf("%d units used at the store later, want %d", got, want)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// What may have been executed is not sent again.
+func TestSettleOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRemote(1)
+		g, _ := guardOf(t, r)
+		back, beyond := reserving(g, "a", fallback.Decide).Reservation(0), reserving(g, "b", fallback.Decide).Reservation(0)
+		r.err, r.refuses = unknown, unknown
+		settle(g, 50*time.Millisecond, back, 0)
+		settle(g, time.Second, beyond, 10)
+		r.err, r.refuses = nil, nil
+		r.do(store.Report{Server: "s", Condition: store.Up, Instances: 1})
+		time.Sleep(5 * time.Second)
+		if n := r.refunded(); n != 0 {
+			t.Errorf("%d units refunded by a second call", n)
+		}
+		if n := usedThere(r, "b"); n != reserved {
+			t.Errorf("%d units used, want %d: the rest may have been charged", n, reserved)
+		}
+		if len(r.waits) != 1 || r.waits[0] > 50*time.Millisecond {
+			t.Errorf("the store was waited for %v, want once, and no longer than allowed", r.waits)
+		}
+	})
+}
+
+// A thousand logins succeed, and then the store is away: nobody is refused on their
+// account.
+func TestSettledUnitsAreNotUsedInAnOutage(t *testing.T) {
+	r := newRemote(1)
+	g, _ := guardOf(t, r)
+	for range 1000 {
+		settle(g, time.Second, reserving(g, "a", fallback.Decide).Reservation(0), 0)
+	}
+	r.err = unexecuted
+	if c := reserving(g, "a", fallback.Decide); !c.Granted() {
+		t.Errorf("%+v, want it granted", c.Decisions)
+	}
+}
+
+// What comes back when the window has passed comes too late, and so does what comes
+// back to another life of the log: nobody else's units are given back.
+func TestSettleTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRemote(1)
+		g, _ := guardOf(t, r)
+		old := reserving(g, "a", fallback.Decide).Reservation(0)
+		time.Sleep(time.Hour)
+		reserving(g, "a", fallback.Decide)
+		settle(g, time.Second, old, 0)
+		if there, here := usedThere(r, "a"), usedHere(g, r, "a"); there != reserved || here != reserved {
+			t.Errorf("%d units used there and %d here, want the %d of the second", there, here, reserved)
+		}
+		r.memory = store.NewMemory(0) // the store has lost everything
+		other := reserving(g, "b", fallback.Decide)
+		if settle(g, time.Second, old, 0); usedThere(r, "b") != reserved {
+			t.Errorf("%d units used of %+v", usedThere(r, "b"), other.Decisions)
+		}
+	})
+}
+
+// Several reservations are settled with one call for what goes back, and one for what
+// was spent beyond them, in which each key occurs once.
+func TestSettleMany(t *testing.T) {
+	r := newRemote(1)
+	g, _ := guardOf(t, r)
+	var all []fallback.Settlement
+	for _, zones := range []string{"abc", "ab"} {
+		c := reserving(g, zones, fallback.Decide)
+		for i := range zones {
+			all = append(all, fallback.Settlement{Reservation: c.Reservation(i), Spent: int64(5 * i)})
+		}
+	}
+	r.asked = nil
+	g.Settle(time.Second, all)
+	for name, want := range map[string]int64{"a": 0, "b": 10, "c": 10} {
+		if got := usedThere(r, name); got != want {
+			t.Errorf("%d units of %s used, want %d", got, name, want)
+		}
+	}
+	if len(r.waits) != 1 || len(r.asked) != 2 {
+		t.Errorf("%d calls refunded, and %d logs were charged; want 1 and 2", len(r.waits), len(r.asked))
+	}
+	if i := slices.IndexFunc(r.asked, func(a store.Request) bool { return a.Units != 0 || !a.Exact }); i >= 0 {
+		t.Errorf("asked for %+v, want nothing but a report", r.asked[i])
+	}
+}
+
+// What reserves nothing costs nothing to settle.
+func TestSettleNothing(t *testing.T) {
+	r := newRemote(1)
+	g, _ := guardOf(t, r)
+	refused := zone("a", 0)
+	c := decide(g, time.Second, []store.Request{refused})
+	look := zone("b", 10)
+	look.Units = 0
+	d := decide(g, time.Second, []store.Request{look})
+	full := reserving(g, "c", fallback.Decide).Reservation(0)
+	if n := full.Units(); n != reserved {
+		t.Errorf("%d units reserved, want %d", n, reserved)
+	}
+	for name, s := range map[string]fallback.Settlement{
+		"zero":         {Spent: 5},
+		"refused":      {Reservation: c.Reservation(0)},
+		"a look":       {Reservation: d.Reservation(0), Spent: 1},
+		"all is spent": {Reservation: full, Spent: reserved},
+	} {
+		r.asked, r.waits = nil, nil
+		settlements := []fallback.Settlement{s}
+		if allocs := testing.AllocsPerRun(100, func() { g.Settle(time.Second, settlements) }); allocs != 0 || len(r.asked)+len(r.waits) > 0 {
+			t.Errorf("%s: %v allocations, asked for %+v, %d refunds; want none", name, allocs, r.asked, len(r.waits))
+		}
+	}
+}
