@@ -90,6 +90,9 @@ func (c *call) fail(err error) {
 // work is how much the script has to do for the call: its requests or refunds, and
 // what they report.
 func (c *call) work() int {
+	if c.kind == kindClaim {
+		return 1
+	}
 	work := len(c.items)
 	for i := range c.items {
 		work += len(c.items[i].spent) / spentSize
@@ -97,9 +100,21 @@ func (c *call) work() int {
 	return work
 }
 
-// replySize is how many bytes of the script's reply are the call's.
-func (c *call) replySize() int {
-	if c.kind == kindRefund {
+// script is the one that decides the call.
+func (c *call) script() *script {
+	if c.kind == kindClaim {
+		return inflightScript
+	}
+	return windowScript
+}
+
+// replySize is how many bytes of the script's reply, from its beginning, are the
+// call's, -1 if that does not show.
+func (c *call) replySize(reply string) int {
+	switch c.kind {
+	case kindClaim:
+		return claimSize(reply)
+	case kindRefund:
 		return refundReply * len(c.items)
 	}
 	return takeReply * len(c.items)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
 )
 
@@ -13,4 +14,11 @@ func TestConformance(t *testing.T) {
 	shared := func(t *testing.T) store.Store { return open(t, Options{Address: server.Addr}) }
 	storetest.Run(t, shared)
 	t.Run("shared", func(t *testing.T) { storetest.RunShared(t, shared) })
+}
+
+func TestInflightConformance(t *testing.T) {
+	server := redistest.Start(t)
+	shared := func(t *testing.T) inflight.Shared { return warmed(t, Options{Address: server.Addr}) }
+	storetest.RunInflight(t, func(t *testing.T) *inflight.Limiter { return inflight.NewTable().Limiter(shared(t)) })
+	t.Run("shared", func(t *testing.T) { storetest.RunInflightShared(t, shared) })
 }

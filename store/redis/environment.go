@@ -12,6 +12,7 @@ type environment struct {
 	secrets  *secrets
 	presence *presence
 	watchers *watchers
+	lives    *lives
 	trip     tripTime
 
 	// Only a Cluster sets these. moved is told that the slots may be on other
@@ -24,7 +25,7 @@ type environment struct {
 // newEnvironment returns that of a store which is no Cluster.
 func newEnvironment(o Options) *environment {
 	s, p := newSecrets(o), newPresence(o.Instances)
-	return &environment{options: o, secrets: s, presence: p, watchers: newWatchers(s, p), moved: func() {}}
+	return &environment{options: o, secrets: s, presence: p, watchers: newWatchers(s, p), lives: newLives(o.KeyPrefix), moved: func() {}}
 }
 
 // tripTime is how long a round trip usually takes.

@@ -44,12 +44,14 @@ func (n *node) keep(ctx context.Context) {
 func (n *node) follow(ctx context.Context, client *client, k *keeper, b *beat) (well bool) {
 	if b.lost != "" {
 		n.env.watchers.report(ctx, n.name, k.loss(b.lost)) // before calls pass again
+		n.env.lives.doubt("")
 	}
 	b.breaker = n.breaker.tried(b.now, b.took, b.failure())
 	b.overdue = time.Duration(n.overdue.Load())
 	v := k.judge(b)
 	if v.silent {
 		n.env.presence.silent(*n.key.Load())
+		n.env.lives.silent(*n.key.Load())
 	}
 	if v.hangUp {
 		n.hangUp(client)
@@ -103,7 +105,8 @@ func (n *node) heartbeat(client *client, load bool) beat {
 	}
 	life := max(n.env.options.Timeout, min(3*wait, beatTime))
 	key := *n.key.Load()
-	cmd, number := n.env.presence.command(key, false)
+	lives := n.env.lives.tell(key)
+	cmd, number := n.env.presence.command(key, false, lives...)
 	reply, failure := n.exchange(client, life, load, cmd)
 	b := beat{now: time.Now()}
 	if failure != nil {
@@ -112,8 +115,15 @@ func (n *node) heartbeat(client *client, load bool) beat {
 	}
 	n.breaker.seen.Store(true)
 	b.replied, b.took = true, b.now.Sub(cmd.written)
+	about := ""
+	if len(lives) > 0 && len(reply) > beatReply {
+		reply, about = reply[:beatReply], reply[beatReply:]
+	}
 	if b.lost, b.err = n.env.presence.heard(key, reply, number, b.now); b.err == nil {
 		n.found(client, originIn(reply))
+	}
+	if len(lives) > 0 && b.err == nil {
+		b.err = n.env.lives.heard(key, lives[1], about, b.now)
 	}
 	return b
 }

@@ -153,22 +153,24 @@ func (n *node) begin(client *client, batch []*call) []*call {
 // server does not have the script. It returns a failure of the server's if there is
 // one.
 func (n *node) send(client *client, life time.Duration, batch []*call) *store.Error {
-	missing, split, failure := n.exec(client, life, n.runs(batch), nil)
+	missing, split, failure := n.exec(client, life, n.runs(batch))
 	if len(split) > 0 {
 		// Each call by itself is here, or elsewhere, or is told so. Only then does
 		// it turn out whether the server has the script.
-		more, _, err := n.exec(client, life, singly(split), nil)
+		more, _, err := n.exec(client, life, singly(split))
 		missing, failure = append(missing, more...), cmp.Or(err, failure)
 	}
 	if len(missing) > 0 {
 		// These were certainly not executed. Now they come after the script
 		// itself, on one connection; singly, so that none of them is split.
-		load := redis.NewStringCmd(background, "script", "load", source)
-		forgotten, _, err := n.exec(client, life, singly(missing), load)
+		loads := loadsOf(missing)
+		forgotten, _, err := n.exec(client, life, singly(missing), loads...)
 		failure = cmp.Or(err, failure)
 		reason := errForgotten
-		if load.Err() != nil {
-			reason = fmt.Errorf("the server does not take the script: %w", load.Err())
+		for _, load := range loads {
+			if load.Err() != nil {
+				reason = fmt.Errorf("the server does not take the script: %w", load.Err())
+			}
 		}
 		for _, c := range forgotten {
 			c.fail(reason)
@@ -176,6 +178,16 @@ func (n *node) send(client *client, life time.Duration, batch []*call) *store.Er
 		}
 	}
 	return failure
+}
+
+// loadsOf are the commands that load the scripts of some calls.
+func loadsOf(calls []*call) (loads []redis.Cmder) {
+	for _, s := range []*script{windowScript, inflightScript} {
+		if slices.ContainsFunc(calls, func(c *call) bool { return c.script() == s }) {
+			loads = append(loads, redis.NewStringCmd(background, "script", "load", s.source))
+		}
+	}
+	return loads
 }
 
 var errForgotten = errors.New("the server forgot the script at once")
@@ -186,25 +198,29 @@ const maxRun = 64
 
 // runs divides a batch into what the script decides in one run: on a server that
 // has slots, calls of one slot. A call that must be told that this server is meant
-// is a run by itself.
+// is a run by itself. Claims and other calls are runs of different scripts.
 func (n *node) runs(batch []*call) [][]*call {
 	var runs [][]*call
 	var sizes []int
-	open := make(map[uint16]int) // the run that a slot's next call may join
+	type group struct {
+		script *script
+		slot   uint16
+	}
+	open := make(map[group]int) // the run that a slot's next call may join
 	bySlot := n.env.redirect != nil || n.bySlot.Load()
 	for _, c := range batch {
-		slot := uint16(0)
+		of := group{script: c.script()}
 		if bySlot {
-			slot = slotOf(c.items[0].key)
+			of.slot = slotOf(c.items[0].key)
 		}
-		i, ok := open[slot]
+		i, ok := open[of]
 		if ok && !c.asking && sizes[i]+c.work() <= maxRun {
 			runs[i], sizes[i] = append(runs[i], c), sizes[i]+c.work()
 			continue
 		}
 		runs, sizes = append(runs, []*call{c}), append(sizes, c.work())
 		if !c.asking {
-			open[slot] = len(runs) - 1
+			open[of] = len(runs) - 1
 		}
 	}
 	return runs
@@ -213,13 +229,13 @@ func (n *node) runs(batch []*call) [][]*call {
 // singly makes each call a run by itself.
 func singly(calls []*call) [][]*call { return slices.Collect(slices.Chunk(calls, 1)) }
 
-// exec sends runs once, after the command first if there is one. It finishes all
+// exec sends runs once, after other commands if there are any. It finishes all
 // calls but two kinds, which it returns: those for which the server had no script,
 // and those of runs of several calls whose keys are not all in one place.
-func (n *node) exec(client *client, life time.Duration, runs [][]*call, first redis.Cmder) (missing, split []*call, failure *store.Error) {
+func (n *node) exec(client *client, life time.Duration, runs [][]*call, first ...redis.Cmder) (missing, split []*call, failure *store.Error) {
 	pipe := client.living(life).Pipeline()
-	if first != nil {
-		_ = pipe.Process(background, first) // never fails: it only collects
+	for _, cmd := range first {
+		_ = pipe.Process(background, cmd) // never fails: it only collects
 	}
 	commands := make([]*command, len(runs))
 	for i, calls := range runs {
@@ -285,7 +301,7 @@ type command struct {
 
 func newCommand(calls []*call, over *client) *command {
 	// The library looks at the name and the first key before it asks for the rest.
-	cmd := redis.NewStringCmd(background, "evalsha", scriptSHA, 1, &calls[0].items[0].key)
+	cmd := redis.NewStringCmd(background, "evalsha", calls[0].script().sha, 1, &calls[0].items[0].key)
 	return &command{StringCmd: cmd, calls: calls, client: over}
 }
 
@@ -334,15 +350,16 @@ func (c *command) conclude() error {
 
 // divide gives each call its part of a reply.
 func (c *command) divide(reply string) error {
-	size := 0
-	for _, call := range c.sent {
-		size += call.replySize()
+	rest := reply
+	for i, call := range c.sent {
+		n := call.replySize(rest)
+		if n < 0 || n > len(rest) || n < len(rest) && i == len(c.sent)-1 {
+			return fmt.Errorf("%w: %d bytes for %d calls", errReply, len(reply), len(c.sent))
+		}
+		rest = rest[n:]
 	}
-	if len(reply) != size {
-		return fmt.Errorf("%w: %d bytes for %d calls, want %d", errReply, len(reply), len(c.sent), size)
-	}
 	for _, call := range c.sent {
-		n := call.replySize()
+		n := call.replySize(reply)
 		call.finish(reply[:n], nil)
 		reply = reply[n:]
 	}

@@ -80,13 +80,17 @@ func listKey(prefix, tag string) string {
 func (p *presence) instances() int { return int(p.most.Load()) }
 
 // command is the next beat for a list, and its number. An instance that leaves
-// sends number 0.
-func (p *presence) command(key string, leaves bool) (*beatCommand, int64) {
+// sends number 0. The beat may carry lives, see [lives.tell].
+func (p *presence) command(key string, leaves bool, lives ...string) (*beatCommand, int64) {
 	beat := int64(0)
 	if !leaves {
 		beat = p.beat.Add(1)
 	}
-	cmd := redis.NewStringCmd(background, "eval", heartbeat, 1, key, p.name, beat, aliveFor.Microseconds())
+	args := []any{"eval", heartbeat, 1, key, p.name, beat, aliveFor.Microseconds()}
+	if len(lives) > 0 {
+		args = []any{"eval", heartbeat, 2, key, lives[0], p.name, beat, aliveFor.Microseconds(), lives[1], lifeTime.Microseconds()}
+	}
+	cmd := redis.NewStringCmd(background, args...)
 	return &beatCommand{StringCmd: cmd}, beat
 }
 

@@ -40,6 +40,7 @@ func (k *keys) refundCall(wait time.Duration, refunds []store.Refund) *call {
 // run is a run of the script under construction: the calls that it decides one
 // after the other. Runs are used again.
 type run struct {
+	script *script
 	places map[string]int // of keys in KEYS, from 1
 	keys   []string
 	packed []byte
@@ -53,13 +54,16 @@ func (r *run) release() {
 	clear(r.places)
 	clear(r.keys)
 	clear(r.args)
-	r.keys, r.packed, r.args = r.keys[:0], r.packed[:0], r.args[:0]
+	r.script, r.keys, r.packed, r.args = nil, r.keys[:0], r.packed[:0], r.args[:0]
 	runPool.Put(r)
 }
 
 // add appends a call.
 func (r *run) add(c *call) {
-	r.packed = append(r.packed, c.kind, byte(len(c.items)>>8), byte(len(c.items)))
+	r.script = c.script()
+	if c.kind != kindClaim {
+		r.packed = append(r.packed, c.kind, byte(len(c.items)>>8), byte(len(c.items)))
+	}
 	for i := range c.items {
 		it := &c.items[i]
 		place, known := r.places[it.key]
@@ -69,7 +73,9 @@ func (r *run) add(c *call) {
 			r.places[it.key] = place
 		}
 		r.packed = append(r.packed, byte(place>>8), byte(place))
-		r.packed = append(r.packed, it.packed[:]...)
+		if c.kind != kindClaim {
+			r.packed = append(r.packed, it.packed[:]...)
+		}
 		r.packed = append(r.packed, it.spent...)
 	}
 }
@@ -77,7 +83,11 @@ func (r *run) add(c *call) {
 // command is what is sent. Without a call it loads the script where it is not
 // loaded, and does nothing else.
 func (r *run) command() []any {
-	r.args = append(r.args[:0], "evalsha", scriptSHA, len(r.keys))
+	sha := scriptSHA
+	if r.script != nil {
+		sha = r.script.sha
+	}
+	r.args = append(r.args[:0], "evalsha", sha, len(r.keys))
 	for i := range r.keys {
 		r.args = append(r.args, &r.keys[i])
 	}

@@ -14,10 +14,20 @@ import (
 var source string
 
 // scriptSHA is the name that the server gives the script.
-var scriptSHA = func() string {
+var scriptSHA = windowScript.sha
+
+// script is one that decides calls.
+type script struct {
+	source string
+	sha    string // the name that the server gives it
+}
+
+func newScript(source string) *script {
 	sum := sha1.Sum([]byte(source))
-	return hex.EncodeToString(sum[:])
-}()
+	return &script{source, hex.EncodeToString(sum[:])}
+}
+
+var windowScript = newScript(source)
 
 // What the script returns for each request and each refund, in bytes.
 const (
@@ -29,6 +39,7 @@ const (
 const (
 	kindTake   = 0
 	kindRefund = 1
+	kindClaim  = 2 // of another script, see inflight.lua
 )
 
 // item is a request or a refund of a call as the script reads it, but for the
