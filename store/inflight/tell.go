@@ -124,14 +124,14 @@ func (t *Table) Leave(wait time.Duration) {
 	}
 	t.mu.Unlock()
 	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		if t.settled() {
+		if t.Settled() {
 			return
 		}
 	}
 }
 
-// settled reports whether the store has heard everything.
-func (t *Table) settled() bool {
+// Settled reports whether the store has heard everything.
+func (t *Table) Settled() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.telling {

@@ -38,6 +38,7 @@ func TestCluster(t *testing.T) {
 		{"exact over shards", exactOverShards},
 		{"refused calls cost nothing", refusedSubcalls},
 		{"slots are moved", slotsMoved},
+		{"slots in flight", clusterInflight},
 		{"sent on and given up", sentOn},
 		{"a node joins and leaves", nodeJoins},
 		{"least rights", clusterRights},

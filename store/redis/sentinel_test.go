@@ -34,6 +34,7 @@ func TestSentinel(t *testing.T) {
 		{"closed", sentinelClosed},
 		{"some are away", sentinelsAway},
 		{"planned failover", sentinelFailover},
+		{"slots in flight over a failover", sentinelInflight},
 		{"master is killed", masterKilled},
 		{"master is stopped", masterStopped},
 		{"failover to a replica that lags", sentinelLags},
