@@ -111,11 +111,14 @@ func (t *Table) finishLocked(e *entry, c *Claim, o *Outcome) {
 	case o.Err == nil:
 		// What was released meanwhile is still counted by the store, and so is
 		// free for whoever waits here.
-		for free := c.Held + o.Granted - e.held; free > 0 && e.line.first != nil; free-- {
-			t.decidedLocked(e, e.line.first, t.grantLocked(e), Decision{Granted: true, InFlight: o.InFlight, Source: store.FromStore})
+		free := max(0, c.Held+o.Granted-e.held)
+		d := Decision{Granted: true, Source: store.FromStore, InFlight: o.InFlight - max(0, free-e.line.size)}
+		for ; free > 0 && e.line.first != nil; free-- {
+			t.decidedLocked(e, e.line.first, t.grantLocked(e), d)
 		}
+		d.Granted = false
 		for w := e.line.first; w != nil && w.in == c.Seq; w = e.line.first {
-			t.decidedLocked(e, w, nil, Decision{InFlight: o.InFlight, Source: store.FromStore})
+			t.decidedLocked(e, w, nil, d)
 		}
 	case store.ErrorKind(o.Err) == store.KindTimeout:
 		// Others may have time for another try. With little, they would soon give
