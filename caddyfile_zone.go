@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,8 @@ import (
 //	    exempt @name | { <matchers> }
 //	    key <string>
 //	    events <n>
+//	    tier <placeholder> { <plan> <n>|unlimited ... default <n>|unlimited|<plan> }
+//	    cost <n> | <placeholder> default <n> max <n> [min 0]
 //	    window <duration>
 //	    ipv4_prefix <bits>
 //	    ipv6_prefix <bits>
@@ -62,6 +65,8 @@ var zoneOptions = []option[Zone]{
 		z.Events = &events
 		return err
 	}},
+	{word: "tier", parse: func(p *handlerParser, z *Zone) error { return p.tier(z) }},
+	{word: "cost", parse: func(p *handlerParser, z *Zone) error { return p.cost(z) }},
 	{word: "window", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.Window) }},
 	{word: "ipv4_prefix", parse: func(p *handlerParser, z *Zone) error { return p.optionalInteger(&z.IPv4Prefix) }},
 	{word: "ipv6_prefix", parse: func(p *handlerParser, z *Zone) error { return p.optionalInteger(&z.IPv6Prefix) }},
@@ -81,6 +86,8 @@ func (p *handlerParser) zoneOption(z *Zone) error {
 		return unknownOption(p.Dispenser, listed(zoneOptions))
 	case p.short == z && (word == "events" || word == "window"):
 		return p.Errf("%s is already given after %s; remove it here, or write a zone", word, directive)
+	case p.short == z && word == "tier":
+		return p.Errf("tier stands instead of the events after %s; write: zone <name> { window ... tier ... }", directive)
 	}
 	if !own.repeats {
 		if err := p.at.once(p.Dispenser, z.Name); err != nil {
@@ -113,4 +120,90 @@ func (p *handlerParser) events(text string) (int64, error) {
 		return 0, p.Errf("events %q is not a whole number between 0 and %d", text, int64(store.MaxEvents))
 	}
 	return n, nil
+}
+
+// tier parses:
+//
+//	tier <placeholder> {
+//	    <plan> <n>|unlimited
+//	    default <n>|unlimited|<plan>
+//	}
+func (p *handlerParser) tier(z *Zone) error {
+	t := &Tier{Limits: make(map[string]PlanLimit)}
+	if err := p.word(&t.Plan); err != nil {
+		return err
+	}
+	z.Tier = t
+	for nesting := p.Nesting(); p.NextBlock(nesting); {
+		plan, text := p.Val(), ""
+		if first, ok := p.at[place{z.Name, tierRow(plan)}]; ok {
+			return p.Errf("%s is already given on line %d; remove one", plan, first.Line())
+		}
+		p.at.mark(p.Dispenser, z.Name, tierRow(plan))
+		if !p.NextArg() || p.Val() == "" {
+			return p.Errf("plan %q has no limit; write: %s <n>, or %[1]s unlimited", plan, plan)
+		}
+		if text = p.Val(); p.NextArg() {
+			return p.Errf("plan %q has one limit; remove %q", plan, p.Val())
+		}
+		var limit PlanLimit
+		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+			limit.Events = n
+		} else if limit.Unlimited = text == wordUnlimited; !limit.Unlimited {
+			limit.Plan = text
+		}
+		if plan != wordDefault {
+			t.Limits[plan] = limit
+			continue
+		}
+		t.Default = &limit
+	}
+	if t.Default != nil && t.Default.Plan == "" && !t.Default.Unlimited {
+		if row, ok := t.Limits[t.Default.String()]; ok {
+			at := p.at[place{z.Name, tierRow(wordDefault)}]
+			return at.Errf("default %v is a number and the name of a plan; write the limit of the plan: default %v", t.Default, row)
+		}
+	}
+	return nil
+}
+
+// cost parses:
+//
+//	cost <n> | <placeholder> [default <n>] [max <n>] [min 0]
+func (p *handlerParser) cost(z *Zone) error {
+	args := p.RemainingArgs()
+	if len(args) == 0 {
+		return p.Err("cost needs a number, or a placeholder with its bounds; write: cost 5, or cost {vars.cost} default 1 max 100")
+	}
+	c := new(Cost)
+	z.Cost = c
+	switch n, err := strconv.ParseInt(args[0], 10, 64); {
+	case err == nil && n == 0:
+		return p.Err("cost 0 counts nothing; write exempt for requests that are not to be counted, or remove the zone")
+	case err == nil:
+		c.Units = n
+	case errors.Is(err, strconv.ErrRange):
+		return p.Errf("cost %s is not between 1 and %d", args[0], int64(store.MaxEvents))
+	default:
+		c.From = args[0]
+	}
+	bounds := map[string]**int64{"default": &c.Default, "max": &c.Max, "min": &c.Min}
+	for rest := args[1:]; len(rest) > 0; rest = rest[2:] {
+		into, ok := bounds[rest[0]]
+		if !ok {
+			return p.Errf("unknown word %q after cost; write default <n>, max <n> or min 0", rest[0])
+		}
+		if *into != nil {
+			return p.Errf("cost has %s twice; remove one", rest[0])
+		}
+		if len(rest) == 1 {
+			return p.Errf("%s of cost needs a number", rest[0])
+		}
+		n, err := strconv.ParseInt(rest[1], 10, 64)
+		if err != nil {
+			return p.Errf("%s %q of cost is not a whole number", rest[0], rest[1])
+		}
+		*into = &n
+	}
+	return nil
 }

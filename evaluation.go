@@ -2,7 +2,6 @@ package distributedratelimit
 
 import (
 	"errors"
-	"math"
 	"net/http"
 	"sync"
 	"time"
@@ -28,7 +27,7 @@ type evaluation struct {
 	call     fallback.Call // for the verdicts that need the store
 	index    []int         // verdict of each of its requests
 	exempt   []*Zone
-	reason   reason
+	reason   reason // of the refusal, by zones that are in force
 }
 
 // verdict is what one zone says. It is silent if another zone refused, so that
@@ -36,19 +35,12 @@ type evaluation struct {
 type verdict struct {
 	zone *Zone
 	store.Decision
-	counted bool // the decision holds numbers
+	limit   int64  // that holds for the request
+	counted bool   // the decision holds numbers
+	reason  reason // reasonNone unless the zone refuses
 }
 
 func (v *verdict) silent() bool { return !v.counted && v.Source != store.FromPolicy }
-
-// reason is why a request is refused.
-type reason uint8
-
-const (
-	reasonLimit     reason = iota
-	reasonStoreAway        // the store is away, and a zone denies then
-	reasonEmptyKey         // the request has nothing of a zone's key
-)
 
 var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
 
@@ -67,14 +59,11 @@ func (e *evaluation) release() {
 	clear(e.exempt)
 	e.call.Reset()
 	e.verdicts, e.index, e.exempt = e.verdicts[:0], e.index[:0], e.exempt[:0]
-	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonLimit
+	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonNone
 	e.keys.repl = nil
 	e.keys.request = nil
 	evaluations.Put(e)
 }
-
-// byPolicy is the decision of a zone that refuses whatever the store says.
-var byPolicy = store.Decision{Source: store.FromPolicy}
 
 // gather finds out which zones apply, and what to request from the store.
 func (e *evaluation) gather() error {
@@ -124,28 +113,58 @@ func (e *evaluation) showAddresses() (restore func()) {
 // add adds the verdict of a zone that applies, and the request for it unless it
 // is clear without the store.
 func (e *evaluation) add(zone *Zone) {
-	if zone.limit == 0 {
-		e.verdicts = append(e.verdicts, verdict{zone: zone, Decision: byPolicy, counted: true})
+	if zone.tier == nil && zone.limit == 0 {
+		e.refuse(zone, 0, reasonZero)
 		return
 	}
-	n := len(e.call.Requests)
-	e.call.Requests = append(e.call.Requests, store.Request{})
-	request := &e.call.Requests[n]
-	switch key := zone.request(request, &e.keys, e.charges); {
-	case key == keySkipped, key == keyFound && e.charges.has(zone.same, request.Client):
-		e.call.Requests = e.call.Requests[:n]
+	client, found := zone.client(&e.keys, e.charges)
+	switch {
+	case found == keyDenied:
+		e.refuse(zone, zone.limit, reasonEmptyKey)
 		return
-	case key == keyDenied:
-		e.call.Requests = e.call.Requests[:n]
-		e.verdicts = append(e.verdicts, verdict{zone: zone, Decision: byPolicy})
-		if !zone.DryRun {
-			e.reason = reasonEmptyKey
-		}
+	case found == keySkipped, e.charges.has(zone.same, client):
+		return
+	}
+	limit := zone.limitOf(&e.keys, e.charges.client)
+	if limit == 0 {
+		e.refuse(zone, 0, reasonZero)
+		return
+	}
+	units := zone.unitsOf(&e.keys, e.charges.client)
+	switch {
+	case limit == unlimited, units == 0:
+		e.exempt = append(e.exempt, zone)
+		return
+	case units > limit:
+		e.refuse(zone, limit, reasonTooCostly)
 		return
 	}
 	e.index = append(e.index, len(e.verdicts))
-	e.verdicts = append(e.verdicts, verdict{zone: zone})
+	e.verdicts = append(e.verdicts, verdict{zone: zone, limit: limit})
 	e.call.Policies = append(e.call.Policies, zone.policy)
+	e.call.Requests = append(e.call.Requests, store.Request{
+		Key:    store.Key{Zone: zone.storeName, Client: client, Window: zone.window},
+		Limit:  limit,
+		Units:  units,
+		Shadow: zone.DryRun,
+	})
+}
+
+// refuse adds the verdict of a zone that refuses whatever the store says. A limit of
+// 0 is known to have nothing left.
+func (e *evaluation) refuse(zone *Zone, limit int64, why reason) {
+	e.verdicts = append(e.verdicts, verdict{
+		zone: zone, limit: limit, reason: why, counted: why == reasonZero,
+		Decision: store.Decision{Source: store.FromPolicy},
+	})
+	e.heed(zone, why)
+}
+
+// heed takes in why a zone refuses.
+func (e *evaluation) heed(zone *Zone, why reason) {
+	if !zone.DryRun {
+		e.reason = max(e.reason, why)
+	}
 }
 
 // isEarlyData reports whether the request came before its TLS handshake was
@@ -166,13 +185,17 @@ func (e *evaluation) decide() {
 	}
 	e.h.backend.Decide(time.Now(), e.charges.rest(e.h.budget), &e.call)
 	e.charges.waited += e.call.Waited
-	if e.call.Denied {
-		e.reason = reasonStoreAway
-	}
 	for i := range requests {
 		v := &e.verdicts[e.index[i]]
 		if decision := &e.call.Decisions[i]; !decision.Skipped {
 			v.Decision, v.counted = *decision, decision.Source != store.FromPolicy
+			if !v.Granted {
+				v.reason = reasonStoreAway
+				if v.counted {
+					v.reason = reasonLimit
+				}
+				e.heed(v.zone, v.reason)
+			}
 		}
 		if e.call.Charged(i) {
 			e.charges.add(v.zone.same, requests[i].Client)
@@ -181,18 +204,7 @@ func (e *evaluation) decide() {
 }
 
 // passes reports whether no zone that is in force refuses.
-func (e *evaluation) passes() bool {
-	if e.reason != reasonLimit {
-		return false
-	}
-	for i := range e.verdicts {
-		v := &e.verdicts[i]
-		if !v.Granted && !v.zone.DryRun && !v.silent() {
-			return false
-		}
-	}
-	return true
-}
+func (e *evaluation) passes() bool { return e.reason == reasonNone }
 
 // report shows the verdicts in placeholders, metrics, and, for a refusal, a line
 // in the log.
@@ -202,36 +214,35 @@ func (e *evaluation) report() {
 		v := &e.verdicts[i]
 		switch {
 		case v.silent():
-		case v.Granted && passes:
-			v.zone.counters.inc(outcomeGranted, v.Source)
-		case v.Granted:
+		case v.reason == reasonNone && passes:
+			v.zone.counters.request(outcomeGranted, v.Source)
+		case v.reason == reasonNone:
 			// Another zone refused: this one was not charged.
 		case v.zone.DryRun:
-			v.zone.counters.inc(outcomeDryRun, v.Source)
+			v.zone.counters.request(outcomeDryRun, v.Source)
 			e.logRefusal(v)
 		default:
-			v.zone.counters.inc(outcomeRefused, v.Source)
+			v.zone.counters.request(outcomeRefused, v.Source)
 			e.logRefusal(v)
 		}
 	}
 	for _, zone := range e.exempt {
-		zone.counters.inc(outcomeExempt, store.FromPolicy)
+		zone.counters.request(outcomeExempt, store.FromPolicy)
 	}
 	e.charges.publish(e)
 }
 
-// wait is how long a refused client has to wait: for ever if the zone lets
-// nothing pass.
+// wait is how long a refused client has to wait, useless if that does not help.
 func (v *verdict) wait() time.Duration {
-	if v.zone.limit == 0 {
-		return math.MaxInt64
+	if wait := refusals[v.reason].wait; wait > 0 {
+		return wait
 	}
 	return v.RetryAfter
 }
 
 // share is what is left of the zone's limit, 0 to 1; a zone that was not
 // counted has all of it.
-func (v *verdict) share() float64 { return share(v.counted, v.Remaining, v.zone.limit) }
+func (v *verdict) share() float64 { return share(v.counted, v.Remaining, v.limit) }
 
 // share is what is left of a limit, 0 to 1; a limit that was not counted has
 // all of it.

@@ -242,9 +242,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if c.refused {
 		// An error route is rendering the refusal. What a limit refused is
 		// charged nowhere else: a client that is over its limit would use up
-		// the limit on failed logins, and be refused for that. (Other refusals
-		// are ordinary errors: a client may cause them at will, and the routes
-		// that render them may have limits.)
+		// the limit on failed logins, and be refused for that.
 		return next.ServeHTTP(w, r)
 	}
 	c.client = h.identity.client(r, vars)
@@ -257,7 +255,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	e.decide()
 	e.report()
 	if !e.passes() {
-		c.refused = e.reason == reasonLimit
+		c.refused = refusals[e.reason].limit
 		err := h.refuse(w, r, e)
 		e.release()
 		return err

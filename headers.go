@@ -71,7 +71,12 @@ type headerZone struct {
 	window, reset    int64 // s; reset is noReset if waiting does not help
 }
 
-const noReset = -1
+const (
+	noReset = -1
+	// notCounted stands for what remains of a limit that was not looked at: the
+	// policy is told, and nothing else.
+	notCounted = -1
+)
 
 // appendHeaderZones appends the zones that are in force. retryAfter is that of the
 // response, 0 if it has none: for a zone that refused, the header's reset must
@@ -79,17 +84,19 @@ const noReset = -1
 func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []headerZone {
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
-		if !v.counted || v.zone.DryRun {
+		if v.zone.DryRun || !v.counted && v.reason != reasonTooCostly {
 			continue
 		}
 		zone := headerZone{
-			name: v.zone.Name, limit: v.zone.limit, remaining: v.Remaining,
+			name: v.zone.Name, limit: v.limit, remaining: v.Remaining,
 			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.Reset),
 		}
 		switch {
-		case v.zone.limit == 0:
+		case !v.counted:
+			zone.remaining, zone.reset = notCounted, noReset
+		case v.wait() == useless:
 			zone.reset = noReset
-		case !v.Granted:
+		case v.reason != reasonNone:
 			zone.reset = max(retryAfter, wholeSeconds(v.RetryAfter))
 		}
 		zones = append(zones, zone)
@@ -105,16 +112,18 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 	if s.draft {
 		var room [2][128]byte
 		policy, limit := room[0][:0], room[1][:0]
-		for i, z := range zones {
-			if i > 0 {
-				policy, limit = append(policy, ", "...), append(limit, ", "...)
-			}
+		for i := range zones {
+			z := &zones[i]
 			policy = appendItem(policy, z.name, "q", z.limit, "w", z.window)
-			limit = appendItem(limit, z.name, "r", z.remaining, "t", z.reset)
+			if z.remaining != notCounted {
+				limit = appendItem(limit, z.name, "r", z.remaining, "t", z.reset)
+			}
 		}
 		values := []string{string(policy), string(limit)}
 		header["Ratelimit-Policy"] = values[0:1:1]
-		header["Ratelimit"] = values[1:2:2]
+		if delete(header, "Ratelimit"); len(limit) > 0 {
+			header["Ratelimit"] = values[1:2:2]
+		}
 	}
 	if s.legacy {
 		// These can tell of one zone only: the one nearest to its limit.
@@ -122,8 +131,11 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 			return cmp.Compare(share(true, a.remaining, a.limit), share(true, b.remaining, b.limit))
 		})
 		header["X-Ratelimit-Limit"] = []string{strconv.FormatInt(z.limit, 10)}
-		header["X-Ratelimit-Remaining"] = []string{strconv.FormatInt(z.remaining, 10)}
+		delete(header, "X-Ratelimit-Remaining")
 		delete(header, "X-Ratelimit-Reset")
+		if z.remaining != notCounted {
+			header["X-Ratelimit-Remaining"] = []string{strconv.FormatInt(z.remaining, 10)}
+		}
 		if z.reset != noReset {
 			header["X-Ratelimit-Reset"] = []string{strconv.FormatInt(z.reset, 10)}
 		}
@@ -135,10 +147,13 @@ func wholeSeconds(d time.Duration) int64 {
 	return int64((d + time.Second - 1) / time.Second)
 }
 
-// appendItem appends an item of a structured field list (RFC 9651): a string
+// appendItem appends an item to a structured field list (RFC 9651): a string
 // with two integer parameters, of which the second may be noReset. Names of
 // zones need no escaping in it.
 func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, value2 int64) []byte {
+	if len(dst) > 0 {
+		dst = append(dst, ", "...)
+	}
 	dst = append(dst, '"')
 	dst = append(dst, name...)
 	dst = append(dst, `";`...)

@@ -18,6 +18,7 @@ import (
 
 // keyTemplate is a parsed key: literals and placeholders in turn.
 type keyTemplate struct {
+	text  string // as written
 	parts []keyPart
 	// address: an address is part of the key, and so must have been verified
 	// by a handshake.
@@ -79,8 +80,14 @@ func parseKey(key string) (keyTemplate, error) {
 	if key == "" {
 		return addressKey, nil
 	}
-	var t keyTemplate
-	rest := key
+	return parseTemplate("key", key, checkPlaceholder)
+}
+
+// parseTemplate parses text with placeholders, which are checked each. word is what
+// errors call it.
+func parseTemplate(word, text string, check func(placeholder string) error) (keyTemplate, error) {
+	t := keyTemplate{text: text}
+	rest := text
 	for rest != "" {
 		open := strings.IndexByte(rest, '{')
 		if open < 0 {
@@ -96,12 +103,12 @@ func parseKey(key string) (keyTemplate, error) {
 		rest = rest[open+1:]
 		end := strings.IndexByte(rest, '}')
 		if end < 0 {
-			return t, fmt.Errorf("key %q has a brace that is never closed; write \\{ for a literal one", key)
+			return t, fmt.Errorf("%s %q has a brace that is never closed; write \\{ for a literal one", word, text)
 		}
 		name := rest[:end]
 		rest = rest[end+1:]
-		if err := checkPlaceholder(name); err != nil {
-			return t, fmt.Errorf("key %q: %w", key, err)
+		if err := check(name); err != nil {
+			return t, fmt.Errorf("%s %q: %w", word, text, err)
 		}
 		part := partOf(name)
 		t.address = t.address || part.address()

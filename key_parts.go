@@ -13,7 +13,7 @@ import (
 // would be another spelling too, and nobody knows which of the two the application
 // behind takes.
 
-// lack is what a key is short of.
+// lack is what a key is short of, or another value that is read.
 type lack uint8
 
 const (
@@ -21,10 +21,13 @@ const (
 	lackMissing        // the request does not have it
 	lackUnknown        // nobody knows the placeholder
 	lackAmbiguous      // the request has several values of it
+	lackListed         // the plan is not in the table
+	lackNumber         // it is no whole number
+	lackBound          // it is above its bound
 	lacks              // how many there are
 )
 
-var lackNames = [lacks]string{"", "missing", "unknown", "ambiguous"}
+var lackNames = [lacks]string{"", "missing", "unknown", "ambiguous", "unlisted", "no_number", "above_max"}
 
 func (l lack) String() string { return lackNames[l] }
 

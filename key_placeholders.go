@@ -18,6 +18,7 @@ const useClientIP = "write {client_ip} (in JSON {http.vars.client_ip}), which is
 
 const (
 	differs = "it differs for each request, so nothing would be limited; " + useClientIP
+	noSuch  = "Caddy has no such placeholder; "
 	body    = "keys from a body are not supported, because all of the body would be held in memory; write {header.X} or {query.X}"
 )
 
@@ -42,15 +43,15 @@ var senselessKeys = map[string]string{
 	"http.request.hostport":    "the client chooses the port in it, so that each one would have a limit of its own; write {host} (in JSON {http.request.host})",
 	"http.request.body":        body,
 	"http.request.body_base64": body,
-	"http.request.client_ip":   "Caddy has no such placeholder; " + useClientIP,
-	"http.request.remote_ip":   "Caddy has no such placeholder; " + useClientIP,
-	"http.request.remote_host": "Caddy has no such placeholder; " + useClientIP,
-	"http.request.remote_addr": "Caddy has no such placeholder; " + useClientIP,
-	"http.request.ip":          "Caddy has no such placeholder; " + useClientIP,
-	"http.client_ip":           "Caddy has no such placeholder; " + useClientIP,
-	"remote_ip":                "Caddy has no such placeholder; " + useClientIP,
-	"remote_addr":              "Caddy has no such placeholder; " + useClientIP,
-	"ip":                       "Caddy has no such placeholder; " + useClientIP,
+	"http.request.client_ip":   noSuch + useClientIP,
+	"http.request.remote_ip":   noSuch + useClientIP,
+	"http.request.remote_host": noSuch + useClientIP,
+	"http.request.remote_addr": noSuch + useClientIP,
+	"http.request.ip":          noSuch + useClientIP,
+	"http.client_ip":           noSuch + useClientIP,
+	"remote_ip":                noSuch + useClientIP,
+	"remote_addr":              noSuch + useClientIP,
+	"ip":                       noSuch + useClientIP,
 }
 
 // addressHeaders are request headers that name the client's address, if the
@@ -106,13 +107,48 @@ func ofCaddy(name string) bool {
 	return rest != "" && slices.Contains(families, family)
 }
 
-// checkPlaceholder rejects what certainly is a mistake in a key. A name that
-// Caddy does not have may come from a plugin, and a name without a dot from the
-// directive map: it is a mistake only if it is nearly a name of Caddy's own.
+// checkPlaceholder rejects what certainly is a mistake in a key.
 func checkPlaceholder(name string) error {
 	if why, ok := senselessKeys[name]; ok {
 		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, why)
 	}
+	if family, _, dotted := strings.Cut(name, "."); dotted && family == "time" {
+		return fmt.Errorf("{%s} changes with time, so nothing would be limited; remove it: the window is what forgets", name)
+	}
+	if rest, ok := strings.CutPrefix(name, "http.reverse_proxy."); ok && (strings.Contains(rest, "duration") || strings.Contains(rest, "latency")) {
+		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, differs)
+	}
+	if header, ok := strings.CutPrefix(name, headerPrefix); ok && slices.Contains(addressHeaders, strings.ToLower(header)) {
+		return fmt.Errorf("{%s} is written by the client, so that anyone could choose a fresh limit; %s, "+
+			"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
+	}
+	return checkExists(name)
+}
+
+// checkValuePlaceholder rejects what certainly is a mistake in another value that
+// is read from a request.
+func checkValuePlaceholder(name string) error {
+	if why, ok := senselessKeys[name]; ok {
+		switch {
+		case why == body:
+			return fmt.Errorf("{%s} would hold all of the body in memory; %s", name, "write {header.X} or {query.X}")
+		case strings.HasPrefix(why, noSuch):
+			return noPlaceholder(name, "")
+		}
+	}
+	if long, ok := shorthands[name]; ok {
+		return shortForm(name, long)
+	}
+	if name != "" && !strings.Contains(name, ".") {
+		return nil // of the directive map, where {cost} is a good name although {host} is near
+	}
+	return checkExists(name)
+}
+
+// checkExists rejects what Caddy does not have. Such a name may come from a plugin,
+// and one without a dot from the directive map: it is a mistake only if it is nearly
+// a name of Caddy's own.
+func checkExists(name string) error {
 	if name == "" {
 		return fmt.Errorf("{} names no placeholder; write \\{ for a literal brace")
 	}
@@ -120,9 +156,7 @@ func checkPlaceholder(name string) error {
 	switch {
 	case !dotted:
 		return checkShorthand(name)
-	case family == "time":
-		return fmt.Errorf("{%s} changes with time, so nothing would be limited; remove it: the window is what forgets", name)
-	case family == "system":
+	case family == "time" || family == "system":
 		if _, known := caddy.NewReplacer().Get(name); !known {
 			return noPlaceholder(name, "")
 		}
@@ -143,7 +177,7 @@ func checkPlaceholder(name string) error {
 
 func checkShorthand(name string) error {
 	if long, ok := shorthands[name]; ok {
-		return fmt.Errorf("{%s} cannot tell clients apart: this short form exists in Caddyfiles only; write {%s}", name, long)
+		return shortForm(name, long)
 	}
 	near := nearest(name, sortedKeys(shorthands))
 	if near == "" {
@@ -152,13 +186,15 @@ func checkShorthand(name string) error {
 	return noPlaceholder(name, near+"} (in JSON {"+shorthands[near])
 }
 
+func shortForm(name, long string) error {
+	return fmt.Errorf("{%s} is a short form that exists in Caddyfiles only; write {%s}", name, long)
+}
+
 func checkHTTPPlaceholder(name, rest string) error {
 	family, rest, _ := strings.Cut(rest, ".")
 	switch {
 	case family == "response":
 		return fmt.Errorf("{%s} is not known before the response; "+useClientIP, name)
-	case family == "reverse_proxy" && (strings.Contains(rest, "duration") || strings.Contains(rest, "latency")):
-		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, differs)
 	case slices.Contains(httpFamilies, family) && family != "request":
 		return nil
 	case family != "request":
@@ -167,14 +203,8 @@ func checkHTTPPlaceholder(name, rest string) error {
 		}
 		return nil
 	}
-	if header, ok := strings.CutPrefix(rest, "header."); ok {
-		if strings.EqualFold(header, "host") {
-			return fmt.Errorf("{%s} is always empty in Caddy; write {host} (in JSON {http.request.host})", name)
-		}
-		if slices.Contains(addressHeaders, strings.ToLower(header)) {
-			return fmt.Errorf("{%s} is written by the client, so that anyone could choose a fresh limit; %s, "+
-				"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
-		}
+	if header, ok := strings.CutPrefix(rest, "header."); ok && strings.EqualFold(header, "host") {
+		return fmt.Errorf("{%s} is always empty in Caddy; write {host} (in JSON {http.request.host})", name)
 	}
 	if strings.HasSuffix(rest, ".") {
 		return fmt.Errorf("{%s} ends in a dot; write the name that is to follow", name)
@@ -192,7 +222,7 @@ func noPlaceholder(name, meant string) error {
 		return fmt.Errorf("{%s} is no placeholder of Caddy; did you mean {%s}? A placeholder that the directive map or a plugin sets needs a name "+
 			"that is less like it", name, meant)
 	}
-	return fmt.Errorf("{%s} is no placeholder of Caddy; every request would have an empty key. See https://caddyserver.com/docs/conventions#placeholders", name)
+	return fmt.Errorf("{%s} is no placeholder of Caddy; it would be empty in every request. See https://caddyserver.com/docs/conventions#placeholders", name)
 }
 
 // isOfRequest asks Caddy whether it has a placeholder below http.request.

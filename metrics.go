@@ -19,6 +19,7 @@ import (
 var metrics = struct {
 	requests       *prometheus.CounterVec
 	emptyKeys      *prometheus.CounterVec
+	replaced       *prometheus.CounterVec
 	clients        *prometheus.CounterVec
 	storeDuration  *prometheus.HistogramVec
 	storeErrors    *prometheus.CounterVec
@@ -34,6 +35,12 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "empty_keys_total",
 		Help: "Requests whose key was empty (missing), or a part of it because the request had several values (ambiguous) or nobody knows the placeholder (unknown).",
 	}, []string{"zone", "reason"}),
+	replaced: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "replaced_values_total",
+		Help: "Requests for which a default or a bound stood for what a word of the zone (cost, tier) read, by why: it was empty (missing), " +
+			"the request had several values (ambiguous), nobody knows the placeholder (unknown), no plan of this name (unlisted), " +
+			"no whole number (no_number), or above max (above_max).",
+	}, []string{"zone", "word", "reason"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "identified_requests_total",
 		Help: "Requests by how the client's address was found.",
@@ -65,7 +72,7 @@ var metrics = struct {
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
-		metrics.requests, metrics.emptyKeys, metrics.clients, metrics.storeDuration, metrics.storeErrors,
+		metrics.requests, metrics.emptyKeys, metrics.replaced, metrics.clients, metrics.storeDuration, metrics.storeErrors,
 		metrics.storeUp, metrics.storeLosses, metrics.storeInstances,
 	} {
 		var already prometheus.AlreadyRegisteredError
@@ -118,6 +125,7 @@ var (
 		match := prometheus.Labels{"zone": zone}
 		metrics.requests.DeletePartialMatch(match)
 		metrics.emptyKeys.DeletePartialMatch(match)
+		metrics.replaced.DeletePartialMatch(match)
 	}}
 	storeSeries = series{holds: make(map[string]int), remove: func(name string) {
 		match := prometheus.Labels{"store": name}
@@ -145,43 +153,46 @@ var outcomeNames = [outcomes]string{"", "granted", "refused", "dry_run", "exempt
 
 func (o outcome) String() string { return outcomeNames[o] }
 
-// outcomeCounters are a zone's counters, looked up once each: with the label
-// values in hand the look-up costs more than the count.
-type outcomeCounters struct {
-	zone string
-	seen [outcomes][store.Sources]atomic.Pointer[prometheus.Counter]
+// zoneCounters are a zone's counters, looked up once each: with the label values
+// in hand the look-up costs more than the count.
+type zoneCounters struct {
+	zone      string
+	requests  [outcomes][store.Sources]counterSlot
+	emptyKeys [lacks]counterSlot
+	replaced  [len(readWords)][lacks]counterSlot
 }
 
-func (c *outcomeCounters) inc(o outcome, s store.Source) {
-	if counter := c.seen[o][s].Load(); counter != nil {
+type counterSlot = atomic.Pointer[prometheus.Counter]
+
+func (c *zoneCounters) request(o outcome, s store.Source) {
+	slot := &c.requests[o][s]
+	if counter := slot.Load(); counter != nil {
 		(*counter).Inc()
 		return
 	}
-	incFresh(&c.seen[o][s], metrics.requests, c.zone, o.String(), s.String())
+	c.add(1, slot, metrics.requests, o.String(), s.String())
 }
 
-// incFresh looks a zone's counter up, and counts, if a configuration still has
-// the zone.
-func incFresh(slot *atomic.Pointer[prometheus.Counter], of *prometheus.CounterVec, zone string, labels ...string) {
-	zoneSeries.ifHeld(zone, func() {
-		fresh := of.WithLabelValues(append([]string{zone}, labels...)...)
+// emptyKey counts a key that was short of something.
+func (c *zoneCounters) emptyKey(l lack) { c.add(1, &c.emptyKeys[l], metrics.emptyKeys, l.String()) }
+
+// replace counts a value for which a default or a bound stands.
+func (c *zoneCounters) replace(word readWord, l lack) {
+	c.add(1, &c.replaced[word][l], metrics.replaced, readWords[word], l.String())
+}
+
+// add adds to a counter of the zone if a configuration still has the zone. To add 0
+// shows the series.
+func (c *zoneCounters) add(n float64, slot *counterSlot, of *prometheus.CounterVec, labels ...string) {
+	if counter := slot.Load(); counter != nil {
+		(*counter).Add(n)
+		return
+	}
+	zoneSeries.ifHeld(c.zone, func() {
+		fresh := of.WithLabelValues(append([]string{c.zone}, labels...)...)
 		slot.Store(&fresh)
-		fresh.Inc()
+		fresh.Add(n)
 	})
-}
-
-// lackCounters are a zone's counters of keys that were short of something.
-type lackCounters struct {
-	zone string
-	seen [lacks]atomic.Pointer[prometheus.Counter]
-}
-
-func (c *lackCounters) inc(l lack) {
-	if counter := c.seen[l].Load(); counter != nil {
-		(*counter).Inc()
-		return
-	}
-	incFresh(&c.seen[l], metrics.emptyKeys, c.zone, l.String())
 }
 
 var identityCounters [32]atomic.Pointer[prometheus.Counter]

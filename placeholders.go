@@ -9,6 +9,7 @@ import (
 // placeholders is what the handlers have to tell about the request.
 type placeholders struct {
 	zone       *Zone // nil if none applied
+	limit      int64
 	remaining  int64
 	reset      int64 // s
 	retryAfter int64 // s, 0 if not refused
@@ -33,13 +34,13 @@ func (c *charges) publish(e *evaluation) {
 	}
 	told := placeholders{
 		outcome: outcomeGranted, zone: shown.zone, source: shown.Source,
-		counted: shown.counted, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
+		counted: shown.counted, limit: shown.limit, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
 	}
 	switch {
 	case !e.passes():
 		told.outcome = outcomeRefused
 		told.retryAfter = wholeSeconds(shown.RetryAfter)
-	case !shown.Granted:
+	case shown.reason != reasonNone:
 		told.outcome = outcomeDryRun
 	}
 	switch c.told.outcome {
@@ -67,14 +68,14 @@ func (e *evaluation) shown() *verdict {
 	var shown *verdict
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
-		refused := !v.Granted && (passes || !v.zone.DryRun)
+		refused := v.reason != reasonNone && (passes || !v.zone.DryRun)
 		switch {
 		case v.silent(), !passes && !refused:
 			continue
 		case shown == nil,
-			refused && shown.Granted,
-			refused && v.wait() > shown.wait(),
-			v.Granted && shown.Granted && v.share() < shown.share():
+			refused && shown.reason == reasonNone,
+			refused && (v.reason > shown.reason || v.reason == shown.reason && v.wait() > shown.wait()),
+			v.reason == reasonNone && shown.reason == reasonNone && v.share() < shown.share():
 			shown = v
 		}
 	}
@@ -89,7 +90,7 @@ func (c *charges) tooEarly(zone *Zone) {
 }
 
 // share is what is left of the limit, as that of a verdict.
-func (t *placeholders) share() float64 { return share(t.counted, t.remaining, t.zone.limit) }
+func (t *placeholders) share() float64 { return share(t.counted, t.remaining, t.limit) }
 
 // placeholder implements caddy.ReplacerFunc.
 func (c *charges) placeholder(key string) (any, bool) {
@@ -109,10 +110,7 @@ func (c *charges) placeholder(key string) (any, bool) {
 		}
 		return told.zone.Name, true
 	case "limit":
-		if !told.counted {
-			return "", true
-		}
-		return told.zone.limit, true
+		return numberIf(told.counted, told.limit), true
 	case "remaining":
 		return numberIf(told.counted, told.remaining), true
 	case "reset":

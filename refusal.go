@@ -1,9 +1,9 @@
 package distributedratelimit
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
-	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -19,10 +19,6 @@ const (
 	problemQuotaExceeded   = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 	problemReducedCapacity = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 )
-
-// storeRetryAfter is how long clients shall wait while the store is away: nobody
-// knows how long that takes.
-const storeRetryAfter = time.Second
 
 // problemDetails is what a refused client is told (RFC 9457).
 type problemDetails struct {
@@ -51,7 +47,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 		// sends the body (Expect: 100-continue) would wait for ever.
 		header.Set("Connection", "close")
 	}
-	if e.reason == reasonLimit {
+	if refusals[e.reason].limit {
 		h.headers.set(header, e.appendHeaderZones(nil, problem.retryAfter))
 	}
 
@@ -71,43 +67,32 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 	return nil
 }
 
+// problem is what a refusal tells: the wait is the longest of the zones that
+// refuse.
 func (h *Handler) problem(e *evaluation) problemDetails {
-	switch e.reason {
-	case reasonStoreAway:
-		return problemDetails{
-			Type: problemReducedCapacity, Title: "Limits cannot be checked at the moment",
-			Status: http.StatusServiceUnavailable, Detail: "The limit on requests cannot be checked at the moment; try again shortly.",
-			retryAfter: wholeSeconds(h.jittered(storeRetryAfter)),
-		}
-	case reasonEmptyKey:
-		return problemDetails{
-			Type: "about:blank", Title: http.StatusText(http.StatusForbidden),
-			Status: http.StatusForbidden, Detail: "The request lacks what tells this client from others.",
-		}
+	about := &refusals[e.reason]
+	problem := problemDetails{
+		Type: about.problem, Title: about.title, Detail: about.detail,
+		Status: cmp.Or(about.status, h.Status),
 	}
-
 	var longest time.Duration
-	var violated []string
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
-		if v.Granted || v.zone.DryRun || v.silent() {
+		if v.reason == reasonNone || v.zone.DryRun {
 			continue
 		}
 		longest = max(longest, v.wait())
-		violated = append(violated, v.zone.Name)
-	}
-	if longest == math.MaxInt64 {
-		return problemDetails{
-			Type: problemQuotaExceeded, Title: "Too many requests", Status: h.Status,
-			Detail: "The limit allows no requests.", Violated: violated,
+		if about.limit {
+			problem.Violated = append(problem.Violated, v.zone.Name)
 		}
 	}
-	seconds := max(wholeSeconds(h.jittered(longest)), 1)
-	return problemDetails{
-		Type: problemQuotaExceeded, Title: "Too many requests", Status: h.Status,
-		Detail:   "The limit on requests is reached; try again in " + strconv.FormatInt(seconds, 10) + " s.",
-		Violated: violated, retryAfter: seconds,
+	if longest != useless {
+		problem.retryAfter = max(wholeSeconds(h.jittered(longest)), 1)
 	}
+	if about.wait == 0 {
+		problem.Detail += "; try again in " + strconv.FormatInt(problem.retryAfter, 10) + " s."
+	}
+	return problem
 }
 
 // jittered lengthens a wait at random. It is never shortened: a client that

@@ -4,14 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
@@ -43,8 +41,16 @@ type Zone struct {
 	Key string `json:"key,omitempty"`
 
 	// The limit: how many requests are granted in any interval of one window,
-	// 0 to 1,000,000,000,000. 0 refuses everything. Required.
+	// 0 to 1,000,000,000,000. 0 refuses everything. Required, unless there is a
+	// tier.
 	Events *int64 `json:"events,omitempty"`
+
+	// Limits by plan, instead of events.
+	Tier *Tier `json:"tier,omitempty"`
+
+	// How many units of the limit a request takes; all of them or none. One that
+	// takes more than the limit is refused, whatever is left. Default: 1.
+	Cost *Cost `json:"cost,omitempty"`
 
 	// The length of the window, 1s to 30d. Required. Changing it starts an
 	// empty log, so that up to one limit more is granted, once.
@@ -75,14 +81,15 @@ type Zone struct {
 	match, exempt caddyhttp.MatcherSets
 	key           keyTemplate
 	window        time.Duration
-	limit         int64
+	limit         int64 // of all plans, if there is no tier
+	tier          *tier // or nil
+	cost          cost
 	v4, v6        int
 	policy        fallback.Policy
 	storeName     string // of the log: a dry run has one of its own
 	same          *Zone  // stands for the zones of this limit in all handlers
-	counters      outcomeCounters
-	emptyKeys     lackCounters
-	unknown       sync.Once // the warning about a placeholder that nobody knows
+	counters      zoneCounters
+	explained     explanations
 	logger        *zap.Logger
 	refusalLog    logLimiter
 }
@@ -109,7 +116,13 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 		return err
 	}
 	z.window = time.Duration(z.Window)
-	z.limit = *z.Events
+	if z.tier, err = newTier(z.Tier); err != nil {
+		return err
+	}
+	if z.tier == nil {
+		z.limit = *z.Events
+	}
+	z.cost = newCost(z.Cost)
 	z.v4, z.v6 = z.ipv4Prefix(), z.ipv6Prefix()
 	z.policy = policies[cmp.Or(z.OnStoreError, h.policy)]
 	z.storeName = z.Name
@@ -119,7 +132,7 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 		// that limit. No name of a zone holds this character.
 		z.storeName += "~dry"
 	}
-	z.counters.zone, z.emptyKeys.zone = z.Name, z.Name
+	z.counters.zone = z.Name
 	z.logger = h.logger
 	return nil
 }
@@ -181,40 +194,24 @@ const (
 	keyDenied        // it is empty: the zone refuses
 )
 
-// request fills in what the zone requests from the store.
-func (z *Zone) request(into *store.Request, keys *keyBuilder, c *charges) keyed {
+// client returns the key of a request, unless it is empty and on_empty_key says
+// otherwise.
+func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
 	bytes, empty, lacked := keys.build(&z.key, c.client, z.v4, z.v6)
 	if lacked != lackNothing {
-		z.lacks(lacked)
+		z.counters.emptyKey(lacked)
+		z.explain("key", &z.key, lacked)
 	}
 	if empty {
 		switch z.OnEmptyKey {
 		case emptyKeySkip:
-			return keySkipped
+			return "", keySkipped
 		case emptyKeyDeny:
-			return keyDenied
+			return "", keyDenied
 		}
 		bytes, _, _ = keys.build(&addressKey, c.client, z.v4, z.v6)
 	}
-	*into = store.Request{
-		Key:    store.Key{Zone: z.storeName, Client: c.text(bytes), Window: z.window},
-		Limit:  z.limit,
-		Units:  1,
-		Shadow: z.DryRun,
-	}
-	return keyFound
-}
-
-// lacks counts what the key of a request was short of.
-func (z *Zone) lacks(lacked lack) {
-	z.emptyKeys.inc(lacked)
-	if lacked == lackUnknown {
-		z.unknown.Do(func() {
-			z.logger.Warn("nobody knows a placeholder of this key, so that it is empty; correct its name, "+
-				"or put the directive that sets it before distributed_ratelimit",
-				zap.String("zone", z.Name), zap.String("key", z.Key))
-		})
-	}
+	return c.text(bytes), keyFound
 }
 
 // keyedOnAddress reports whether an address that is not verified could choose

@@ -21,12 +21,48 @@ func (z *Zone) check() *configError {
 	if !zoneName.MatchString(z.Name) {
 		return wrong("zone", "zone name %q is not 1 to 64 letters, digits, dots, underscores or hyphens", z.Name)
 	}
-	if z.Events == nil {
-		return wrong("events", "events is missing; write how many requests are granted in a window")
+	if mistake := z.checkLimits(); mistake != nil {
+		return mistake
 	}
-	if *z.Events < 0 || *z.Events > store.MaxEvents {
+	if mistake := z.checkWindow(); mistake != nil {
+		return mistake
+	}
+	if mistake := checkMatcherSets("match", z.MatchRaw); mistake != nil {
+		return mistake
+	}
+	if mistake := checkMatcherSets("exempt", z.ExemptRaw); mistake != nil {
+		return mistake
+	}
+	if mistake := z.checkKey(); mistake != nil {
+		return mistake
+	}
+	return checkPolicy(z.OnStoreError)
+}
+
+// checkLimits checks how much the zone grants, and what a request takes of it.
+func (z *Zone) checkLimits() *configError {
+	switch {
+	case z.Events != nil && z.Tier != nil:
+		return wrong("tier", "tier stands instead of events; remove events, and write its number as that of a plan or of default")
+	case z.Events == nil && z.Tier == nil:
+		return wrong("events", "events is missing; write how many requests are granted in a window, or a tier of limits by plan")
+	case z.Events != nil && (*z.Events < 0 || *z.Events > store.MaxEvents):
 		return wrong("events", "events %d is not between 0 and %d", *z.Events, int64(store.MaxEvents))
 	}
+	if z.Tier != nil {
+		if mistake := z.Tier.check(); mistake != nil {
+			return mistake
+		}
+	}
+	if z.Cost != nil {
+		if mistake := z.Cost.check(); mistake != nil {
+			return mistake
+		}
+	}
+	return z.checkCostOfLimits()
+}
+
+func (z *Zone) checkWindow() *configError {
 	window := time.Duration(z.Window)
 	if window == 0 {
 		return wrong("window", "window is missing; write how long the events count, for example 1m")
@@ -40,12 +76,11 @@ func (z *Zone) check() *configError {
 	if window%time.Microsecond != 0 {
 		return wrong("window", "window %v is finer than a microsecond; round it", window)
 	}
-	if mistake := checkMatcherSets("match", z.MatchRaw); mistake != nil {
-		return mistake
-	}
-	if mistake := checkMatcherSets("exempt", z.ExemptRaw); mistake != nil {
-		return mistake
-	}
+	return nil
+}
+
+// checkKey checks what tells clients apart.
+func (z *Zone) checkKey() *configError {
 	key, err := parseKey(z.Key)
 	if err != nil {
 		return wrong("key", "%w", err)
@@ -64,10 +99,7 @@ func (z *Zone) check() *configError {
 	default:
 		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
 	}
-	if mistake := z.checkOnEmptyKey(&key); mistake != nil {
-		return mistake
-	}
-	return checkPolicy(z.OnStoreError)
+	return z.checkOnEmptyKey(&key)
 }
 
 // checkPrefixes and checkOnEmptyKey reject settings that have nothing to apply
@@ -123,10 +155,30 @@ func (z *Zone) conflict(other *Zone) *configError {
 		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
 	case z.ipv6Prefix() != other.ipv6Prefix():
 		return wrong("ipv6_prefix", "ipv6_prefix %d here and %d in another handler; "+remedy, z.ipv6Prefix(), other.ipv6Prefix())
-	case *z.Events != *other.Events:
+	case z.Tier == nil && other.Tier == nil && *z.Events != *other.Events:
 		return wrong("events", "events %d here and %d in another handler; "+remedy, *z.Events, *other.Events)
+	case z.limitText() != other.limitText():
+		return wrong(z.limitWord(), "%s here and %s in another handler; "+remedy, z.limitText(), other.limitText())
+	case !z.Cost.same(other.Cost):
+		return wrong("cost", "%s here and %s in another handler; "+remedy+", or write cost {http.vars.cost} in both and set it with vars or map",
+			z.Cost.text(), other.Cost.text())
 	}
 	return nil
+}
+
+// limitText is the limit as messages name it, in one spelling.
+func (z *Zone) limitText() string {
+	if z.Tier != nil {
+		return z.Tier.text()
+	}
+	return fmt.Sprintf("events %d", *z.Events)
+}
+
+func (z *Zone) limitWord() string {
+	if z.Tier != nil {
+		return "tier"
+	}
+	return "events"
 }
 
 // windowText renders a window the way people write it: 1m, 1h30m, 30d.

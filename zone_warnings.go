@@ -2,9 +2,11 @@ package distributedratelimit
 
 import (
 	"encoding/json"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -32,14 +34,76 @@ func (h *Handler) warnOfKeys(ctx caddy.Context) {
 				"put a zone beside it, in the same distributed_ratelimit, that is keyed on the address alone (no key, or key {client_ip}) and has no match or the same one",
 				zap.String("zone", zone.Name), zap.String("key", zone.Key), zap.String("placeholder", "{"+chosen+"}"))
 		}
-		for i := range key.parts {
-			if part := &key.parts[i]; part.kind == partPlaceholder && !ofCaddy(part.name) {
-				h.logger.Warn("Caddy itself does not have this placeholder of a key; unless a plugin or the directive map sets it, it is empty",
-					zap.String("zone", zone.Name), zap.String("key", zone.Key), zap.String("placeholder", "{"+part.name+"}"))
-				break
-			}
+		h.warnOfForeign(zone, "key", key)
+		if zone.Tier != nil {
+			plan, _ := parseValue(readTier, zone.Tier.Plan)
+			h.warnOfChosen(zone, readTier, &plan, anyHost)
+		}
+		if zone.Cost != nil && zone.Cost.From != "" {
+			from, _ := parseValue(readCost, zone.Cost.From)
+			h.warnOfChosen(zone, readCost, &from, anyHost)
 		}
 	}
+}
+
+// warnOfForeign warns of a placeholder that Caddy itself does not have.
+func (h *Handler) warnOfForeign(zone *Zone, word string, t *keyTemplate) {
+	for i := range t.parts {
+		if part := &t.parts[i]; part.kind == partPlaceholder && !ofCaddy(part.name) {
+			h.logger.Warn("Caddy itself does not have this placeholder of a "+word+"; unless a plugin or the directive map sets it, it is empty",
+				zap.String("zone", zone.Name), zap.String(word, t.text), zap.String("placeholder", "{"+part.name+"}"))
+			return
+		}
+	}
+}
+
+// warnOfChosen warns of what a word of the zone reads from the client's own words.
+func (h *Handler) warnOfChosen(zone *Zone, word readWord, t *valueTemplate, anyHost bool) {
+	h.warnOfForeign(zone, word.String(), &t.keyTemplate)
+	chosen := t.chosenByClient(anyHost)
+	if chosen == "" {
+		return
+	}
+	const remedy = "; let authentication or map say it, and read it from there: in a route, write authentication, then for example " +
+		"vars %s {http.auth.user.%[1]s}, then distributed_ratelimit with {http.vars.%[1]s}. " +
+		"A header that forward_auth sets with copy_headers, or that this server always overwrites, is safe"
+	fields := []zap.Field{zap.String("zone", zone.Name), zap.String(word.String(), t.text), zap.String("placeholder", "{"+chosen+"}")}
+	switch word {
+	case readTier:
+		h.logger.Warn("the client writes what this tier reads, and so chooses its own plan"+fmt.Sprintf(remedy, "plan"), fields...)
+	case readCost:
+		h.logger.Warn("the client writes what this cost reads, and so chooses its own price, between min and max"+fmt.Sprintf(remedy, "cost"), fields...)
+	}
+}
+
+// explanations are the warnings about what a zone reads from requests, each given
+// once.
+type explanations struct{ unknown, unauthenticated sync.Once }
+
+// explain warns of a word of the zone for which requests have no value, if that
+// may be a mistake in the configuration.
+func (z *Zone) explain(word string, t *keyTemplate, lacked lack) {
+	if lacked == lackUnknown {
+		z.explained.unknown.Do(func() {
+			z.logger.Warn("nobody knows a placeholder of this "+word+", so that it is empty; correct its name, "+
+				"or put the directive that sets it before distributed_ratelimit",
+				zap.String("zone", z.Name), zap.String(word, t.text))
+		})
+	}
+	if lacked == lackMissing && t.authenticated() {
+		z.explained.unauthenticated.Do(func() {
+			z.logger.Warn("nobody was authenticated when this "+word+" was read, so that it is empty; if that is not so for visitors only, "+
+				"write authentication and then distributed_ratelimit into a route, which keeps their order: outside of one, limits come first",
+				zap.String("zone", z.Name), zap.String(word, t.text))
+		})
+	}
+}
+
+// authenticated reports whether some placeholder is only set by authentication.
+func (t *keyTemplate) authenticated() bool {
+	return slices.ContainsFunc(t.parts, func(p keyPart) bool {
+		return p.kind == partPlaceholder && strings.HasPrefix(p.name, "http.auth.")
+	})
 }
 
 // covers reports whether z limits every request that other applies to.

@@ -1,0 +1,72 @@
+package distributedratelimit
+
+import (
+	"math"
+	"net/http"
+	"time"
+)
+
+// reason is why a zone refuses a request. If zones refuse one for different
+// reasons, the response is about the last of them in this order: first come those
+// for which waiting helps.
+type reason uint8
+
+const (
+	reasonNone      reason = iota // the zone does not refuse
+	reasonLimit                   // the limit is reached
+	reasonStoreAway               // the store is away, and the zone denies then
+	reasonZero                    // the limit is 0
+	reasonTooCostly               // the request takes more than the limit
+	reasonEmptyKey                // the request has nothing of the zone's key
+	reasons                       // how many there are
+)
+
+// refusals tell what a refused client is told for each reason. A new reason is a
+// row here, and all of the response, the log line, the placeholders and the
+// metrics know it.
+var refusals = [reasons]refusal{
+	reasonLimit: {
+		name: "limit", problem: problemQuotaExceeded, title: "Too many requests",
+		detail: "The limit on requests is reached", limit: true,
+	},
+	reasonStoreAway: {
+		name: "store_away", status: http.StatusServiceUnavailable, problem: problemReducedCapacity,
+		title:  "Limits cannot be checked at the moment",
+		detail: "The limit on requests cannot be checked at the moment; try again shortly.", wait: unknownWait,
+	},
+	reasonZero: {
+		name: "zero", problem: problemQuotaExceeded, title: "Too many requests",
+		detail: "The limit allows no requests.", wait: useless, limit: true,
+	},
+	reasonTooCostly: {
+		name: "too_costly", problem: problemQuotaExceeded, title: "Too costly a request",
+		detail: "The request takes more than the whole limit.", wait: useless, limit: true,
+	},
+	reasonEmptyKey: {
+		name: "empty_key", status: http.StatusForbidden, problem: "about:blank", title: http.StatusText(http.StatusForbidden),
+		detail: "The request lacks what tells this client from others.", wait: useless,
+	},
+}
+
+// refusal is what all refusals for one reason have in common.
+type refusal struct {
+	name                   string
+	status                 int // 0 for the handler's
+	problem, title, detail string
+	// wait is how long the client has to wait. 0 is for what the zone has
+	// decided, which the detail then tells; useless is no time at all.
+	wait time.Duration
+	// limit: what limits say is the reason. The response names them and what is
+	// left of them, and the request is charged nowhere else. Other refusals are
+	// ordinary errors: a client may cause them at will, and the routes that render
+	// them may have limits.
+	limit bool
+}
+
+const (
+	useless time.Duration = math.MaxInt64
+	// unknownWait is for what passes, nobody knows when.
+	unknownWait = time.Second
+)
+
+func (r reason) String() string { return refusals[r].name }

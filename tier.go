@@ -1,0 +1,211 @@
+package distributedratelimit
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// Tier is a table of limits by plan. A client has one log whatever its plan is: a
+// new plan holds for what was granted already, at once.
+type Tier struct {
+	// Where the plan of a request is read: text with placeholders, such as
+	// `{http.vars.plan}`. What a client sends, such as a header, lets it choose
+	// its own plan; set the plan where the client is authenticated. Required.
+	Plan string `json:"plan,omitempty"`
+
+	// The limit of each plan: how many units are granted in any interval of one
+	// window, 0 to 1,000,000,000,000, or `unlimited`, which is neither limited nor
+	// counted. 0 refuses everything. At least one plan.
+	Limits map[string]PlanLimit `json:"limits,omitempty"`
+
+	// The limit of requests without a plan, or with one that is not in the
+	// table: a number, `unlimited`, or the name of a plan. Required.
+	Default *PlanLimit `json:"default,omitempty"`
+}
+
+// PlanLimit is a limit in the table: in JSON a number, `unlimited`, or, as the
+// default, the name of a plan.
+type PlanLimit struct {
+	Events    int64
+	Unlimited bool
+	Plan      string // whose limit it is; the other fields are zero
+}
+
+const wordUnlimited = "unlimited"
+
+// MarshalJSON implements json.Marshaler.
+func (l PlanLimit) MarshalJSON() ([]byte, error) {
+	switch {
+	case l.Plan != "":
+		return json.Marshal(l.Plan)
+	case l.Unlimited:
+		return json.Marshal(wordUnlimited)
+	}
+	return json.Marshal(l.Events)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *PlanLimit) UnmarshalJSON(data []byte) error {
+	*l = PlanLimit{}
+	var word string
+	if json.Unmarshal(data, &word) != nil {
+		if err := json.Unmarshal(data, &l.Events); err != nil {
+			return fmt.Errorf("%s is no limit; write a whole number, or \"unlimited\"", data)
+		}
+		return nil
+	}
+	if word == "" {
+		return fmt.Errorf("a limit is empty; write a whole number, or \"unlimited\"")
+	}
+	if l.Unlimited = word == wordUnlimited; !l.Unlimited {
+		l.Plan = word
+	}
+	return nil
+}
+
+// limit is the limit by itself, or unlimited.
+func (l PlanLimit) limit() int64 {
+	if l.Unlimited {
+		return unlimited
+	}
+	return l.Events
+}
+
+func (l PlanLimit) String() string {
+	switch {
+	case l.Plan != "":
+		return l.Plan
+	case l.Unlimited:
+		return wordUnlimited
+	}
+	return strconv.FormatInt(l.Events, 10)
+}
+
+// check finds the first mistake in the table.
+func (t *Tier) check() *configError {
+	const form = "tier {http.vars.plan} { <plan> <n>|unlimited ... default <n>|unlimited|<plan> }"
+	if t.Plan == "" {
+		return wrong("tier", "tier does not say what tells the plan; write: %s", form)
+	}
+	plan, err := parseValue(readTier, t.Plan)
+	if err != nil {
+		return wrong("tier", "%w", err)
+	}
+	if !plan.dynamic() {
+		return wrong("tier", "tier %q has no placeholder, so that all requests have one plan; write events instead, or: %s", t.Plan, form)
+	}
+	if len(t.Limits) == 0 {
+		return wrong("tier", "tier lists no plan; write: %s", form)
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Limits)) {
+		row := t.Limits[name]
+		field := tierRow(name)
+		switch {
+		case name == "":
+			return wrong("tier", "a plan of tier has no name; requests without a plan have the default")
+		case name == wordUnlimited || name == wordDefault:
+			return wrong(field, "a plan cannot be called %q, which is a word of tier; call it otherwise, for example with map", name)
+		case row.Plan != "":
+			return wrong(field, "plan %q has the limit %q; write a whole number, or unlimited", name, row.Plan)
+		}
+		if mistake := row.check(field, fmt.Sprintf("plan %q", name)); mistake != nil {
+			return mistake
+		}
+	}
+	return t.checkDefault()
+}
+
+func (t *Tier) checkDefault() *configError {
+	switch {
+	case t.Default == nil:
+		return wrong("tier", "tier has no default; write the limit of unknown and missing plans: default <n>|unlimited|<plan>")
+	case t.Default.Plan == "":
+		return t.Default.check(tierRow(wordDefault), "default")
+	}
+	if _, ok := t.Limits[t.Default.Plan]; !ok {
+		return wrong(tierRow(wordDefault), "default %q is neither a plan of this tier (%s) nor a whole number nor unlimited",
+			t.Default.Plan, strings.Join(slices.Sorted(maps.Keys(t.Limits)), ", "))
+	}
+	return nil
+}
+
+func (l PlanLimit) check(field, whose string) *configError {
+	if l.Events < 0 || l.Events > store.MaxEvents {
+		return wrong(field, "%s: %d is not between 0 and %d", whose, l.Events, int64(store.MaxEvents))
+	}
+	return nil
+}
+
+const wordDefault = "default"
+
+// tierRow names the row of a plan as a field, for places.
+func tierRow(plan string) string { return "tier " + plan }
+
+// byDefault is the limit of plans that are not in the table.
+func (t *Tier) byDefault() int64 {
+	if t.Default.Plan != "" {
+		return t.Limits[t.Default.Plan].limit()
+	}
+	return t.Default.limit()
+}
+
+// text is the table in one line and in one spelling, as messages show it. Equal
+// tables have equal texts.
+func (t *Tier) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "tier %s {", t.Plan)
+	for _, name := range slices.Sorted(maps.Keys(t.Limits)) {
+		fmt.Fprintf(&b, " %s %v;", name, t.Limits[name])
+	}
+	fmt.Fprintf(&b, " default %v }", t.Default)
+	return b.String()
+}
+
+// tier is the table as requests look into it.
+type tier struct {
+	plan      valueTemplate
+	limits    map[string]int64
+	byDefault int64
+}
+
+// unlimited is the limit of plans that are neither limited nor counted.
+const unlimited = -1
+
+func newTier(t *Tier) (*tier, error) {
+	if t == nil {
+		return nil, nil
+	}
+	plan, err := parseValue(readTier, t.Plan)
+	if err != nil {
+		return nil, err
+	}
+	limits := make(map[string]int64, len(t.Limits))
+	for name, row := range t.Limits {
+		limits[name] = row.limit()
+	}
+	return &tier{plan: plan, limits: limits, byDefault: t.byDefault()}, nil
+}
+
+// limitOf is the limit that holds for a request, or unlimited.
+func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
+	if z.tier == nil {
+		return z.limit
+	}
+	value, lacked := keys.value(&z.tier.plan, client, z.v4, z.v6)
+	if lacked == lackNothing {
+		limit, ok := z.tier.limits[string(value)]
+		if ok {
+			return limit
+		}
+		lacked = lackListed
+	}
+	z.replaces(readTier, &z.tier.plan, lacked)
+	return z.tier.byDefault
+}
