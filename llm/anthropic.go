@@ -1,11 +1,8 @@
 package llm
 
-import "strings"
-
 // messagesFields are the fields of messages that only set how text is made, or
-// whose text is a part of the body. The rest is unbounded: container,
-// context_management, compaction, fallbacks, mcp_servers, thread, and what is
-// yet to come.
+// whose text is a part of the body. Not among them are fallbacks, compaction and
+// context_management: other models, and output beside max_tokens.
 var messagesFields = set("cache_control", "diagnostics", "metadata", "output_config", "output_format",
 	"stop_sequences", "temperature", "tool_choice", "top_k", "top_p")
 
@@ -13,9 +10,12 @@ var messagesFields = set("cache_control", "diagnostics", "metadata", "output_con
 // Anthropic's own tools and references to deferred ones are not among them.
 var textBlocks = set("text", "thinking", "redacted_thinking", "tool_use", "search_result")
 
-// clientTools are the beginnings of the types of tools that run at the client,
-// and that the API describes to the model itself.
-var clientTools = []string{"bash_20", "text_editor_20", "memory_20"}
+// Tools that bring their own description, and the beginnings of the types of
+// those that run at the client and are described by the API.
+var (
+	anthropicTools       = set("", "custom")
+	anthropicClientTools = []string{"bash_20", "text_editor_20", "memory_20"}
+)
 
 func (r *reader) messages() {
 	r.top, _ = r.object(func(name string) {
@@ -39,7 +39,7 @@ func (r *reader) messages() {
 				})
 			})
 		case "tools":
-			r.anthropicTools()
+			r.tools(anthropicTools, anthropicClientTools)
 		case "thinking":
 			r.readThinking()
 		case "service_tier":
@@ -119,34 +119,6 @@ func (r *reader) source() source {
 	return s
 }
 
-func (r *reader) anthropicTools() {
-	any := false
-	r.array(func() {
-		var kind string
-		r.object(func(name string) {
-			if name == "type" {
-				kind = r.text()
-				return
-			}
-			r.skip()
-		})
-		any = true
-		if kind == "" || kind == "custom" {
-			return
-		}
-		for _, t := range clientTools {
-			if strings.HasPrefix(kind, t) {
-				r.describedTools++
-				return
-			}
-		}
-		r.mark("a tool of type " + quotable(kind))
-	})
-	if any {
-		r.describedTools++
-	}
-}
-
 // readThinking reads how much the model may think. Only "enabled" has a budget
 // of its own; the others stay within max_tokens.
 func (r *reader) readThinking() {
@@ -170,7 +142,7 @@ func (r *reader) readThinking() {
 	case "enabled", "disabled", "adaptive", "between_tools":
 	default:
 		if !null {
-			r.mark("thinking of type " + quotable(kind))
+			r.suspect("thinking of type", kind)
 		}
 	}
 }

@@ -54,10 +54,17 @@ type Config struct {
 	// that any other text exceeds.
 	InputBytesPerToken int64
 
-	// Tiers are the values of service_tier, speed and inference_geo that may
-	// cost more than Prices say and are accepted anyway, because Prices are
-	// theirs. Without Prices all are accepted: tokens stay tokens.
+	// Tiers are the values of service_tier, speed and inference_geo, and the
+	// modalities ("audio"), that may cost more than Prices say and are accepted
+	// anyway, because Prices are theirs. Without Prices all are accepted: tokens
+	// stay tokens.
 	Tiers []string
+
+	// Accept are names of fields and types of tools that are not known here and
+	// are accepted anyway, such as top_k for servers that speak OpenAI's API.
+	// They must cost nothing that the bounds of a request do not cover. All
+	// others are refused, whatever MaxInput says.
+	Accept []string
 }
 
 // Overhead and OverheadTools are tokens that each reservation adds to the input

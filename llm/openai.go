@@ -1,9 +1,13 @@
 package llm
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
-// The lists below are of what bytes bound. Whatever is not on them is marked as
-// unbounded: fields and types that are yet to come may cost anything.
+// The lists below are of what is known. A field or a tool that is on none is
+// refused unless the configuration accepts it: what is yet to come may cost
+// anything, and not only input.
 
 // chatFields are the fields of chat completions that only set how text is made,
 // or whose text is a part of the body.
@@ -18,6 +22,18 @@ var responsesFields = set("include", "instructions", "max_tool_calls", "metadata
 	"parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning",
 	"safety_identifier", "store", "stream_options", "temperature", "text", "tool_choice", "top_logprobs", "top_p",
 	"truncation", "user")
+
+// inputFields are the fields of all endpoints that bring in input from elsewhere:
+// MaxInput stands in for it.
+var inputFields = set("web_search_options", "previous_response_id", "conversation", "prompt", "container",
+	"mcp_servers", "thread")
+
+// hostedTools are the beginnings of the types of tools that bring in input from
+// elsewhere, in both APIs. Anthropic's end in a date. Not among them is what
+// asks another model (advisor), whose output the request does not bound.
+var hostedTools = []string{"web_search", "web_fetch", "file_search", "code_interpreter", "code_execution",
+	"image_generation", "mcp", "computer", "browser_toolset", "shell", "namespace", "tool_search",
+	"programmatic_tool_calling"}
 
 // textParts are the types of parts that hold their text.
 var textParts = set("text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text")
@@ -72,35 +88,38 @@ func (r *reader) chat() {
 		case "messages":
 			r.array(r.chatMessage)
 		case "tools":
-			r.tools()
+			r.tools(openaiTools, openaiClientTools)
 		case "service_tier":
 			r.tier(name, "auto", "default", "flex")
 		case "modalities":
 			r.array(func() {
-				if r.text() != "text" {
+				if modality := r.text(); modality != "text" {
 					r.mark("a modality other than text")
+					r.addTier(name, modality)
 				}
 			})
+		case "audio": // the voice; modalities say whether it speaks
+			r.skip()
 		case "prediction":
 			v, _ := r.value()
 			if v.Kind() != 'n' {
 				r.mark(name)
 				r.predictionBytes = int64(len(v))
 			}
-		default: // audio, web_search_options
+		default:
 			r.other(name, chatFields)
 		}
 	})
 }
 
-// other reads a field that means nothing here, and marks it if it might.
+// other reads a field whose value means nothing here.
 func (r *reader) other(name string, known map[string]bool) {
-	if known[name] {
-		r.skip()
-		return
-	}
-	if r.present() {
-		r.mark("the field " + quotable(name))
+	switch present := r.present(); {
+	case known[name] || !present:
+	case inputFields[name]:
+		r.mark("the field " + name)
+	default:
+		r.suspect("the field", name)
 	}
 }
 
@@ -197,11 +216,16 @@ func (r *reader) part() {
 	}
 	r.mark("content of type " + quotable(kind))
 	r.mediaBytes += bytes
+	if kind == "input_audio" {
+		r.addTier("content", "audio") // dearer than text
+	}
 }
 
 // tools marks those that run at the API: what they put into the context is not
-// in the request.
-func (r *reader) tools() {
+// in the request. client are the beginnings of the types that run at the client
+// and that the API describes to the model itself; plain ones bring their own
+// description.
+func (r *reader) tools(plain map[string]bool, client []string) {
 	any := false
 	r.array(func() {
 		var kind string
@@ -213,18 +237,28 @@ func (r *reader) tools() {
 			r.skip()
 		})
 		any = true
-		switch kind {
-		case "function", "custom":
-		case "local_shell", "apply_patch":
+		begins := func(prefix string) bool { return strings.HasPrefix(kind, prefix) }
+		switch {
+		case plain[kind]:
+		case slices.ContainsFunc(client, begins):
 			r.describedTools++
-		default:
+		case slices.ContainsFunc(hostedTools, begins):
 			r.mark("a tool of type " + quotable(kind))
+		default:
+			r.suspect("a tool of type", kind)
 		}
 	})
 	if any {
 		r.describedTools++
 	}
 }
+
+// openaiTools are the plain tools of both endpoints, and the other tools of
+// responses that run at the client.
+var (
+	openaiTools       = set("function", "custom")
+	openaiClientTools = []string{"local_shell", "apply_patch"}
+)
 
 func (r *reader) responses() {
 	r.top, _ = r.object(func(name string) {
@@ -241,10 +275,10 @@ func (r *reader) responses() {
 		case "input":
 			r.input()
 		case "tools":
-			r.tools()
+			r.tools(openaiTools, openaiClientTools)
 		case "service_tier":
 			r.tier(name, "auto", "default", "flex")
-		default: // previous_response_id, conversation, prompt, context_management
+		default:
 			r.other(name, responsesFields)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -21,7 +22,8 @@ type facts struct {
 	thinking       int64 // budget for thinking
 	describedTools int64 // sets of tools that the API describes to the model
 
-	unbounded       string // the first thing that bytes do not bound
+	unknown         string // the first thing that may change anything
+	unbounded       string // the first thing whose input bytes do not bound
 	mediaBytes      int64  // bytes of the body that are base64 of images and files
 	predictionBytes int64
 	background      bool
@@ -45,18 +47,18 @@ type tier struct{ field, value string }
 // *Refusal, which read recovers: each value would need three lines otherwise.
 type reader struct {
 	*facts
-	dec  *jsontext.Decoder
-	body []byte
+	dec    *jsontext.Decoder
+	accept []string // see Config
 }
 
 // read reads the body of a request. jsontext is strict where readers differ: it
 // rejects names that are there twice (after their escapes), text that is not
 // UTF-8, and whatever JSON does not allow.
-func read(e endpoint, body []byte) (f *facts, refusal *Refusal) {
+func read(e endpoint, body []byte, accept []string) (f *facts, refusal *Refusal) {
 	r := &reader{
-		facts: &facts{endpoint: e},
-		dec:   jsontext.NewDecoder(bytes.NewBuffer(body)),
-		body:  body,
+		facts:  &facts{endpoint: e},
+		dec:    jsontext.NewDecoder(bytes.NewBuffer(body)),
+		accept: accept,
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -211,7 +213,14 @@ func (r *reader) bound(name string, least int64) {
 	r.bounded = true
 }
 
-// mark notes what bytes do not bound.
+// suspect notes what is not known, unless the configuration accepts its name.
+func (r *reader) suspect(what, name string) {
+	if r.unknown == "" && !slices.Contains(r.accept, name) {
+		r.unknown = what + " " + quotable(name)
+	}
+}
+
+// mark notes what bytes do not bound, but MaxInput does.
 func (r *reader) mark(what string) {
 	if r.unbounded == "" {
 		r.unbounded = what
@@ -231,13 +240,16 @@ func (r *reader) tier(field string, usual ...string) {
 		r.skip()
 		return
 	}
-	value := r.text()
-	for _, u := range usual {
-		if value == u {
-			return
-		}
+	if value := r.text(); !slices.Contains(usual, value) {
+		r.addTier(field, value)
 	}
-	r.tiers = append(r.tiers, tier{field, value})
+}
+
+// addTier keeps a few: more than there are fields of this kind mean nothing.
+func (r *reader) addTier(field, value string) {
+	if len(r.tiers) < 8 && !slices.Contains(r.tiers, tier{field, value}) {
+		r.tiers = append(r.tiers, tier{field, value})
+	}
 }
 
 // readModel reads the model's name, which must be text: another reader could

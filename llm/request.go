@@ -88,7 +88,7 @@ func (m *Meter) Reserve(method, escapedPath string, header http.Header, body []b
 	if refusal := checkHeader(header); refusal != nil {
 		return nil, refusal
 	}
-	facts, refusal := read(row.endpoint, body)
+	facts, refusal := read(row.endpoint, body, m.cfg.Accept)
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -139,12 +139,15 @@ func (m *Meter) checkBounded(f *facts) *Refusal {
 	if f.background {
 		return refuse(ReasonUnmetered, "background is not accepted: what it costs is not in the response")
 	}
+	if f.unknown != "" {
+		return refuse(ReasonUnbounded, "%s is not accepted: what it costs is not known here", f.unknown)
+	}
 	if f.unbounded != "" && m.cfg.MaxInput == 0 {
 		return refuse(ReasonUnbounded, "%s is not accepted: its cost is not bounded by the size of the request", f.unbounded)
 	}
 	for _, tier := range f.tiers {
 		if !m.cfg.acceptsTier(tier.value) {
-			return refuse(ReasonUnbounded, "this %s is not accepted: it may cost more than the prices known here; leave it out", tier.field)
+			return refuse(ReasonUnbounded, "the value of %s is not accepted: it may cost more than the prices known here", tier.field)
 		}
 	}
 	if !f.bounded && m.cfg.MaxOutput == 0 {

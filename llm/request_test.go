@@ -187,7 +187,6 @@ func TestRefusals(t *testing.T) {
 		{chatPath, `{"max_tokens":1,"messages":[{"content":[{"text":"no type"}]}]}`, ReasonUnbounded},
 		{chatPath, `{"max_tokens":1,"messages":[{"audio":{"id":"a"}}]}`, ReasonUnbounded},
 		{chatPath, `{"max_tokens":1,"modalities":["text","audio"]}`, ReasonUnbounded},
-		{chatPath, `{"max_tokens":1,"audio":{"voice":"x"}}`, ReasonUnbounded},
 		{chatPath, `{"max_tokens":1,"prediction":{"content":"x"}}`, ReasonUnbounded},
 		{chatPath, `{"max_tokens":1,"web_search_options":{}}`, ReasonUnbounded},
 		{chatPath, `{"max_tokens":1,"model":"gpt-4o-search-preview"}`, ReasonUnbounded},
@@ -322,6 +321,33 @@ func TestMaxInput(t *testing.T) {
 	}
 }
 
+// What is not known is refused even where MaxInput stands in for unbounded
+// input: it may cost output, or other models.
+func TestUnknown(t *testing.T) {
+	for _, row := range []struct{ path, body, name string }{
+		{chatPath, `{"max_tokens":1,"best_of":20}`, "best_of"},
+		{chatPath, `{"max_tokens":1,"tools":[{"type":"oracle"}]}`, "oracle"},
+		{chatPath, `{"max_tokens":1,"MAX_TOKENS":1}`, "MAX_TOKENS"},
+		{responsesPath, `{"max_output_tokens":1,"context_management":[{"type":"compaction"}]}`, "context_management"},
+		{messagesPath, `{"max_tokens":1,"fallbacks":[{"model":"dear","max_tokens":100000}]}`, "fallbacks"},
+		{messagesPath, `{"max_tokens":1,"compaction":{}}`, "compaction"},
+		{messagesPath, `{"max_tokens":1,"tools":[{"type":"advisor_20260301","model":"dear"}]}`, "advisor_20260301"},
+		{messagesPath, `{"max_tokens":1,"thinking":{"type":"endless"}}`, "endless"},
+	} {
+		cfg := Config{API: OpenAI, MaxInput: 1000}
+		if row.path == messagesPath {
+			cfg.API = Anthropic
+		}
+		if r := refused(t, newMeter(t, cfg), row.path, row.body); r.Reason != ReasonUnbounded || !strings.Contains(r.Message, row.name) {
+			t.Errorf("%s: %v", row.body, r)
+		}
+		cfg.Accept = []string{row.name}
+		reserve(t, newMeter(t, cfg), row.path, row.body)
+	}
+	// null is the same as nothing.
+	reserve(t, newMeter(t, Config{API: OpenAI}), chatPath, `{"max_tokens":1,"best_of":null}`)
+}
+
 func TestReserveDollars(t *testing.T) {
 	cfg := Config{API: OpenAI, MaxInput: 1000, Prices: []Price{
 		price(t, "gpt-5", "1", "0.1", "10"),
@@ -347,6 +373,9 @@ func TestReserveDollars(t *testing.T) {
 	}
 	// A dearer tier is not covered by MaxInput, which tells tokens, not prices.
 	if r := refused(t, m, chatPath, `{"max_tokens":1,"service_tier":"priority"}`); r.Reason != ReasonUnbounded {
+		t.Error(r)
+	}
+	if r := refused(t, m, chatPath, `{"max_tokens":1,"modalities":["text","audio"]}`); r.Reason != ReasonUnbounded {
 		t.Error(r)
 	}
 	reserve(t, m, chatPath, `{"max_tokens":1,"service_tier":"flex"}`)
