@@ -75,7 +75,7 @@ func (r *reader) block() {
 	r.object(func(name string) {
 		switch name {
 		case "type":
-			kind = r.text()
+			kind = r.kind()
 		case "content":
 			r.blocks()
 		case "source":
@@ -107,7 +107,7 @@ func (r *reader) source() source {
 	r.object(func(name string) {
 		switch name {
 		case "type":
-			s.kind = r.text()
+			s.kind = r.kind()
 		case "content":
 			r.blocks()
 		case "data":
@@ -127,7 +127,7 @@ func (r *reader) readThinking() {
 	r.object(func(name string) {
 		switch name {
 		case "type":
-			kind = r.text()
+			kind = r.kind()
 		case "budget_tokens":
 			if r.dec.PeekKind() == 'n' {
 				r.skip()

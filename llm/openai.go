@@ -191,7 +191,7 @@ func (r *reader) part() {
 	r.object(func(name string) {
 		switch name {
 		case "type":
-			kind = r.text()
+			kind = r.kind()
 		case "image_url", "file", "input_audio":
 			if r.dec.PeekKind() == '"' {
 				bytes += r.media()
@@ -231,7 +231,7 @@ func (r *reader) tools(plain map[string]bool, client []string) {
 		var kind string
 		r.object(func(name string) {
 			if name == "type" {
-				kind = r.text()
+				kind = r.kind()
 				return
 			}
 			r.skip()
@@ -305,7 +305,7 @@ func (r *reader) item() {
 		switch name {
 		case "type":
 			typed = r.dec.PeekKind() != 'n'
-			kind = r.text()
+			kind = r.kind()
 		case "role":
 			role = r.present()
 		case "content":
@@ -341,7 +341,7 @@ func (r *reader) output() {
 		r.object(func(name string) {
 			switch name {
 			case "type":
-				kind = r.text()
+				kind = r.kind()
 			case "stdout", "stderr":
 				shell = true
 				r.skip()

@@ -135,12 +135,24 @@ func (r *reader) object(member func(name string)) (object, bool) {
 	r.token()
 	o := object{inside: int(r.dec.InputOffset()), empty: true}
 	for r.dec.PeekKind() != '}' {
-		name := r.token().String()
 		o.empty = false
-		member(name)
+		member(r.name())
 	}
 	r.token()
 	return o, true
+}
+
+// name reads a member's name. The known ones are not copied: a body has tens of
+// thousands of them.
+func (r *reader) name() string {
+	raw, _ := r.value()
+	if known, ok := knownNames[string(raw)]; ok {
+		return known
+	}
+	if plain, err := jsontext.AppendUnquote(nil, raw); err == nil {
+		return string(plain)
+	}
+	panic(refuse(ReasonMalformed, "the body has a name that is no text near byte %d", r.dec.InputOffset()))
 }
 
 // array calls element for each element of an array; element must read it. Any
@@ -167,6 +179,26 @@ func (r *reader) text() string {
 	}
 	return r.token().String()
 }
+
+// kind reads a string that is one of few.
+func (r *reader) kind() string {
+	if r.dec.PeekKind() != '"' {
+		r.skip()
+		return ""
+	}
+	return r.name()
+}
+
+// knownNames are names and types by how they stand in a body.
+var knownNames = func() map[string]string {
+	m := make(map[string]string)
+	for _, n := range []string{"role", "content", "type", "text", "name", "id", "call_id", "tool_call_id", "tool_use_id",
+		"tool_calls", "function", "arguments", "parameters", "description", "input", "output", "input_schema", "source",
+		"data", "url", "image_url", "cache_control", "message", "input_text", "output_text", "tool_use", "tool_result"} {
+		m[`"`+n+`"`] = n
+	}
+	return m
+}()
 
 // present skips a value and says whether it is anything but null.
 func (r *reader) present() bool {
