@@ -119,7 +119,8 @@ func (w *Window) countUnreported(now int64, request *Request, spent *Spent) {
 }
 
 // Check decides a request without charging anything: as if another request of its
-// call was refused. The log must have been advanced to now.
+// call was refused. The log must have been advanced to now, and what the request
+// reports must have been counted.
 func (w *Window) Check(now int64, request *Request) Decision {
 	free := request.Limit - w.total
 	decision := Decision{
@@ -129,6 +130,9 @@ func (w *Window) Check(now int64, request *Request) Decision {
 	}
 	if !decision.Granted {
 		decision.RetryAfter = w.retryAfter(now, request)
+	}
+	if len(request.Unreported) > 0 && w.mark != 0 {
+		decision.Reported = Charge{Stamp: now, Mark: w.mark}
 	}
 	return decision
 }

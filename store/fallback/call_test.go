@@ -76,6 +76,11 @@ func TestResetForgets(t *testing.T) {
 				t.Errorf("%s: request %d decided apart is still %+v", name, i, r)
 			}
 		}
+		for i, told := range c.told[:cap(c.told)] {
+			if told != nil {
+				t.Errorf("%s: what was told of request %d is still there", name, i)
+			}
+		}
 		for i, r := range c.held[:cap(c.held)] {
 			if r != (store.Refund{}) {
 				t.Errorf("%s: refund %d is still %+v", name, i, r)

@@ -21,16 +21,18 @@ type remote struct {
 	instances int
 	do        func(store.Report)
 
-	mu      sync.Mutex
-	err     *store.Error                         // of each call
-	pending *store.Pending                       // calls are executed, but not answered in time
-	behind  []store.Decision                     // of the last such call
-	fates   []store.Fate                         // of the requests of each call, if it is as long
-	take    func(requests []store.Request) error // instead of all that
-	asked   []store.Request
-	given   []store.Refund
-	refuses error           // of each refund
-	waits   []time.Duration // of refunds
+	mu       sync.Mutex
+	err      *store.Error                         // of each call
+	pending  *store.Pending                       // calls are executed, but not answered in time
+	behind   []store.Decision                     // of the last such call
+	fates    []store.Fate                         // of the requests of each call, if it is as long
+	take     func(requests []store.Request) error // instead of all that
+	asked    []store.Request
+	given    []store.Refund
+	during   func() *store.Error // is called once, while a call is under way, and says how it ends
+	executes bool                // the call is executed
+	refuses  error               // of each refund
+	waits    []time.Duration     // of refunds
 }
 
 func newRemote(instances int) *remote {
@@ -41,6 +43,20 @@ func (r *remote) Take(now time.Time, wait time.Duration, requests []store.Reques
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked = append(r.asked, requests...)
+	if during := r.during; during != nil {
+		r.during = nil
+		var err error
+		if r.executes {
+			err = r.memory.Take(now, wait, requests, decisions)
+		}
+		r.mu.Unlock()
+		failure := during()
+		r.mu.Lock()
+		if failure != nil {
+			err = failure
+		}
+		return err
+	}
 	switch {
 	case r.take != nil:
 		return r.take(requests)

@@ -107,6 +107,17 @@ func TestSettle(t *testing.T) {
 			r.do(store.Report{Server: "s", Condition: store.Up, Lost: "it is empty", Instances: 1})
 		}, store: whole, here: whole},
 		{name: "here, not reported", before: away, after: back, store: whole, here: whole},
+		{name: "here, reported", before: away, between: back, store: whole, here: whole},
+		{name: "here, reported by the next call", before: away, between: func(g *fallback.Guard, r *remote) {
+			r.err = nil
+			time.Sleep(10 * time.Minute)
+			full := zone("a", 4)
+			decide(g, time.Second, []store.Request{full}) // which is refused
+		}, store: whole, here: whole},
+		{name: "here, reported with others", before: func(g *fallback.Guard, r *remote) {
+			away(g, r)
+			settle(g, 0, reserving(g, "a", fallback.Decide).Reservation(0), 0)
+		}, between: back, store: whole, here: whole},
 		{name: "here, unknown", before: func(_ *fallback.Guard, r *remote) { r.err = unknown }, between: func(_ *fallback.Guard, r *remote) { r.err = nil },
 			store: func(spent int64) int64 { return max(spent-reserved, 0) }, here: whole},
 		{name: "late, then settled", before: late, between: arrives, store: whole, here: whole},
@@ -255,6 +266,66 @@ func TestSettleMany(t *testing.T) {
 	}
 }
 
+// After a loss this process counts first, and takes that back when the store is not
+// there to decide. It is not given back a second time with a reservation.
+func TestSettleWhatWasTakenBack(t *testing.T) {
+	r := newRemote(1)
+	r.settings.Cautious = true
+	g, _ := guardOf(t, r)
+	r.do(store.Report{Server: "s", Condition: store.Up, Lost: "it is empty", Instances: 1})
+	reserving(g, "a", fallback.Decide)
+	r.err = unknown
+	settle(g, time.Second, reserving(g, "a", fallback.Allow).Reservation(0), 0)
+	if n := usedHere(g, r, "a"); n != reserved {
+		t.Errorf("%d units used here, want the %d of the first", n, reserved)
+	}
+}
+
+// What is reported while it is settled is given back when the store is known to have
+// counted it, and never reported if it has not.
+func TestSettleWhileItIsReported(t *testing.T) {
+	for name, test := range map[string]struct {
+		err   *store.Error
+		there int64
+	}{
+		"reported":      {nil, 1},
+		"not executed":  {unexecuted, 1},
+		"unknown":       {unknown, reserved}, // it may have been counted, but nobody knows where
+		"not executed2": {&store.Error{Kind: store.KindTimeout, Fates: []store.Fate{store.FateUnexecuted}, Err: errAway}, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRemote(1)
+			g, _ := guardOf(t, r)
+			r.err = unexecuted
+			res := reserving(g, "a", fallback.Decide).Reservation(0)
+			r.err = nil
+			under, over := make(chan bool), make(chan bool)
+			r.during = func() *store.Error {
+				close(under)
+				<-over
+				return test.err
+			}
+			r.executes = test.err == nil || test.err == unknown
+			time.Sleep(10 * time.Minute)
+			look := zone("a", 10)
+			look.Units = 0
+			go decide(g, time.Second, []store.Request{look})
+			<-under
+			settle(g, time.Second, res, 1)
+			close(over)
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			decide(g, time.Second, []store.Request{look}) // what was not reported is
+			if n := usedThere(r, "a"); n != test.there {
+				t.Errorf("%s: %d units used at the store, want %d", name, n, test.there)
+			}
+			if n := usedHere(g, r, "a"); n != 1 {
+				t.Errorf("%s: %d units used here, want 1", name, n)
+			}
+		})
+	}
+}
+
 // What reserves nothing costs nothing to settle.
 func TestSettleNothing(t *testing.T) {
 	r := newRemote(1)
@@ -265,6 +336,13 @@ func TestSettleNothing(t *testing.T) {
 	look.Units = 0
 	d := decide(g, time.Second, []store.Request{look})
 	full := reserving(g, "c", fallback.Decide).Reservation(0)
+	r.err = unknown // the store may have charged it, and it is refused here
+	passes, fails := zone("d", 10), zone("e", 0)
+	denied := decide(g, time.Second, []store.Request{passes, fails})
+	if denied.Granted() {
+		t.Errorf("%+v, want the call refused", denied.Decisions)
+	}
+	r.err = nil
 	if n := full.Units(); n != reserved {
 		t.Errorf("%d units reserved, want %d", n, reserved)
 	}
@@ -272,6 +350,7 @@ func TestSettleNothing(t *testing.T) {
 		"zero":         {Spent: 5},
 		"refused":      {Reservation: c.Reservation(0)},
 		"a look":       {Reservation: d.Reservation(0), Spent: 1},
+		"refused here": {Reservation: denied.Reservation(0), Spent: 5},
 		"all is spent": {Reservation: full, Spent: reserved},
 	} {
 		r.asked, r.waits = nil, nil

@@ -28,6 +28,10 @@ func TestExact(t *testing.T) {
 				t.Fatalf("%+v, want a refusal by the store", d)
 			}
 		}
+		rest.Exact = false
+		if d := r.refused(rest, 1); d.Source != store.FromStore {
+			t.Errorf("%+v, want no refusal to be remembered", d)
+		}
 
 		// A lease in hand, of the time before the zone was exact, stays what it is.
 		r.request.Client, r.request.Exact = "other", false

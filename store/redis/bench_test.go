@@ -71,7 +71,7 @@ func BenchmarkAlternatives(b *testing.B) {
 				b.Error(err)
 			}
 			var decisions [1]store.Decision
-			if reply, err := cmd.Result(); err != nil || readDecisions(reply, decisions[:]) != nil {
+			if reply, err := cmd.Result(); err != nil || readDecisions(reply, nil, decisions[:]) != nil {
 				b.Error(err)
 			}
 		})

@@ -117,17 +117,20 @@ func (c *call) replySize(reply string) int {
 	case kindRefund:
 		return refundReply * len(c.items)
 	}
-	return takeReply * len(c.items)
+	return takeSize(c.items, len(c.items))
 }
 
 // read reads the reply to a finished call that takes.
 func (c *call) read(reply string, decisions []store.Decision) *store.Error {
-	if err := readDecisions(reply, decisions); err != nil {
+	if err := readDecisions(reply, c.items, decisions); err != nil {
 		return &store.Error{Kind: store.KindReply, Err: err}
 	}
 	for i := range decisions {
 		if decisions[i].Charged() {
 			decisions[i].Origin = c.origin
+		}
+		if decisions[i].Reported.Charged() {
+			decisions[i].Reported.Origin = c.origin
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -283,4 +284,26 @@ func TestOriginsOfRefused(t *testing.T) {
 		}
 		return
 	}
+}
+
+// What was reported is refunded in the data that it was reported to, and in no other.
+func TestRefundOfReportsAfterFailover(t *testing.T) {
+	t.Parallel()
+	master, replica := pair(t)
+	proxy := redistest.NewProxy(t, master.Addr)
+	s := warmed(t, Options{Address: proxy.Addr})
+	tagged(t, s, master)
+	look := one("client", 10)
+	look.Units = 0
+	look.Unreported = []store.Spent{{Age: time.Minute, Units: 4}}
+	charge := take(t, s, look)[0].Reported
+	charge.Stamp -= time.Minute.Microseconds()
+	refund := store.Refund{Key: look.Key, Charge: charge, Units: 2}
+	isRefunded(t, s, refund, 10, 2)
+
+	master.WaitReplicated(t, replica)
+	replica.Do(t, "REPLICAOF", "NO", "ONE")
+	proxy.Redirect(replica.Addr)
+	proxy.Cut()
+	isRefunded(t, s, refund, 10, 2)
 }

@@ -29,9 +29,11 @@ func newScript(source string) *script {
 
 var windowScript = newScript(source)
 
-// What the script returns for each request and each refund, in bytes.
+// What the script returns for each request and each refund, in bytes, and besides for
+// each request that reports something.
 const (
 	takeReply   = 41
+	reportReply = 14
 	refundReply = 6
 )
 
@@ -94,11 +96,12 @@ func put(b []byte, n int64) {
 	}
 }
 
-// readDecisions reads what the script returns for the requests of a call. It does not tell the charges'
+// readDecisions reads what the script returns for the requests of a call, which are
+// the items; nil if none of them reports anything. It does not tell the charges'
 // Origin, see [call.read].
-func readDecisions(reply string, decisions []store.Decision) error {
-	if len(reply) != takeReply*len(decisions) {
-		return fmt.Errorf("%w: %d bytes for %d requests", errReply, len(reply), len(decisions))
+func readDecisions(reply string, items []item, decisions []store.Decision) error {
+	if size := takeSize(items, len(decisions)); len(reply) != size {
+		return fmt.Errorf("%w: %d bytes for %d requests, want %d", errReply, len(reply), len(decisions), size)
 	}
 	number := func(size int) (n int64) {
 		for i := range size {
@@ -116,6 +119,21 @@ func readDecisions(reply string, decisions []store.Decision) error {
 			RetryAfter: time.Duration(number(7)) * time.Microsecond,
 			Charge:     store.Charge{Stamp: number(7), Mark: number(7)},
 		}
+		if i < len(items) && len(items[i].spent) > 0 {
+			decisions[i].Reported = store.Charge{Stamp: number(7), Mark: number(7)}
+		}
 	}
 	return nil
+}
+
+// takeSize is how many bytes the script returns for so many requests, which are the
+// items if that is not nil.
+func takeSize(items []item, requests int) int {
+	size := takeReply * requests
+	for i := range items {
+		if len(items[i].spent) > 0 {
+			size += reportReply
+		}
+	}
+	return size
 }

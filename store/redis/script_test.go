@@ -419,7 +419,7 @@ func replay(t rapid.TB, script *clocked, steps []step) {
 		t.Skip("the machine was too slow for this history")
 	}
 	for i := range steps {
-		compare(t, &steps[i], &results[i], took)
+		compare(t, script, &steps[i], &results[i], took)
 		if t.Failed() {
 			t.Fatalf("step %d of %d", i, len(steps))
 		}
@@ -444,7 +444,7 @@ func receive(script *clocked, steps []step, results []result) {
 	final := make(map[string]*state)
 	for i := range steps {
 		s, r := &steps[i], &results[i]
-		size := takeReply*len(s.requests) + refundReply*len(s.refunds)
+		size := takeSize(script.keys.takeCall(patience, s.requests).items, len(s.requests)) + refundReply*len(s.refunds)
 		r.err = err
 		r.reply, rest = rest[:min(size, len(rest))], rest[min(size, len(rest)):]
 		for j := range s.logs {
@@ -468,13 +468,13 @@ func receive(script *clocked, steps []step, results []result) {
 	}
 }
 
-func compare(t rapid.TB, s *step, r *result, took time.Duration) {
+func compare(t rapid.TB, script *clocked, s *step, r *result, took time.Duration) {
 	if r.err != nil {
 		t.Fatalf("%v\ngot %v", s, r.err)
 	}
 	if s.requests != nil {
 		decisions := make([]store.Decision, len(s.requests))
-		if err := readDecisions(r.reply, decisions); err != nil {
+		if err := readDecisions(r.reply, script.keys.takeCall(patience, s.requests).items, decisions); err != nil {
 			t.Fatalf("%v\ngot %v", s, err)
 		}
 		if !slices.Equal(decisions, s.decisions) {

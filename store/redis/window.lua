@@ -17,7 +17,8 @@
 --          the arithmetic), for each call in its turn
 --   take     for each request granted (1 byte, 0 or 1), lease and remaining (6
 --            each), reset, retry after, stamp and mark (7 each); the last two
---            are 0 if nothing was charged
+--            are 0 if nothing was charged; if it reports anything also the time
+--            now and the mark (7 each) of the log in which that counts, 0 of none
 --   refund   for each the units that went back (6)
 --
 -- Times are microseconds of the server's clock.
@@ -186,6 +187,7 @@ local function decide(alone)
   local key, window, limit, need, lease, span, shadow, unreported = unpack('>I2I7I6I6I6I7I1I1', run, at)
   at = at + 36
   local s, from, upto, stamp, units, first, total, mark, changed = parse(key, window)
+  local told = ''
   if unreported > 0 then
     -- What is unreported counts from when it was spent, whether or not the call
     -- is granted.
@@ -216,6 +218,7 @@ local function decide(alone)
       stamp, units, first = unpack('>I7I6I5', s, upto + 1)
       first = stamp - first
     end
+    told = pack('>I7I7', mark > 0 and now or 0, mark)
   end
   local free = limit - total
   local remaining = free > 0 and free or 0
@@ -241,20 +244,20 @@ local function decide(alone)
     if excess > 0 then
       retry = excess <= units and stamp + window - now or window
     end
-    local decision = pack('>I1I6I6I7I7I7I7', 0, 0, remaining, reset, retry, 0, 0)
+    local decision = pack('>I1I6I6I7I7I7I7', 0, 0, remaining, reset, retry, 0, 0) .. told
     return key, decision, value, ttl, decision, value, ttl
   end
 
   local plain = false
   if not alone then
-    plain = pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0)
+    plain = pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0) .. told
   end
   if lease > free - need then
     lease = free - need
   end
   local more = need + lease
   if more <= 0 then
-    local decision = plain or pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0)
+    local decision = plain or pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0) .. told
     return key, decision, value, ttl, decision, value, ttl
   end
 
@@ -284,7 +287,7 @@ local function decide(alone)
   end
   local charged = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
   local lives = math.ceil((stamp + window - now) / 1000) + 1000
-  return key, pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, stamp + window - now, 0, counts, mark), charged, lives, plain, value, ttl
+  return key, pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, stamp + window - now, 0, counts, mark) .. told, charged, lives, plain, value, ttl
 end
 
 local replies, n = false, 0

@@ -83,7 +83,8 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"reports exceed the limit", reportedExceedsTheLimit},
 		{"reports of a refused call", reportedInARefusedCall},
 		{"reports of a shadow request", reportedByShadow},
-		{"reports are not refunded", reportedIsNotRefunded},
+		{"reports are not refunded with a charge", reportedIsNotRefunded},
+		{"refund what was reported", refundReported},
 
 		{"retry after is true", retryAfterIsTrue},
 		{"reset is true", resetIsTrue},
@@ -189,7 +190,8 @@ func (f *fixture) take(requests ...store.Request) []store.Decision {
 		if a.Remaining < 0 || a.Remaining > requests[i].Limit || a.Reset < 0 || a.RetryAfter < 0 ||
 			a.Granted && a.RetryAfter != 0 || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
 			a.Lease < 0 || a.Lease > requests[i].Lease || a.Lease > 0 && !a.Charged() ||
-			a.Charged() != (a.Stamp != 0) || !a.Charged() && a.Origin != 0 {
+			a.Charged() != (a.Stamp != 0) || !a.Charged() && a.Origin != 0 ||
+			a.Reported.Charged() != (a.Reported.Stamp != 0) || a.Reported.Charged() && len(requests[i].Unreported) == 0 {
 			f.Fatalf("Take(%+v): senseless decision %+v", requests[i], a)
 		}
 	}

@@ -147,3 +147,41 @@ func reportedIsNotRefunded(f *fixture) {
 	f.refund(refundOf(request, a, 2))
 	f.remaining(request, 7)
 }
+
+// What was reported can be refunded, wherever in the log it is, and by whatever kind of
+// request it was reported.
+func refundReported(f *fixture) {
+	const limit = 10
+	for name, request := range map[string]store.Request{
+		"granted": f.limit(limit, long), "look": lookAt(f.limit(limit, long)), "refused": need(f.limit(limit, long), limit),
+	} {
+		own := request
+		own.Units = 2
+		f.granted(own)
+		a := f.take(reporting(reporting(request, 20*time.Minute, 3), 10*time.Minute, 1))[0]
+		if !a.Reported.Charged() {
+			f.Fatalf("%s: %+v, want to be told where the reported units are", name, a)
+		}
+		used := int64(2 + 3 + 1)
+		if a.Charged() {
+			used += request.Units
+		}
+		f.remaining(request, limit-used)
+		for _, spent := range []store.Spent{{Age: 20 * time.Minute, Units: 3}, {Age: 10 * time.Minute, Units: 1}} {
+			charge := a.Reported
+			charge.Stamp -= spent.Age.Microseconds()
+			f.refund(store.Refund{Key: request.Key, Charge: charge, Units: spent.Units})
+			used -= spent.Units
+			f.remaining(request, limit-used)
+		}
+		// What is left is what was charged just now.
+		if a := f.refused(need(request, limit)); a.RetryAfter < long-patience {
+			f.Errorf("%s: %+v, want to wait for the youngest units", name, a)
+		}
+	}
+
+	request := f.limit(limit, long)
+	if a := f.granted(reporting(lookAt(request), long, 3)); a.Reported.Charged() {
+		f.Errorf("%+v, want nothing reported that has expired", a)
+	}
+}
