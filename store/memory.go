@@ -34,11 +34,11 @@ const DefaultMaxKeys = 100_000
 //     clients does not free a client that is being refused, and a flood of
 //     clients with a unit each pushes out its like, not who has used more.
 //     (A client that is refused several units while fewer are left is
-//     protected by its share only.)
+//     protected by its share only.) Neither is the log of a client that is banned.
 //   - If every log of the sample is used up, none is taken. The newcomer then
 //     counts in an overflow log that it shares with a sixteenth of the
 //     newcomers to its shard and limit. That is stricter than its limit,
-//     never laxer: when there is room again, newcomers begin with a copy of
+//     never laxer; but nobody is banned for what others may have used. When there is room again, newcomers begin with a copy of
 //     the overflow log that they may have counted in.
 //
 // Overflow logs are held on top of the keys: none until they are needed, and
@@ -186,6 +186,9 @@ func (m *Memory) Take(_ time.Time, _ time.Duration, requests []Request, decision
 			var empty Window
 			decisions[i] = empty.Check(now, request)
 		}
+		if p.log != nil && request.Block > 0 {
+			p.log.Ban(now, request, &decisions[i])
+		}
 	}
 	if !Granted(requests, decisions) {
 		return nil
@@ -232,17 +235,22 @@ func (m *Memory) countUnreported(places []place, requests []Request, now int64) 
 // now and whether or not they fit here. Units of a lease are not spent yet, and
 // do not count. A key for which there is no room is passed over.
 // If charges is not nil it is as long as requests, and tells what was charged here.
+//
+// A ban of the other store holds here too, until the moment when the other store
+// would have granted the request, or is seen to grant one.
 func (m *Memory) Observe(requests []Request, decisions []Decision, charges []Charge) {
 	for i := range requests {
-		if requests[i].Units > 0 && decisions[i].Charged() {
-			if charge := m.observe(&requests[i]); charges != nil {
+		d := &decisions[i]
+		banned := d.Blocked && d.Source == FromStore
+		if banned || requests[i].Units > 0 && d.Charged() {
+			if charge := m.observe(&requests[i], d); charges != nil {
 				charges[i] = charge
 			}
 		}
 	}
 }
 
-func (m *Memory) observe(request *Request) (charge Charge) {
+func (m *Memory) observe(request *Request, decision *Decision) (charge Charge) {
 	p := place{key: request.Key}
 	p.shard, p.slot = m.locate(p.key)
 	s := &m.shards[p.shard]
@@ -259,6 +267,11 @@ func (m *Memory) observe(request *Request) (charge Charge) {
 	}
 	l := p.log
 	l.limit = request.Limit
+	if decision.Blocked {
+		l.banned, l.byHand = now+decision.RetryAfter.Microseconds(), false
+		return charge
+	}
+	l.banned, l.byHand = 0, false
 	if units := min(request.Units, maxTotal-l.total); units > 0 {
 		l.grow()
 		charge.Stamp = l.add(now, now, units, request)

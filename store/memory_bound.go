@@ -166,7 +166,7 @@ func (s *shard) evict(now int64, places []place) (dropped int) {
 		if l.Empty() {
 			delete(s.logs, key)
 			dropped++
-		} else if used := l.used(); used < least {
+		} else if used := l.used(now); used < least {
 			victim, least = key, used
 		}
 	}
@@ -178,9 +178,9 @@ func (s *shard) evict(now int64, places []place) (dropped int) {
 }
 
 // used is the share of its limit that a log has used, 1 or more if there is
-// nothing left.
-func (l *memoryLog) used() float64 {
-	if l.total >= l.limit {
+// nothing left, or the key is banned.
+func (l *memoryLog) used(now int64) float64 {
+	if l.total >= l.limit || l.banned > now {
 		return 1
 	}
 	return float64(l.total) / float64(l.limit)

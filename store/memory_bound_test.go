@@ -403,3 +403,57 @@ func TestMemoryShrinks(t *testing.T) {
 		}
 	})
 }
+
+// Whoever is banned stays banned, however many clients are invented, and though units
+// have expired meanwhile. Nobody is banned for what others have used.
+func TestMemoryKeepsBanned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, bound := range []int{1, 10, 200} {
+			m := store.NewMemory(bound)
+			banned := func(i int) store.Request {
+				request := client(i)
+				request.Block = 3 * time.Hour
+				return request
+			}
+			full := bound/2 + 1
+			for i := range full {
+				use(t, m, banned(i), 5)
+				take(t, m, banned(i))
+			}
+			time.Sleep(2 * time.Hour)
+			for i := range 20 * bound {
+				a := take(t, m, banned(1000+i), banned(100_000+i))
+				if a[0].Blocked || a[1].Blocked {
+					t.Fatalf("bound %d: %+v, want nobody to be banned who has not been refused", bound, a)
+				}
+			}
+			for i := range full {
+				if a := take(t, m, client(i))[0]; !a.Blocked {
+					t.Errorf("bound %d: client %d is not banned any more: %+v", bound, i, a)
+				}
+			}
+			// A ban that is over protects nobody.
+			time.Sleep(2 * time.Hour)
+			for i := range 20 * bound {
+				take(t, m, client(1000+i))
+			}
+			if n := m.Len(); n > bound {
+				t.Errorf("%d keys held, want at most %d", n, bound)
+			}
+		}
+	})
+}
+
+// Clients that share an overflow log are limited together, and none of them is banned
+// for it.
+func TestMemoryOverflowDoesNotBan(t *testing.T) {
+	m := store.NewMemory(1)
+	use(t, m, client(0), 5)
+	for i := range 1000 {
+		request := client(1000 + i)
+		request.Block = time.Hour
+		if a := take(t, m, request)[0]; a.Blocked {
+			t.Fatalf("client %d: %+v, want no ban", i, a)
+		}
+	}
+}

@@ -94,11 +94,11 @@ type Key struct {
 	Window time.Duration
 }
 
-// Request is one limit's part of a call. Callers set the fields up to Exact; layers
+// Request is one limit's part of a call. Callers set the fields up to Block; layers
 // set the others for the store below them.
 //
 // Units are granted all or none. No Units with a Lease is a refill of the
-// caller's lease; neither is a look that changes nothing.
+// caller's lease; neither is a look that changes nothing. A ban refuses all of them.
 type Request struct {
 	Key
 	Limit int64 // 0 to MaxEvents
@@ -110,6 +110,10 @@ type Request struct {
 	// for a lease for them, and remember no refusal. It is for limits whose units
 	// are often refunded, so that the next decision, on whatever instance, knows.
 	Exact bool
+	// Block bans the key for so long once the request is refused because its Units do
+	// not fit; 0 does not, MaxWindow is the most, in whole microseconds. See "Bans" at
+	// [Window].
+	Block time.Duration
 
 	// Lease asks for up to that many units more, from none to what fits, 0 to
 	// MaxEvents; it is never a reason to refuse. A caller may spend them during
@@ -143,7 +147,8 @@ type Decision struct {
 	// nobody asks meanwhile.
 	Reset time.Duration
 	// RetryAfter is set if Granted is false: how long it takes until the Units
-	// fit if nobody asks meanwhile; the window if they exceed the limit.
+	// fit if nobody asks meanwhile; the window if they exceed the limit; and until
+	// a ban ends if that is later.
 	RetryAfter time.Duration
 	// Charge is what was charged; zero if nothing was.
 	Charge
@@ -153,6 +158,9 @@ type Decision struct {
 	Reported Charge
 	// Source is who decided.
 	Source Source
+	// Blocked: a ban refuses the request, which may have begun with it. Granted is
+	// false, whatever fits.
+	Blocked bool
 	// Skipped: another request of the call is refused for sure, so that nobody
 	// was asked about this one. The other fields are zero.
 	Skipped bool
@@ -213,6 +221,8 @@ func Validate(requests []Request, decisions []Decision) error {
 			return fmt.Errorf("store: limit %d, %d units or lease of %d in zone %q is not between 0 and %d", request.Limit, request.Units, request.Lease, request.Zone, int64(MaxEvents))
 		case request.LeaseSpan < 0 || request.LeaseSpan > MaxLeaseSpan:
 			return fmt.Errorf("store: lease span %v of zone %q is not between 0 and %v", request.LeaseSpan, request.Zone, MaxLeaseSpan)
+		case request.Block < 0 || request.Block > MaxWindow || request.Block%time.Microsecond != 0:
+			return fmt.Errorf("store: ban of %v in zone %q is not between 0 and %v", request.Block, request.Zone, MaxWindow)
 		case len(request.Unreported) > MaxUnreported:
 			return fmt.Errorf("store: %d entries are unreported in zone %q; %d is the most", len(request.Unreported), request.Zone, MaxUnreported)
 		case len(request.Client) > MaxClientBytes:

@@ -44,6 +44,19 @@ const (
 // Times are the store's clock in microseconds, given by the caller. The clock
 // may step back: stamps of the future are then lowered (see Advance).
 //
+// # Bans
+//
+// A request with a Block that is refused for lack of room bans the key for so long from
+// then on: every request is refused, with a Block or without. Requests that come
+// meanwhile do not extend a ban. One filling bans once: a new ban needs units that were
+// granted since the last one began, or else the first retry after it, into a log that
+// is still full, would ban again for ever. (What is reported does not count as granted:
+// nobody knows here whether that was before or after.) A request for more than the limit
+// bans nobody. A refund that gives units back ends a ban, since units that are granted
+// before it began have turned out not to be spent, unless it was set by hand. A ban ends
+// by the store's clock, which may step back; it never lasts for more than MaxWindow from
+// what the clock says.
+//
 // The zero Window is an empty log. A Window is not safe for concurrent use;
 // its length is always the same. The same arithmetic stands in
 // redis/window.lua: a change of one is a change of both.
@@ -51,6 +64,10 @@ type Window struct {
 	entries []entry // in the order of stamps, none with zero units
 	total   int64   // units of all entries
 	mark    int64   // names this log's life, see Charge.Mark
+	// banned is when the last ban ends or has ended, 0 if there was none, or units
+	// were granted since. It outlives the entries while the ban goes on.
+	banned int64
+	byHand bool // refunds do not end it
 }
 
 // entry is units that count from stamp. The stamps that have joined it span the time
@@ -64,6 +81,7 @@ type entry struct{ first, stamp, units int64 }
 // that somebody else has spent.
 func (w *Window) Advance(now int64, window time.Duration) {
 	width := window.Microseconds()
+	w.banned = min(w.banned, now+MaxWindow.Microseconds()) // the clock stepped back
 	drop := 0
 	for drop < len(w.entries) && w.entries[drop].stamp+width <= now {
 		w.total -= w.entries[drop].units
@@ -75,6 +93,9 @@ func (w *Window) Advance(now int64, window time.Duration) {
 	if len(w.entries) == 0 {
 		// What counts nothing is no log: the next charge begins a new life.
 		w.total, w.mark = 0, 0
+		if w.banned <= now {
+			w.banned, w.byHand = 0, false
+		}
 		return
 	}
 
@@ -131,10 +152,33 @@ func (w *Window) Check(now int64, request *Request) Decision {
 	if !decision.Granted {
 		decision.RetryAfter = w.retryAfter(now, request)
 	}
+	if w.banned > now {
+		w.block(now, &decision)
+	}
 	if len(request.Unreported) > 0 && w.mark != 0 {
 		decision.Reported = Charge{Stamp: now, Mark: w.mark}
 	}
 	return decision
+}
+
+// block makes a decision what it is during a ban.
+func (w *Window) block(now int64, decision *Decision) {
+	rest := time.Duration(w.banned-now) * time.Microsecond
+	decision.Granted, decision.Blocked = false, true
+	decision.RetryAfter = max(decision.RetryAfter, rest)
+	decision.Reset = max(decision.Reset, rest)
+}
+
+// Ban begins the ban that a request asks for which Check has refused at the same time,
+// if it is due, and brings its decision up to date. It is called whether or not the
+// request refuses its call, and reports whether a ban has begun.
+func (w *Window) Ban(now int64, request *Request, decision *Decision) bool {
+	if decision.Granted || request.Block <= 0 || w.banned != 0 || request.Units > request.Limit {
+		return false
+	}
+	w.banned = now + request.Block.Microseconds()
+	w.block(now, decision)
+	return true
 }
 
 // Charge charges the units of a request that Check has granted at the same time,
@@ -149,6 +193,7 @@ func (w *Window) Charge(now int64, request *Request, decision *Decision) {
 	if lease > 0 {
 		stamp += request.LeaseSpan.Microseconds()
 	}
+	w.banned, w.byHand = 0, false // it has ended
 	decision.Lease = lease
 	decision.Stamp = w.add(now, stamp, units, request)
 	decision.Mark = w.mark
@@ -219,7 +264,8 @@ func (w *Window) compact() {
 // units to later stamps only, so that the units of a charge are never in an entry with an
 // earlier stamp than the charge's. It does nothing if the log has had
 // another life since, or if the units have expired; what the entry does not
-// hold is dropped. The log must have been advanced to now.
+// hold is dropped. If anything is given back, a ban that was not set by hand ends. The
+// log must have been advanced to now.
 func (w *Window) Refund(now int64, g *Refund) {
 	if w.mark == 0 || g.Mark != w.mark || g.Stamp+g.Window.Microseconds() <= now {
 		return
@@ -232,12 +278,18 @@ func (w *Window) Refund(now int64, g *Refund) {
 		units := min(g.Units, e.units)
 		e.units -= units
 		w.total -= units
+		if w.banned > now && !w.byHand {
+			w.banned = now
+		}
 		if e.units > 0 {
 			return
 		}
 		w.entries = append(w.entries[:i], w.entries[i+1:]...)
 		if len(w.entries) == 0 {
 			w.total, w.mark = 0, 0
+			if w.banned <= now {
+				w.banned, w.byHand = 0, false
+			}
 		}
 		return
 	}
@@ -246,22 +298,22 @@ func (w *Window) Refund(now int64, g *Refund) {
 // Total is how many units count, as of the last Advance.
 func (w *Window) Total() int64 { return w.total }
 
-// Empty reports whether nothing counts, as of the last Advance.
-func (w *Window) Empty() bool { return len(w.entries) == 0 }
+// Empty reports whether nothing counts and no ban goes on, as of the last Advance.
+func (w *Window) Empty() bool { return len(w.entries) == 0 && w.banned == 0 }
 
-// Expires is when the log will count nothing, 0 if it does not now.
+// Expires is when the log will be empty, 0 if it is now.
 func (w *Window) Expires(window time.Duration) int64 {
 	if len(w.entries) == 0 {
-		return 0
+		return w.banned
 	}
-	return w.entries[len(w.entries)-1].stamp + window.Microseconds()
+	return max(w.entries[len(w.entries)-1].stamp+window.Microseconds(), w.banned)
 }
 
 func (w *Window) reset(now int64, window time.Duration) time.Duration {
 	if len(w.entries) == 0 {
 		return 0
 	}
-	return time.Duration(w.Expires(window)-now) * time.Microsecond
+	return time.Duration(w.entries[len(w.entries)-1].stamp-now)*time.Microsecond + window
 }
 
 // retryAfter walks the log until enough has expired for the units of a request, which

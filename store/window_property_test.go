@@ -113,11 +113,13 @@ type history struct {
 	unreported []exactEntry // when units were spent without asking
 
 	limit    func() int64
-	back     bool          // units are refunded
-	stepping bool          // the clock steps back
-	reports  bool          // units are spent without asking, and told later
-	lease    bool          // lease units are asked for
-	span     time.Duration // and stamped ahead by at most this
+	back     bool                 // units are refunded
+	stepping bool                 // the clock steps back
+	reports  bool                 // units are spent without asking, and told later
+	lease    bool                 // lease units are asked for
+	span     time.Duration        // and stamped ahead by at most this
+	block    func() time.Duration // requests ban, if it is set
+	hand     func(until int64)    // is told of bans that are set by hand, if it is set
 	seen     func(a *Request, decision Decision)
 	returned func(g *Refund)
 }
@@ -180,6 +182,13 @@ func (h *history) step() {
 		h.report(a)
 		h.w.CountUnreported(h.now, a)
 		a.Unreported = nil
+	}
+	if h.block != nil {
+		a.Block = h.block()
+	}
+	if h.hand != nil && rapid.IntRange(0, 30).Draw(h.t, "by hand") == 0 {
+		h.w.banned, h.w.byHand = h.now+rapid.Int64Range(1, h.window.Microseconds()).Draw(h.t, "until"), true
+		h.hand(h.w.banned)
 	}
 	before := h.w
 	before.entries = slices.Clone(before.entries)
@@ -252,11 +261,12 @@ func (h *history) refused(before *Window, a *Request, decision Decision) {
 		h.t.Fatalf("refused, but charged: %+v", decision)
 	}
 	if a.Units > a.Limit {
-		if decision.RetryAfter != a.Window {
+		if decision.RetryAfter != a.Window && !decision.Blocked {
 			h.t.Fatalf("retry after %v of a need above the limit, want %v", decision.RetryAfter, a.Window)
 		}
 		return
 	}
+	before.banned, before.byHand = h.w.banned, h.w.byHand
 	retry := decision.RetryAfter.Microseconds()
 	for _, test := range []struct {
 		after int64
@@ -308,6 +318,9 @@ func TestWindowIsStrict(t *testing.T) {
 		h.back = rapid.Bool().Draw(t, "refund")
 		h.lease = rapid.Bool().Draw(t, "leases")
 		h.span = MaxLeaseSpan
+		if rapid.Bool().Draw(t, "bans") {
+			h.block = func() time.Duration { return h.window / 3 }
+		}
 		h.play(200)
 		if units, at := most(h.spent(), h.window); units > h.limit() {
 			t.Fatalf("%d units of %d in the window from %d", units, h.limit(), at-start)
@@ -459,6 +472,9 @@ func TestWindowIsSound(t *testing.T) {
 		limits := rapid.SampledFrom([][]int64{{0, 1, 2}, {60, 64, 65, 70}, {1, 1000}, {64, 1_000_000, MaxEvents}}).Draw(t, "limits")
 		h.limit = func() int64 { return rapid.SampledFrom(limits).Draw(t, "limit") }
 		h.back, h.lease, h.stepping, h.reports = true, true, true, true
+		h.block = func() time.Duration {
+			return rapid.SampledFrom([]time.Duration{0, h.window / 4, 2 * h.window}).Draw(t, "block")
+		}
 		h.span = MaxLeaseSpan
 		h.play(300)
 		// Grants that never were change nothing for the better or worse.

@@ -87,6 +87,8 @@ func (w *Window) call(now int64, a *Request) Decision {
 	decision := w.Check(now, a)
 	if decision.Granted {
 		w.Charge(now, a, &decision)
+	} else {
+		w.Ban(now, a, &decision)
 	}
 	return decision
 }

@@ -67,7 +67,6 @@ func (c *Call) Reset() {
 	clear(c.Requests[:cap(c.Requests)])
 	clear(c.held[:cap(c.held)])
 	clear(c.few[:cap(c.few)])
-	clear(c.told[:cap(c.told)])
 	c.Requests, c.Policies = c.Requests[:0], c.Policies[:0]
 	c.begin()
 }
@@ -251,6 +250,7 @@ func (g *Guard) withoutStore(c *Call, err error) {
 	if refused {
 		// The store refunds what it has charged, and nothing is charged here.
 		c.Denied = false
+		g.observeDecided(c)
 		c.skip(func(i int) bool { return c.fates[i] != store.FateDecided })
 		return
 	}
@@ -264,13 +264,19 @@ func (g *Guard) withoutStore(c *Call, err error) {
 		c.uncharge()
 		return
 	}
+	g.observeDecided(c)
+	if failure.Pending != nil {
+		c.late = g.await(failure.Pending)
+	}
+}
+
+// observeDecided keeps the local counts warm with what the store has decided of a call
+// that failed.
+func (g *Guard) observeDecided(c *Call) {
 	for i := range c.Requests {
 		if c.fates[i] == store.FateDecided {
 			g.local.observe(c.Requests[i:i+1], c.Decisions[i:i+1], c.here[i:i+1])
 		}
-	}
-	if failure.Pending != nil {
-		c.late = g.await(failure.Pending)
 	}
 }
 

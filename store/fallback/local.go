@@ -19,6 +19,11 @@ import (
 // together grant at most max(L, A) units by themselves, and with what the store
 // granted in it at most L + max(L, A), while A is right.
 //
+// Bans that this process has seen the store decide hold here, too, until the store would
+// have granted the request that it refused. What Local refuses by itself bans by the
+// share, in this process only: the store is not told. A refund ends bans here as it
+// does there.
+//
 // What it grants for a call that was certainly not executed is unreported, and is
 // reported at most once: what a call of unknown fate was to report is not reported
 // again. Units are reported as of a moment that is never earlier than when they
@@ -64,7 +69,8 @@ func NewLocal() *Local {
 // Observe takes in what the store, or a lease of it, granted to a call: the
 // Units of each request that was charged count here too, as of now. Units of a
 // lease are not spent yet, and count when they are. It is meant for every call
-// that is granted. A key for which there is no room is passed over.
+// that is granted. If a ban of the store refuses a request, its key is banned here. A
+// key for which there is no room is passed over.
 func (l *Local) Observe(requests []store.Request, decisions []store.Decision) {
 	l.observe(requests, decisions, nil)
 }

@@ -273,11 +273,14 @@ func TestSettleWhatWasTakenBack(t *testing.T) {
 	r.settings.Cautious = true
 	g, _ := guardOf(t, r)
 	r.do(store.Report{Server: "s", Condition: store.Up, Lost: "it is empty", Instances: 1})
-	reserving(g, "a", fallback.Decide)
+	reserving(g, "a", fallback.Decide) // the log goes on
 	r.err = unknown
-	settle(g, time.Second, reserving(g, "a", fallback.Allow).Reservation(0), 0)
-	if n := usedHere(g, r, "a"); n != reserved {
-		t.Errorf("%d units used here, want the %d of the first", n, reserved)
+	res := reserving(g, "a", fallback.Allow).Reservation(0)
+	r.err = nil
+	reserving(g, "a", fallback.Decide)
+	settle(g, time.Second, res, 0)
+	if n := usedHere(g, r, "a"); n != 2*reserved {
+		t.Errorf("%d units used here, want the %d of two others", n, 2*reserved)
 	}
 }
 
@@ -316,11 +319,44 @@ func TestSettleWhileItIsReported(t *testing.T) {
 			time.Sleep(5 * time.Second)
 			synctest.Wait()
 			decide(g, time.Second, []store.Request{look}) // what was not reported is
+			time.Sleep(time.Second)
+			synctest.Wait()
 			if n := usedThere(r, "a"); n != test.there {
 				t.Errorf("%s: %d units used at the store, want %d", name, n, test.there)
 			}
 			if n := usedHere(g, r, "a"); n != 1 {
 				t.Errorf("%s: %d units used here, want 1", name, n)
+			}
+		})
+	}
+}
+
+// What is reserved while something else is being reported joins it when that was not
+// heard, and can be settled all the same.
+func TestSettleWhatHasJoined(t *testing.T) {
+	for _, reported := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRemote(1)
+			g, _ := guardOf(t, r)
+			r.err = unexecuted
+			first := reserving(g, "a", fallback.Decide).Reservation(0)
+			var second fallback.Reservation
+			r.during = func() *store.Error {
+				second = reserving(g, "a", fallback.Decide).Reservation(0)
+				return unexecuted
+			}
+			look := zone("a", 10)
+			look.Units = 0
+			decide(g, time.Second, []store.Request{look})
+			r.err = nil
+			if reported {
+				decide(g, time.Second, []store.Request{look})
+			}
+			settle(g, time.Second, second, 1)
+			settle(g, time.Second, first, 3)
+			decide(g, time.Second, []store.Request{look})
+			if n := usedThere(r, "a"); n != 4 {
+				t.Errorf("reported %v: %d units used, want 4", reported, n)
 			}
 		})
 	}
@@ -358,5 +394,88 @@ func TestSettleNothing(t *testing.T) {
 		if allocs := testing.AllocsPerRun(100, func() { g.Settle(time.Second, settlements) }); allocs != 0 || len(r.asked)+len(r.waits) > 0 {
 			t.Errorf("%s: %v allocations, asked for %+v, %d refunds; want none", name, allocs, r.asked, len(r.waits))
 		}
+	}
+}
+
+// This process knows the bans that it has seen the store decide, when the store is
+// away; a refund ends them here too, and so does a grant.
+func TestBansAreKnownHere(t *testing.T) {
+	const block = 2 * time.Hour
+	unbanned := func(t *testing.T, here func(g *fallback.Guard) *fallback.Call, g *fallback.Guard, r *remote) {
+		t.Helper()
+		r.err = unexecuted
+		if c := here(g); !c.Granted() {
+			t.Errorf("%+v, want it granted here", c.Decisions)
+		}
+		r.err = nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRemote(1)
+		g, _ := guardOf(t, r)
+		ask := func(g *fallback.Guard) *fallback.Call {
+			request := zone("a", reserved)
+			request.Units, request.Exact, request.Block = reserved, true, block
+			return decide(g, time.Second, []store.Request{request})
+		}
+		blocked := func(source store.Source) {
+			t.Helper()
+			if c := ask(g); c.Granted() || !c.Decisions[0].Blocked || c.Decisions[0].Source != source || c.Decisions[0].RetryAfter > block {
+				t.Errorf("%+v, want a ban by the %v", c.Decisions, source)
+			}
+		}
+		res := ask(g).Reservation(0)
+		blocked(store.FromStore)
+		time.Sleep(90 * time.Minute) // the window has passed
+		r.err = unexecuted
+		blocked(store.FromLocal)
+		r.err = nil
+		time.Sleep(31 * time.Minute)
+		unbanned(t, ask, g, r)
+
+		// Local bans by its share, and does not tell the store.
+		r.err = unexecuted
+		blocked(store.FromLocal)
+		r.err = nil
+		r.memory = store.NewMemory(0)
+		look := zone("a", reserved)
+		look.Units = 0
+		if c := decide(g, time.Second, []store.Request{look}); c.Decisions[0].Blocked || c.Decisions[0].Remaining != 0 {
+			t.Errorf("%+v, want the units and no ban at the store", c.Decisions)
+		}
+
+		// A refund ends a ban here as it does there.
+		time.Sleep(4 * time.Hour)
+		res = ask(g).Reservation(0)
+		blocked(store.FromStore)
+		settle(g, time.Second, res, 0)
+		unbanned(t, ask, g, r)
+
+		// So does a grant: another process has given units back.
+		time.Sleep(4 * time.Hour)
+		charge := ask(g).Decisions[0].Charge
+		blocked(store.FromStore)
+		_ = r.memory.Refund(0, []store.Refund{{Key: zone("a", 1).Key, Charge: charge, Units: reserved}})
+		one := zone("a", reserved)
+		decide(g, time.Second, []store.Request{one})
+		r.err = unexecuted
+		if c := decide(g, time.Second, []store.Request{one}); c.Decisions[0].Blocked {
+			t.Errorf("%+v, want no ban", c.Decisions)
+		}
+	})
+}
+
+// A server that is there bans while another one is away.
+func TestBansOfAPartAreKnownHere(t *testing.T) {
+	r := newRemote(1)
+	g, _ := guardOf(t, r)
+	a := zone("a", 1)
+	a.Block = 2 * time.Hour
+	decide(g, time.Second, []store.Request{a})
+	r.fates = []store.Fate{store.FateDecided, store.FateUnexecuted}
+	decide(g, time.Second, []store.Request{a, zone("b", 1)})
+	r.fates, r.err = nil, unexecuted
+	a.Units = 0
+	if c := decide(g, time.Second, []store.Request{a}); !c.Decisions[0].Blocked {
+		t.Errorf("%+v, want the ban of the server that was there", c.Decisions)
 	}
 }

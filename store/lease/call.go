@@ -78,7 +78,7 @@ func (l *Store) prepare(w *desk, requests []store.Request, decisions []store.Dec
 	w.parts = append(w.parts, make([]part, len(requests))...)
 	for i := range requests {
 		p := &w.parts[i]
-		if reporting || requests[i].Exact {
+		if reporting {
 			p.short = requests[i].Units
 		} else {
 			l.hold(&requests[i], p, &decisions[i], now)
@@ -164,6 +164,9 @@ func (l *Store) hold(request *store.Request, p *part, decision *store.Decision, 
 	if r := &k.refusal; now.mono >= r.renewAt {
 		r.renewAt = r.until.mono // this call does it
 	}
+	if request.Exact {
+		return
+	}
 	for _, b := range [...]*batch{&k.first, &k.second} {
 		// What has ended waits for its timer.
 		if units := min(b.units, p.short); units > 0 && now.before(b.end) {
@@ -214,13 +217,18 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 		*decision = *reply
 		decision.Lease = 0
 	}
-	if request.Exact {
-		return // nothing is held of it, and nothing is learned
-	}
 	key := request.Key
 	s := l.shard(key)
 	s.mu.Lock()
 	k := s.keys[key]
+	if request.Exact {
+		// Nothing is held of it, and all there is to learn is that no ban goes on.
+		if k != nil {
+			k.refusal = refusal{}
+		}
+		s.mu.Unlock()
+		return
+	}
 	if k == nil && s.cameBeforeLocked(maphash.Comparable(l.seed, key)) {
 		k = s.addLocked(key, l.max, now)
 	}
@@ -277,7 +285,7 @@ func (l *Store) refuse(request *store.Request, p *part, decision *store.Decision
 
 // remember takes in that the store refused a request, all of it.
 func (l *Store) remember(request *store.Request, reply *store.Decision, sent, now moment) {
-	if request.Exact {
+	if request.Exact && !reply.Blocked {
 		return
 	}
 	s := l.shard(request.Key)

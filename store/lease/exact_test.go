@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +41,64 @@ func TestExact(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		r.request.Exact = true
+		if d := r.granted(r.request, 1); d.Source != store.FromStore {
+			t.Errorf("%+v, want it from the store", d)
+		}
+	})
+}
+
+// A ban is remembered for a second at most, for Exact requests too; one of them asks the
+// store again before that is over.
+func TestBanIsRemembered(t *testing.T) {
+	for _, exact := range []bool{false, true} {
+		inBubble(t, func(r *rig) {
+			r.request.Limit, r.request.Block, r.request.Exact = 2, 100*time.Minute, exact
+			a := r.granted(r.request, 2)
+			if d := r.refused(r.request, 1); !d.Blocked || d.Source != store.FromStore {
+				t.Fatalf("%+v, want the store to ban", d)
+			}
+			before := r.sent()
+			var wg sync.WaitGroup
+			for range 10_000 {
+				wg.Go(func() {
+					if d := r.refused(r.request, 1); !d.Blocked || d.RetryAfter < 99*time.Minute {
+						t.Errorf("%+v, want it blocked", d)
+					}
+				})
+				time.Sleep(time.Millisecond)
+			}
+			wg.Wait()
+			if calls := r.sent() - before; calls < 10 || calls > 12 {
+				t.Errorf("exact %v: %d calls in ten seconds, want a little more than one a second", exact, calls)
+			}
+			if d := r.refused(r.request, 1); d.Source != store.FromCache {
+				t.Errorf("exact %v: %+v, want it from memory", exact, d)
+			}
+
+			// Units come back through this process: it knows that the ban is over.
+			if err := r.Store.Refund(time.Second, []store.Refund{{Key: r.request.Key, Charge: a.Charge, Units: 1, Source: a.Source}}); err != nil {
+				t.Error(err)
+			}
+			if d := r.granted(r.request, 1); d.Source != store.FromStore {
+				t.Errorf("exact %v: %+v, want it granted by the store", exact, d)
+			}
+			r.refused(r.request, 1)
+		})
+	}
+}
+
+// Another process has given units back: the first to ask the store learns it, and
+// nobody is refused from memory after that.
+func TestBanIsForgottenWhenTheStoreGrants(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.request.Limit, r.request.Block, r.request.Exact = 2, 100*time.Minute, true
+		a := r.granted(r.request, 2)
+		r.refused(r.request, 1)
+		if err := r.wire.central.Refund(0, []store.Refund{{Key: r.request.Key, Charge: a.Charge, Units: 2}}); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second - refusalTime/16) // one request renews it
+		r.granted(r.request, 1)
 		if d := r.granted(r.request, 1); d.Source != store.FromStore {
 			t.Errorf("%+v, want it from the store", d)
 		}

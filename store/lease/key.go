@@ -67,7 +67,7 @@ func (k *leaseKey) decide(request *store.Request, decision *store.Decision, now 
 		return false
 	}
 	b := &k.first
-	if b.units < request.Units || !now.before(b.end) {
+	if request.Exact || b.units < request.Units || !now.before(b.end) {
 		return k.refuses(request, decision, now)
 	}
 	charge := b.Charge

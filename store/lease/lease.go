@@ -153,7 +153,7 @@ func (l *Store) take(now moment, wait time.Duration, requests []store.Request, d
 		}
 		reporting = reporting || len(requests[i].Unreported) > 0
 	}
-	if len(requests) == 1 && !reporting && !requests[0].Exact {
+	if len(requests) == 1 && !reporting {
 		request := &requests[0]
 		s := l.shard(request.Key)
 		s.mu.Lock()

@@ -21,17 +21,18 @@ type refusal struct {
 	// still refused from memory: else all that come at its end would ask.
 	// It is for a memory that ends though the wait goes on.
 	renewAt time.Duration // mono
+	blocked bool          // by a ban, which refuses Exact requests too
 }
 
 // refuses decides by a remembered refusal. Units of a lease come first: a key that
 // has some has not been refused since.
 func (k *leaseKey) refuses(request *store.Request, decision *store.Decision, now moment) bool {
 	r := &k.refusal
-	if r.need == 0 || request.Units < r.need || request.Units > r.most || k.limit != request.Limit || !now.before(r.until) ||
+	if r.need == 0 || request.Exact && !r.blocked || request.Units < r.need || request.Units > r.most || k.limit != request.Limit || !now.before(r.until) ||
 		!k.first.empty() || !k.second.empty() || now.mono >= r.renewAt {
 		return false
 	}
-	*decision = store.Decision{Remaining: k.remaining, Reset: max(k.resetAt-now.mono, 0), Source: store.FromCache}
+	*decision = store.Decision{Remaining: k.remaining, Reset: max(k.resetAt-now.mono, 0), Source: store.FromCache, Blocked: r.blocked}
 	switch {
 	case request.Units > request.Limit:
 		decision.RetryAfter = request.Window
@@ -62,6 +63,7 @@ func (k *leaseKey) remember(request *store.Request, reply *store.Decision, sent,
 	*r = refusal{
 		need: request.Units, until: until, retryAt: retryAt,
 		most: request.Units, mostAt: retryAt,
+		blocked: reply.Blocked,
 	}
 	r.renewAt = r.until.mono
 	if reply.RetryAfter > refusalTime {

@@ -75,6 +75,7 @@ func (c *central) Take(_ time.Time, _ time.Duration, requests []store.Request, d
 	c.takes++
 	for i := range requests {
 		decisions[i] = c.log(requests[i].Key).Check(c.now(), &requests[i])
+		c.log(requests[i].Key).Ban(c.now(), &requests[i], &decisions[i])
 	}
 	if !store.Granted(requests, decisions) {
 		return nil

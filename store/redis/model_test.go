@@ -34,6 +34,9 @@ func (m *model) take(now int64, requests []store.Request) (decisions []store.Dec
 			m.logs[name], written[name] = logs[i], r.Window
 		}
 		decisions[i] = logs[i].Check(now, r)
+		if logs[i].Ban(now, r, &decisions[i]) {
+			m.logs[name], written[name] = logs[i], r.Window
+		}
 		all = all && (decisions[i].Granted || r.Shadow)
 	}
 	for i := range requests {
@@ -79,7 +82,7 @@ func (m *model) advanced(now int64, name string, window time.Duration, written m
 	}
 	mark := inside(log).mark
 	log.Advance(now, window)
-	if !log.Empty() && inside(log).mark != mark {
+	if len(inside(log).entries) > 0 && inside(log).mark != mark {
 		m.logs[name], written[name] = log, window
 		return m.advanced(now, name, window, written)
 	}
@@ -92,6 +95,8 @@ type innards struct {
 	entries []entry
 	total   int64
 	mark    int64
+	banned  int64
+	byHand  bool
 }
 
 type entry struct{ first, stamp, units int64 }
@@ -116,7 +121,7 @@ func sameInnards() bool {
 }
 
 // packed is a log as the script stores it.
-func packed(w *store.Window) string {
+func packed(w *store.Window, window time.Duration) string {
 	in := inside(w)
 	b := appendNumber(nil, in.mark, 7)
 	b = appendNumber(b, in.total, 6)
@@ -124,6 +129,14 @@ func packed(w *store.Window) string {
 		b = appendNumber(b, e.stamp, 7)
 		b = appendNumber(b, e.units, 6)
 		b = appendNumber(b, e.stamp-e.first, 5)
+	}
+	if in.banned != 0 {
+		b = appendNumber(b, in.banned, 7)
+		b = appendNumber(b, w.Expires(window), 7)
+		b = append(b, 0)
+		if in.byHand {
+			b[len(b)-1] = 1
+		}
 	}
 	return string(b)
 }

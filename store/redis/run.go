@@ -76,6 +76,9 @@ func (r *run) add(c *call) {
 		if c.kind != kindClaim {
 			r.packed = append(r.packed, it.packed[:]...)
 		}
+		if it.bans {
+			r.packed = append(r.packed, it.block[:]...)
+		}
 		r.packed = append(r.packed, it.spent...)
 	}
 }

@@ -50,13 +50,16 @@ const (
 type item struct {
 	key    string
 	packed [itemSize]byte
+	block  [blockSize]byte // of a request that bans
+	bans   bool
 	spent  []byte // the entries of a request that are unreported
 }
 
-// itemSize is the size of an item without the place of the key and what is
-// unreported, spentSize that of an entry of the latter.
+// itemSize is the size of an item without the place of the key, a ban and what is
+// unreported; blockSize that of a ban, spentSize that of an entry of the latter.
 const (
 	itemSize  = 34
+	blockSize = 7
 	spentSize = 13
 )
 
@@ -69,6 +72,11 @@ func (it *item) packRequest(r *store.Request) {
 	put(b[25:32], r.LeaseSpan.Microseconds())
 	if r.Shadow {
 		b[32] = 1
+	}
+	if r.Block > 0 {
+		it.bans = true
+		b[32] += 2
+		put(it.block[:], r.Block.Microseconds())
 	}
 	b[33] = byte(len(r.Unreported))
 	for _, spent := range r.Unreported {
@@ -111,8 +119,10 @@ func readDecisions(reply string, items []item, decisions []store.Decision) error
 		return n
 	}
 	for i := range decisions {
+		outcome := number(1)
 		decisions[i] = store.Decision{
-			Granted:    number(1) == 1,
+			Granted:    outcome == 1,
+			Blocked:    outcome == 2,
 			Lease:      number(6),
 			Remaining:  number(6),
 			Reset:      time.Duration(number(7)) * time.Microsecond,

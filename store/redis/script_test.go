@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -125,60 +124,13 @@ func TestScriptAgainstModelRaised(t *testing.T) {
 	}
 }
 
-// TestTailsOfLogsAreKept: this version keeps what a later one stores at the end of
-// a log as it is, does not read it, and keeps the key alive. So a later version's
-// bans hold while instances are replaced.
-func TestTailsOfLogsAreKept(t *testing.T) {
-	server := redistest.Start(t)
-	s := open(t, Options{Address: server.Addr})
-	a := one("somebody", 3)
-	name := s.keys.of(&a.Key)
-	granted(t, s, a)
-	now := time.Now().UnixMicro()
-	until := now + (2 * a.Window).Microseconds()
-	tail := string(append(appendNumber(appendNumber(nil, now, 7), until, 7), 'x'))
-	server.Do(t, "APPEND", name, tail)
-	kept := func(what string) {
-		t.Helper()
-		value, _ := server.Do(t, "GET", name).(string)
-		if !strings.HasSuffix(value, tail) || strings.Count(value, tail) != 1 {
-			t.Errorf("%s: stored is %x, want %x at its end, once", what, value, tail)
-		}
-		if ttl, _ := server.Do(t, "PTTL", name).(int64); ttl <= a.Window.Milliseconds()*3/2 {
-			t.Errorf("%s: the key has %d ms to live, want as long as its tail", what, ttl)
-		}
-	}
-	decisions := take(t, s, a)
-	if decisions[0].Remaining != 1 {
-		t.Errorf("a log with a tail: %+v, want one remaining of 3", decisions[0])
-	}
-	kept("after a grant")
-	refund := func(a store.Request, decision store.Decision) {
-		t.Helper()
-		if err := s.Refund(time.Second, []store.Refund{{Key: a.Key, Charge: decision.Charge, Units: a.Units}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	refund(a, decisions[0])
-	kept("after a refund")
-	all := a
-	all.Units = 2
-	decisions = take(t, s, all)
-	refund(all, decisions[0])
-	refund(a, store.Decision{Charge: store.Charge{Stamp: 1, Mark: decisions[0].Mark}}) // the first one
-	kept("after the log was emptied")
-	if decisions := take(t, s, a, zoned("other", a)); !decisions[0].Granted {
-		t.Errorf("in a call of two: %+v", decisions)
-	}
-	kept("after a call of two")
-}
-
 type history struct {
 	model   model
 	zone    string
 	dense   bool // as many entries as there can be
 	joins   bool // the next call is in the run of the one before
 	reports int  // one request in so many and one reports units, none if it is 0
+	bans    int  // so many requests of so many and one ban, none if it is 0
 	now     int64
 	steps   []step
 	refunds []store.Refund // of what was charged
@@ -202,6 +154,7 @@ func (h *history) draw(t *rapid.T) {
 		least, most, limits = 150, 300, []int64{1_000_000}
 	}
 	h.reports = rapid.SampledFrom([]int{0, 0, 1, 4}).Draw(t, "reports")
+	h.bans = rapid.SampledFrom([]int{0, 1, 5}).Draw(t, "bans")
 	share := rapid.SampledFrom([]int{0, 0, 1, 10}).Draw(t, "calls that share a run")
 	for i := range rapid.IntRange(least, most).Draw(t, "steps") {
 		if i > 0 && rapid.IntRange(0, 10).Draw(t, "joins") < share {
@@ -267,6 +220,10 @@ func (h *history) take(t *rapid.T, window time.Duration, limits []int64) {
 		if rapid.IntRange(0, 2).Draw(t, "more") == 0 {
 			a.Lease = rapid.Int64Range(0, min(limit/4+1, store.MaxEvents)).Draw(t, "lease")
 			a.LeaseSpan = time.Duration(rapid.Int64Range(0, store.MaxLeaseSpan.Microseconds()).Draw(t, "span")) * time.Microsecond
+		}
+		if h.bans > 0 && rapid.IntRange(0, h.bans).Draw(t, "bans") > 0 {
+			a.Block = rapid.SampledFrom([]time.Duration{time.Microsecond, time.Second, window / 10, window - time.Second, 2 * window, store.MaxWindow}).Draw(t, "block")
+			a.Block = min(max(a.Block.Truncate(time.Microsecond), time.Microsecond), store.MaxWindow)
 		}
 		if h.reports > 0 && rapid.IntRange(0, h.reports).Draw(t, "reports") == 0 {
 			a.Unreported = h.unreported(t, window, limit)
@@ -357,7 +314,7 @@ func (h *history) add(s step, written map[string]time.Duration) {
 	note := func(key store.Key) {
 		st := state{name: h.model.name(key)}
 		if log := h.model.logs[st.name]; log != nil && !log.Empty() {
-			st.value, st.expires = packed(log), log.Expires(key.Window)
+			st.value, st.expires = packed(log, key.Window), log.Expires(key.Window)
 		}
 		_, st.written = written[st.name]
 		s.logs = append(s.logs, st)

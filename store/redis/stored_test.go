@@ -102,6 +102,7 @@ func TestStoredSize(t *testing.T) {
 const (
 	headerSize = 13
 	entrySize  = 18
+	banSize    = 15
 )
 
 // TestGarbage puts things in the place of a log which are none: they count as
@@ -119,6 +120,7 @@ func TestGarbage(t *testing.T) {
 		"odd length":  {"SET", name, strings.Repeat("\x01", headerSize+entrySize+1)},
 		"zeros":       {"SET", name, strings.Repeat("\x00", headerSize+entrySize)},
 		"too long":    {"SET", name, strings.Repeat("\x7f", headerSize+69*entrySize)},
+		"a ban over":  {"SET", name, strings.Repeat("\x00", headerSize+banSize)},
 		"hash":        {"HSET", name, "field", "value"},
 		"list":        {"RPUSH", name, "element"},
 	} {
@@ -144,6 +146,12 @@ func TestGarbage(t *testing.T) {
 	}
 	if ttl := server.Do(t, "PTTL", name).(int64); ttl < 0 {
 		t.Errorf("stamps of a far future live for ever")
+	}
+
+	// So does a ban for the longest time there is, from what the clock says.
+	server.Do(t, "SET", name, strings.Repeat("\x77", headerSize+banSize))
+	if decision := take(t, s, request)[0]; !decision.Blocked || decision.RetryAfter != store.MaxWindow {
+		t.Errorf("banned until a far future: %+v", decision)
 	}
 }
 

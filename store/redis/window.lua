@@ -9,13 +9,15 @@
 -- ARGV[1]  the calls, packed like the reply, each of them
 --   take     0 (1 byte), the number of requests (2); for each request its key's
 --            place in KEYS (2), window (7), limit, units and lease (6 each), lease
---            span (7), shadow (1, 0 or 1), the number of entries that are
---            unreported (1), and of each of these age (7) and units (6)
+--            span (7), shadow (1: 0, or 1; 2 more if it bans), the number of
+--            entries that are unreported (1); if it bans for how long (7); and of
+--            each of the entries age (7) and units (6)
 --   refund   1 (1 byte), the number of refunds (2); for each of them its key's place
 --            in KEYS (2), window, stamp and mark (7 each), units (6), origin (7)
 -- Reply    one string (a reply of many integers costs the server more than all
 --          the arithmetic), for each call in its turn
---   take     for each request granted (1 byte, 0 or 1), lease and remaining (6
+--   take     for each request granted (1 byte, 0 or 1, or 2 if it is refused by
+--            a ban, which may begin with it), lease and remaining (6
 --            each), reset, retry after, stamp and mark (7 each); the last two
 --            are 0 if nothing was charged; if it reports anything also the time
 --            now and the mark (7 each) of the log in which that counts, 0 of none
@@ -27,9 +29,11 @@
 -- each a stamp, its units, and by how much its first stamp is earlier. A time takes 7
 -- bytes, since 6 would have sufficed only until 1978; units take 6, and the time within
 -- an entry 5, which is twelve days. A log may end in 15 bytes more, which its length
--- shows, since no number of entries is as long: a time, the time until which they are
--- to be kept, and a byte. They are for later versions, and are kept as they are. Any
--- other change of the format changes the version in the keys, too.
+-- shows, since no number of entries is as long: of the last ban the time when it ends
+-- or has ended, the time until which that is to be kept, and a byte, 1 if it was set by
+-- hand and 0 if not. They are there until units are granted or nothing is left in the
+-- log, and as long as the ban goes on. Versions before there were bans keep them as they
+-- are. Any other change of the format changes the version in the keys, too.
 --
 -- Nothing is written before everything is decided: after any error, nothing was
 -- written.
@@ -40,12 +44,15 @@
 --
 --   13        bytes of a header, or of what is unreported, '>I7I6'
 --   18        bytes of an entry, '>I7I6I5'
---   36        bytes of a request without what is unreported
+--   36        bytes of a request without a ban and what is unreported
+--   52        bytes of the shortest run of more than a call that takes one request
+--             and reports nothing
 --   64        the largest limit whose log keeps every stamp apart, and the
 --             fraction of a window within which others merge
 --   68        the most entries
 --   11000000  how far ahead a stamp may lie
 --   281474976710655   the most units of a log, which fit 6 bytes
+--   2592000000000     the longest ban
 
 local spread = unpack
 local pack, unpack, sub, call = struct.pack, struct.unpack, string.sub, redis.call
@@ -55,10 +62,10 @@ local now = time[1] * 1000000 + time[2]
 local run, at = ARGV[1], 1 -- what is read next of the run
 
 -- only is what is at the only one of KEYS, or values are what is at each, false for
--- nothing: as far as the run has come. lives are the times to live of what is to be
--- written, 0 to delete it. tails are the 15 bytes at the end of logs that have them,
--- false if no log has.
-local only, values, lives, tails = false, false, false, false
+-- nothing: as far as the run has come. expiries tell when what is to be written counts
+-- nothing any more, 0 to delete it. bans are the 15 bytes at the end of logs that have
+-- them, false if no log has; values are without them.
+local only, values, expiries, bans = false, false, false, false
 
 if #KEYS == 1 then
   only = redis.pcall('GET', KEYS[1])
@@ -84,8 +91,13 @@ local function parse(key, window)
   end
   local size = s and #s - 13 or 0
   if size % 18 == 15 then
-    tails = tails or {}
-    tails[key] = sub(s, -15)
+    local ban = sub(s, -15)
+    local ends, _, flags = unpack('>I7I7I1', ban)
+    if ends > now + 2592000000000 then
+      ban = pack('>I7I7I1', now + 2592000000000, 0, flags) -- the clock stepped back
+    end
+    bans = bans or {}
+    bans[key] = ban
     s, size = sub(s, 1, -16), size - 15
     if values then
       values[key] = s
@@ -180,13 +192,25 @@ end
 local granted = true
 
 -- decide decides one request of a call, which is alone if it is the only one. It
--- returns its key, its decision, and what is then to be written or false, and the
--- time to live of that: first for the case that the call is granted, then for
--- the case that it is not.
+-- returns its key, its decision, and what is then to be written or false, and when that
+-- expires: first for the case that the call is granted, then for the case that it is
+-- not; and whether what there is of a ban goes if the call is granted.
 local function decide(alone)
   local key, window, limit, need, lease, span, shadow, unreported = unpack('>I2I7I6I6I6I7I1I1', run, at)
   at = at + 36
+  local block = 0
+  if shadow > 1 then
+    shadow, block = shadow - 2, unpack('>I7', run, at)
+    at = at + 7
+  end
   local s, from, upto, stamp, units, first, total, mark, changed = parse(key, window)
+  local ban, ends = bans and bans[key], 0 -- when the ban ends
+  if ban then
+    ends = unpack('>I7', ban)
+    if mark == 0 and ends <= now then
+      ban, bans[key] = false, false
+    end
+  end
   local told = ''
   if unreported > 0 then
     -- What is unreported counts from when it was spent, whether or not the call
@@ -223,29 +247,43 @@ local function decide(alone)
   local free = limit - total
   local remaining = free > 0 and free or 0
   local reset = mark > 0 and stamp + window - now or 0
-  local value, ttl = false, false
-  if changed then
-    value = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
-    ttl = math.ceil((stamp + window - now) / 1000) + 1000
-  end
-
-  if need > 0 and need > free then
+  local value, expires = false, stamp + window
+  if need > 0 and need > free or ends > now then
     if shadow == 0 then
       granted = false
     end
-    local excess, retry = need - free, window
-    local place = from
-    while excess > 0 and place <= upto do
-      local earlier, more = unpack('>I7I6', s, place)
-      excess = excess - more
-      retry = earlier + window - now
-      place = place + 18
+    local excess, retry = need - free, 0
+    if need > 0 and excess > 0 then
+      retry = window
+      local place = from
+      while excess > 0 and place <= upto do
+        local earlier, more = unpack('>I7I6', s, place)
+        excess = excess - more
+        retry = earlier + window - now
+        place = place + 18
+      end
+      if excess > 0 then
+        retry = excess <= units and stamp + window - now or window
+      end
     end
-    if excess > 0 then
-      retry = excess <= units and stamp + window - now or window
+    if block > 0 and not ban and need <= limit then
+      ends, changed = now + block, true
+      bans = bans or {}
+      bans[key] = pack('>I7I7I1', ends, 0, 0)
     end
-    local decision = pack('>I1I6I6I7I7I7I7', 0, 0, remaining, reset, retry, 0, 0) .. told
-    return key, decision, value, ttl, decision, value, ttl
+    local refused = 0
+    if ends > now then
+      refused = 2
+      retry, reset = math.max(retry, ends - now), math.max(reset, ends - now)
+    end
+    if changed then
+      value = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
+    end
+    local decision = pack('>I1I6I6I7I7I7I7', refused, 0, remaining, reset, retry, 0, 0) .. told
+    return key, decision, value, expires, decision, value, expires
+  end
+  if changed then
+    value = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
   end
 
   local plain = false
@@ -258,7 +296,7 @@ local function decide(alone)
   local more = need + lease
   if more <= 0 then
     local decision = plain or pack('>I1I6I6I7I7I7I7', 1, 0, remaining, reset, 0, 0, 0) .. told
-    return key, decision, value, ttl, decision, value, ttl
+    return key, decision, value, expires, decision, value, expires
   end
 
   local counts = now -- from when the units count
@@ -286,28 +324,31 @@ local function decide(alone)
     first = stamp - first
   end
   local charged = pack('>I7I6', mark, total) .. sub(s, from, upto) .. pack('>I7I6I5', stamp, units, stamp - first)
-  local lives = math.ceil((stamp + window - now) / 1000) + 1000
-  return key, pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, stamp + window - now, 0, counts, mark) .. told, charged, lives, plain, value, ttl
+  local lasts = stamp + window
+  return key, pack('>I1I6I6I7I7I7I7', 1, lease, limit - total, lasts - now, 0, counts, mark) .. told, charged, lasts, plain, value, expires, ban
 end
 
 local replies, n = false, 0
-if #run == 39 and string.byte(run) == 0 then
+if #run < 52 and string.byte(run) == 0 then
   -- What follows further down, for one request that reports nothing: most runs are
   -- such when there is little to do.
   at = 4
-  local _, decision, value, ttl, plain, other, rest = decide(true)
+  local _, decision, value, expires, plain, other, rest, ban = decide(true)
   if not granted then
-    decision, value, ttl = plain, other, rest
+    decision, value, expires = plain, other, rest
   end
   if not value then
     return decision
-  elseif not tails then
-    call('SET', KEYS[1], value, 'PX', ttl)
+  elseif not bans then
+    call('SET', KEYS[1], value, 'PX', math.ceil((expires - now) / 1000) + 1000)
     return decision
   end
-  values, lives, replies, n = {value}, {ttl}, {decision}, 1
+  if granted and ban then
+    bans[1] = false
+  end
+  values, expiries, replies, n = {value}, {expires}, {decision}, 1
 else
-  values, lives, replies = values or {only}, {}, {}
+  values, expiries, replies = values or {only}, {}, {}
 end
 
 -- What few runs need is made where it is needed: making a function costs the server
@@ -320,12 +361,14 @@ while at <= #run do
   granted = true
   if kind == 0 and count == 1 then
     -- What follows for several requests, without its tables.
-    local key, decision, value, ttl, plain, other, rest = decide(true)
+    local key, decision, value, expires, plain, other, rest, ban = decide(true)
     if not granted then
-      decision, value, ttl = plain, other, rest
+      decision, value, expires = plain, other, rest
+    elseif ban then
+      bans[key] = false
     end
     if value then
-      values[key], lives[key] = value, ttl
+      values[key], expiries[key] = value, expires
     end
     n = n + 1
     replies[n] = decision
@@ -338,7 +381,10 @@ while at <= #run do
     for i = 1, count do
       local d = decided[i]
       if d[case + 1] then
-        values[d[1]], lives[d[1]] = d[case + 1], d[case + 2]
+        values[d[1]], expiries[d[1]] = d[case + 1], d[case + 2]
+      end
+      if granted and d[8] then
+        bans[d[1]] = false
       end
       replies[n + i] = d[case]
     end
@@ -390,10 +436,17 @@ while at <= #run do
       if back > 0 or lowered then
         if entries ~= '' then
           stamp = unpack('>I7', entries, #entries - 18 + 1)
-          values[key] = pack('>I7I6', mark, total) .. entries
-          lives[key] = math.ceil((stamp + window - now) / 1000) + 1000
+          values[key], expiries[key] = pack('>I7I6', mark, total) .. entries, stamp + window
         else
-          values[key], lives[key] = false, 0
+          values[key], expiries[key] = false, 0
+        end
+      end
+      local ban = back > 0 and bans and bans[key]
+      if ban then
+        -- A ban that was not set by hand is over when units come back.
+        local ends, _, flags = unpack('>I7I7I1', ban)
+        if ends > now and flags % 2 == 0 then
+          bans[key] = pack('>I7I7I1', now, 0, flags)
         end
       end
       return pack('>I6', back)
@@ -409,15 +462,17 @@ end
 
 -- Everything is decided. The server refuses the first write of a script or none: what
 -- is written from here on does not fail half-way.
-for key, ttl in pairs(lives) do
-  local value, tail = values[key], tails and tails[key]
-  local rest = tail and unpack('>I7', tail, 8) - now or 0
-  if rest > 0 then
-    value = (value or pack('>I7I6', 0, 0)) .. tail
-    ttl = math.max(ttl, math.ceil(rest / 1000) + 1000)
+for key, expires in pairs(expiries) do
+  local value, ban = values[key], bans and bans[key]
+  if ban then
+    local ends, _, flags = unpack('>I7I7I1', ban)
+    if expires > 0 or ends > now then
+      expires = math.max(expires, ends)
+      value = (value or pack('>I7I6', 0, 0)) .. pack('>I7I7I1', ends, expires, flags)
+    end
   end
-  if ttl > 0 then
-    call('SET', KEYS[key], value, 'PX', ttl)
+  if expires > 0 then
+    call('SET', KEYS[key], value, 'PX', math.ceil((expires - now) / 1000) + 1000)
   else
     call('DEL', KEYS[key])
   end

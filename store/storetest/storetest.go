@@ -86,6 +86,12 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"reports are not refunded with a charge", reportedIsNotRefunded},
 		{"refund what was reported", refundReported},
 
+		{"a ban", ban},
+		{"a ban ends", banEnds},
+		{"bans of several requests", banOfSeveral},
+		{"a refund ends a ban", banAndRefund},
+		{"one ban under concurrency", banUnderConcurrency},
+
 		{"retry after is true", retryAfterIsTrue},
 		{"reset is true", resetIsTrue},
 		{"refusals are free", refusalsAreFree},
@@ -188,7 +194,7 @@ func (f *fixture) take(requests ...store.Request) []store.Decision {
 	}
 	for i, a := range decisions {
 		if a.Remaining < 0 || a.Remaining > requests[i].Limit || a.Reset < 0 || a.RetryAfter < 0 ||
-			a.Granted && a.RetryAfter != 0 || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
+			a.Granted && (a.RetryAfter != 0 || a.Blocked) || !a.Granted && (a.RetryAfter == 0 || a.Charged()) ||
 			a.Lease < 0 || a.Lease > requests[i].Lease || a.Lease > 0 && !a.Charged() ||
 			a.Charged() != (a.Stamp != 0) || !a.Charged() && a.Origin != 0 ||
 			a.Reported.Charged() != (a.Reported.Stamp != 0) || a.Reported.Charged() && len(requests[i].Unreported) == 0 {

@@ -320,6 +320,9 @@ func senselessRequests(f *fixture) {
 		{"negative need", bad(func(a *store.Request) { a.Units = -1 })},
 		{"negative lease", bad(func(a *store.Request) { a.Lease = -1 })},
 		{"too far ahead", bad(func(a *store.Request) { a.LeaseSpan = store.MaxLeaseSpan + 1 })},
+		{"negative ban", bad(func(a *store.Request) { a.Block = -time.Microsecond })},
+		{"ban too long", bad(func(a *store.Request) { a.Block = store.MaxWindow + time.Microsecond })},
+		{"ban of part of a microsecond", bad(func(a *store.Request) { a.Block = time.Nanosecond })},
 		{"too many unreported", bad(func(a *store.Request) {
 			for range store.MaxUnreported + 1 {
 				*a = reporting(*a, time.Second, 1)
