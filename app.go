@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"sync"
@@ -37,9 +38,19 @@ type App struct {
 	// The default of the handlers' budget. Default: 100ms.
 	Budget caddy.Duration `json:"budget,omitempty"`
 
+	// How handlers read bodies, if they do not say so themselves.
+	BodyReading
+
+	// What all bodies that are being read in the process may hold together, in
+	// bytes, 1 MiB or more. A request whose body is needed and finds no room gets
+	// 503. Default: 256 MiB.
+	BodyMemory int64 `json:"body_memory,omitempty"`
+
 	ctx      caddy.Context
 	logger   *zap.Logger
 	ipSource caddyhttp.IPRangeSource
+
+	bodyWarnings logLimiter
 
 	mu       sync.Mutex
 	shared   *backend // opened by the first handler that needs it
@@ -90,15 +101,22 @@ func (a *App) check() *configError {
 	if mistake := a.ClientAddress.check(); mistake != nil {
 		return mistake
 	}
+	if mistake := a.BodyReading.check(); mistake != nil {
+		return mistake
+	}
+	if mistake := checkBodyMemory(a.BodyMemory); mistake != nil {
+		return mistake
+	}
 	return checkStoreUse(a.OnStoreError, a.Budget)
 }
 
 // Start puts into force what must not change before the configuration runs: the
-// bounds of a store that it shares with the previous configuration, and which
-// backend logs the store's reports.
+// bounds of a store and of memory that it shares with the previous configuration,
+// and which backend logs the store's reports.
 func (a *App) Start() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	bodyMemory.SetLimit(cmp.Or(a.BodyMemory, defaultBodyMemory))
 	for _, b := range a.backends {
 		b.start()
 	}

@@ -42,6 +42,8 @@ type handlerParser struct {
 //	    client_ip_headers <header>
 //	    on_store_error local|allow|deny
 //	    budget <duration>
+//	    body_limit <size>
+//	    body_timeout <duration>
 //	    ratelimit_headers [draft] [legacy] [refused|always] | off
 //	    refusal auto|error|problem
 //	    status <code>
@@ -167,6 +169,8 @@ var handlerOptions = []option[Handler]{
 	}},
 	{word: "on_store_error", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.OnStoreError) }},
 	{word: "budget", parse: func(p *handlerParser, h *Handler) error { return parseDuration(p.Dispenser, &h.Budget) }},
+	{word: "body_limit", parse: func(p *handlerParser, h *Handler) error { return parseSize(p.Dispenser, &h.BodyLimit) }},
+	{word: "body_timeout", parse: func(p *handlerParser, h *Handler) error { return parseDuration(p.Dispenser, &h.BodyTimeout) }},
 	{word: "ratelimit_headers", parse: func(p *handlerParser, h *Handler) error {
 		if h.RateLimitHeaders = p.RemainingArgs(); len(h.RateLimitHeaders) == 0 {
 			return p.Err("ratelimit_headers needs words: draft, legacy or both, then refused or always; or off")
@@ -243,6 +247,15 @@ type seenZone struct {
 	zone    *Zone
 	unnamed bool
 	at      caddyfile.Dispenser
+}
+
+// words parses one word or several.
+func (p *handlerParser) words(into *[]string, known string) error {
+	word := p.Val()
+	if *into = p.RemainingArgs(); len(*into) == 0 {
+		return p.Errf("%s needs a word; write %s", word, known)
+	}
+	return nil
 }
 
 func (p *handlerParser) word(into *string) error { return parseWord(p.Dispenser, into) }

@@ -18,6 +18,9 @@ func init() {
 //	    client_ip_headers <header>
 //	    on_store_error local|allow|deny
 //	    budget <duration>
+//	    body_limit <size>
+//	    body_timeout <duration>
+//	    body_memory <size>
 //	}
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // the option
@@ -44,10 +47,16 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 			err = parseWord(d, &app.OnStoreError)
 		case "budget":
 			err = parseDuration(d, &app.Budget)
+		case "body_limit":
+			err = parseSize(d, &app.BodyLimit)
+		case "body_timeout":
+			err = parseDuration(d, &app.BodyTimeout)
+		case "body_memory":
+			err = parseSize(d, &app.BodyMemory)
 		case "zone":
 			err = d.Err("zone belongs into a site's distributed_ratelimit; the global option has what all sites share")
 		default:
-			err = unknownOption(d, "store, trusted_proxies, client_ip_headers, on_store_error or budget")
+			err = unknownOption(d, "store, trusted_proxies, client_ip_headers, on_store_error, budget, body_limit, body_timeout or body_memory")
 		}
 		if err != nil {
 			return nil, err

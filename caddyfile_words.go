@@ -3,6 +3,7 @@ package distributedratelimit
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -72,6 +74,20 @@ func parseInteger(d *caddyfile.Dispenser, into *int) error {
 		return d.Errf("%s %q is not a whole number", word, text)
 	}
 	*into = n
+	return nil
+}
+
+// parseSize parses a number of bytes.
+func parseSize(d *caddyfile.Dispenser, into *int64) error {
+	word, text := d.Val(), ""
+	if err := parseWord(d, &text); err != nil {
+		return err
+	}
+	size, err := humanize.ParseBytes(text)
+	if err != nil || size == 0 || size > math.MaxInt64 {
+		return d.Errf("%s %q is not a size above zero; write for example 64KiB or 1MiB", word, text)
+	}
+	*into = int64(size)
 	return nil
 }
 

@@ -22,6 +22,7 @@ import (
 //	    window <duration>
 //	    ipv4_prefix <bits>
 //	    ipv6_prefix <bits>
+//	    key_normalize [lower] [trim] | off
 //	    on_empty_key client|skip|deny
 //	    on_store_error local|allow|deny
 //	    dry_run
@@ -70,6 +71,7 @@ var zoneOptions = []option[Zone]{
 	{word: "window", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.Window) }},
 	{word: "ipv4_prefix", parse: func(p *handlerParser, z *Zone) error { return p.optionalInteger(&z.IPv4Prefix) }},
 	{word: "ipv6_prefix", parse: func(p *handlerParser, z *Zone) error { return p.optionalInteger(&z.IPv6Prefix) }},
+	{word: "key_normalize", parse: func(p *handlerParser, z *Zone) error { return p.words(&z.KeyNormalize, "lower, trim, both, or off") }},
 	{word: "on_empty_key", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnEmptyKey) }},
 	{word: "on_store_error", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnStoreError) }},
 	{word: "dry_run", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.DryRun) }},

@@ -26,6 +26,8 @@ type evaluation struct {
 	verdicts []verdict
 	call     fallback.Call // for the verdicts that need the store
 	index    []int         // verdict of each of its requests
+	later    []*Zone       // need the request's body
+	charged  int           // how many charges there were before
 	exempt   []*Zone
 	reason   reason // of the refusal, by zones that are in force
 }
@@ -46,7 +48,7 @@ var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
 
 func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
 	e := evaluations.Get().(*evaluation)
-	e.h, e.r, e.charges = h, r, c
+	e.h, e.r, e.charges, e.charged = h, r, c, len(c.charged)
 	e.keys.repl = c.repl
 	e.keys.request = r
 	return e
@@ -57,11 +59,13 @@ func (e *evaluation) release() {
 		e.verdicts[i].zone = nil // the rest refers to nothing
 	}
 	clear(e.exempt)
+	clear(e.later)
 	e.call.Reset()
-	e.verdicts, e.index, e.exempt = e.verdicts[:0], e.index[:0], e.exempt[:0]
+	e.verdicts, e.index, e.exempt, e.later = e.verdicts[:0], e.index[:0], e.exempt[:0], e.later[:0]
 	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonNone
 	e.keys.repl = nil
 	e.keys.request = nil
+	e.keys.body = nil
 	evaluations.Put(e)
 }
 
@@ -86,7 +90,11 @@ func (e *evaluation) gather() error {
 			return caddyhttp.Error(http.StatusTooEarly,
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}
-		e.add(zone)
+		if zone.needsBody {
+			e.later = append(e.later, zone)
+		} else {
+			e.add(zone)
+		}
 	}
 	return nil
 }

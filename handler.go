@@ -19,6 +19,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
 )
 
 func init() {
@@ -63,6 +65,10 @@ type Handler struct {
 	// together. Default: the app's, else 100ms.
 	Budget caddy.Duration `json:"budget,omitempty"`
 
+	// How bodies are read, for zones that look into them. It takes no part of
+	// the budget.
+	BodyReading
+
 	// Which response headers tell clients about their limits: `draft`
 	// (RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers)
 	// and `legacy` (X-RateLimit-Limit, -Remaining and -Reset); and when:
@@ -98,9 +104,11 @@ type Handler struct {
 	identity *identity
 	headers  headerStyle
 	budget   time.Duration
-	policy   string   // default of the zones' on_store_error
-	held     []string // zones whose metrics this handler holds
-	matchers bool     // some zone has matchers
+
+	bodyLimits body.Limits
+	policy     string   // default of the zones' on_store_error
+	held       []string // zones whose metrics this handler holds
+	matchers   bool     // some zone has matchers
 }
 
 // CaddyModule returns the Caddy module information.
@@ -134,6 +142,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	h.bodyLimits = h.bodyLimitsOf(h.app)
 	h.budget = time.Duration(cmp.Or(h.Budget, h.app.Budget, caddy.Duration(defaultBudget)))
 	h.policy = cmp.Or(h.OnStoreError, h.app.OnStoreError, policyLocal)
 	h.headers = parseHeaderStyle(h.RateLimitHeaders)
@@ -216,6 +225,9 @@ func (h *Handler) check() *configError {
 	if mistake := checkStoreUse(h.OnStoreError, h.Budget); mistake != nil {
 		return mistake
 	}
+	if mistake := h.checkBodyReading(); mistake != nil {
+		return mistake
+	}
 	if mistake := checkHeaderStyle(h.RateLimitHeaders); mistake != nil {
 		return mistake
 	}
@@ -253,6 +265,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return err
 	}
 	e.decide()
+	e.decideByBody(w)
 	e.report()
 	if !e.passes() {
 		c.refused = refusals[e.reason].limit

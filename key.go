@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -23,6 +24,8 @@ type keyTemplate struct {
 	// address: an address is part of the key, and so must have been verified
 	// by a handshake.
 	address bool
+	body    bool // some part stands in the request's body
+	normal  normalization
 }
 
 type keyPart struct {
@@ -30,6 +33,7 @@ type keyPart struct {
 	text  string // the literal, or the name of the header, cookie or query field
 	name  string // of the placeholder
 	label int    // of the host, counted from the right
+	field *body.Field
 }
 
 type partKind uint8
@@ -45,6 +49,7 @@ const (
 	partCredentials // a header with a scheme
 	partCookie
 	partQuery
+	partBody        // a field of a form, or a place in a JSON document
 	partPlaceholder // whatever else, which Caddy's replacer knows
 )
 
@@ -56,9 +61,10 @@ func (t *keyTemplate) dynamic() bool {
 }
 
 // neverEmpty reports whether every request has a value for some part: the keys
-// of addresses are never empty, see ipident.Result.
+// of addresses are never empty, see ipident.Result. A key that reads the body is
+// empty if the body has nothing of it, whatever else it holds.
 func (t *keyTemplate) neverEmpty() bool {
-	return slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind == partClient || p.kind == partPeer })
+	return !t.body && slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind == partClient || p.kind == partPeer })
 }
 
 // The placeholders that the handler fills in itself, because it knows better
@@ -112,6 +118,7 @@ func parseTemplate(word, text string, check func(placeholder string) error) (key
 		}
 		part := partOf(name)
 		t.address = t.address || part.address()
+		t.body = t.body || part.kind == partBody
 		t.parts = append(t.parts, part)
 	}
 	return t, nil
@@ -147,6 +154,9 @@ func partOf(name string) keyPart {
 	if field, ok := strings.CutPrefix(name, queryPrefix); ok {
 		return keyPart{kind: partQuery, text: field, name: name}
 	}
+	if field, err := body.ParseField(name); err == nil {
+		return keyPart{kind: partBody, name: name, field: field}
+	}
 	if strings.EqualFold(name, "http.request.tls.server_name") {
 		return keyPart{kind: partServerName, name: "http.request.tls.server_name"}
 	}
@@ -164,7 +174,14 @@ func (p *keyPart) address() bool {
 func sameKey(a, b string) bool {
 	x, errA := parseKey(a)
 	y, errB := parseKey(b)
-	return errA == nil && errB == nil && slices.Equal(x.parts, y.parts)
+	return errA == nil && errB == nil && sameParts(x.parts, y.parts)
+}
+
+func sameParts(a, b []keyPart) bool {
+	return slices.EqualFunc(a, b, func(x, y keyPart) bool {
+		x.field, y.field = nil, nil // they have a name
+		return x == y
+	})
 }
 
 // keyText is a key as messages name it.
@@ -190,6 +207,7 @@ func (t *keyTemplate) literal(text string) {
 type keyBuilder struct {
 	repl    *caddy.Replacer
 	request *http.Request
+	body    *body.Body // nil until it is read
 	buf     []byte
 }
 
@@ -205,7 +223,8 @@ const (
 // came out empty: none of its placeholders had a value. Literals do not count,
 // as they do not tell clients apart. lacked is what an empty key is short of, or
 // a part with several values: such a part is left out, so that a client cannot
-// make another key with it.
+// make another key with it. What stands in a body and may be read in several ways
+// makes the whole key empty.
 func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (key []byte, empty bool, lacked lack) {
 	if len(t.parts) == 1 && t.parts[0].kind == partClient {
 		b.buf = client.AppendKey(append(b.buf[:0], formAddress), v4, v6)
@@ -213,18 +232,36 @@ func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (k
 	}
 	b.buf = append(b.buf[:0], formTemplate)
 	empty = t.dynamic()
+	var inBody bodyParts
 	for i := range t.parts {
 		part := &t.parts[i]
 		start := len(b.buf)
 		var short lack
 		b.buf, short = b.appendPart(b.buf, part, client, v4, v6)
-		lacked = max(lacked, short)
+		if t.normal.any() && short == lackNothing && part.normalizable() {
+			if b.buf = t.normal.normalize(b.buf, start); len(b.buf) == start {
+				short = lackMissing
+			}
+		}
+		if part.kind == partBody {
+			inBody.add(short)
+			if short == lackOtherType {
+				// {form.name}{json.name} is one name, and one limit, whichever
+				// type its owner sends.
+				continue
+			}
+		} else {
+			lacked = max(lacked, short)
+		}
 		n := len(b.buf) - start
 		if part.kind != partLiteral && n > 0 {
 			empty = false
 		}
 		var prefix [binary.MaxVarintLen64]byte
 		b.buf = slices.Insert(b.buf, start, prefix[:binary.PutUvarint(prefix[:], uint64(n))]...)
+	}
+	if t.body && inBody.lacked() != lackNothing {
+		return nil, true, inBody.lacked()
 	}
 	if len(b.buf) > store.MaxClientBytes {
 		sum := sha256.Sum256(b.buf)
@@ -267,6 +304,13 @@ func (b *keyBuilder) appendPart(dst []byte, part *keyPart, client ipident.Result
 		value, lacked = cookieValue(b.request.Header, part.text)
 	case partQuery:
 		value, lacked = queryValue(b.request.URL.RawQuery, part.text)
+	case partBody:
+		if b.body == nil {
+			return dst, lackMissing
+		}
+		var outcome body.Outcome
+		value, outcome = b.body.Value(part.field)
+		lacked = bodyLacks[outcome]
 	default:
 		var known bool
 		value, known = b.repl.GetString(part.name)

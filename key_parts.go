@@ -17,17 +17,20 @@ import (
 type lack uint8
 
 const (
-	lackNothing   lack = iota
-	lackMissing        // the request does not have it
-	lackUnknown        // nobody knows the placeholder
-	lackAmbiguous      // the request has several values of it
-	lackListed         // the plan is not in the table
-	lackNumber         // it is no whole number
-	lackBound          // it is above its bound
-	lacks              // how many there are
+	lackNothing    lack = iota
+	lackMissing         // the request does not have it
+	lackUnknown         // nobody knows the placeholder
+	lackAmbiguous       // the request has several values of it
+	lackOtherType       // the body is neither a form nor JSON, or not the one of both, or encoded
+	lackTooLong         // the body is longer than body_limit
+	lackUnreadable      // the body is malformed, or broke off
+	lackListed          // the plan is not in the table
+	lackNumber          // it is no whole number
+	lackBound           // it is above its bound
+	lacks               // how many there are
 )
 
-var lackNames = [lacks]string{"", "missing", "unknown", "ambiguous", "unlisted", "no_number", "above_max"}
+var lackNames = [lacks]string{"", "missing", "unknown", "ambiguous", "other_type", "too_long", "unreadable", "unlisted", "no_number", "above_max"}
 
 func (l lack) String() string { return lackNames[l] }
 

@@ -12,14 +12,16 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
 )
 
 const useClientIP = "write {client_ip} (in JSON {http.vars.client_ip}), which is the client's address"
 
 const (
-	differs = "it differs for each request, so nothing would be limited; " + useClientIP
-	noSuch  = "Caddy has no such placeholder; "
-	body    = "keys from a body are not supported, because all of the body would be held in memory; write {header.X} or {query.X}"
+	differs   = "it differs for each request, so nothing would be limited; " + useClientIP
+	noSuch    = "Caddy has no such placeholder; "
+	wholeBody = "the whole of a body is never one client's; write {form.<field>} or {json.<path>} for a part of it"
 )
 
 // senselessKeys are placeholders that are often tried as keys and cannot
@@ -41,8 +43,8 @@ var senselessKeys = map[string]string{
 	"http.time_until_shutdown": differs,
 	"http.shutting_down":       "it is only true or false; " + useClientIP,
 	"http.request.hostport":    "the client chooses the port in it, so that each one would have a limit of its own; write {host} (in JSON {http.request.host})",
-	"http.request.body":        body,
-	"http.request.body_base64": body,
+	"http.request.body":        wholeBody,
+	"http.request.body_base64": wholeBody,
 	"http.request.client_ip":   noSuch + useClientIP,
 	"http.request.remote_ip":   noSuch + useClientIP,
 	"http.request.remote_host": noSuch + useClientIP,
@@ -130,8 +132,8 @@ func checkPlaceholder(name string) error {
 func checkValuePlaceholder(name string) error {
 	if why, ok := senselessKeys[name]; ok {
 		switch {
-		case why == body:
-			return fmt.Errorf("{%s} would hold all of the body in memory; %s", name, "write {header.X} or {query.X}")
+		case why == wholeBody:
+			return fmt.Errorf("{%s} would hold all of the body in memory; write {form.<field>} or {json.<path>} for a part of it", name)
 		case strings.HasPrefix(why, noSuch):
 			return noPlaceholder(name, "")
 		}
@@ -151,6 +153,10 @@ func checkValuePlaceholder(name string) error {
 func checkExists(name string) error {
 	if name == "" {
 		return fmt.Errorf("{} names no placeholder; write \\{ for a literal brace")
+	}
+	if body.IsField(name) {
+		_, err := body.ParseField(name)
+		return err
 	}
 	family, rest, dotted := strings.Cut(name, ".")
 	switch {

@@ -73,7 +73,7 @@ func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
 		metrics.requests, metrics.emptyKeys, metrics.replaced, metrics.clients, metrics.storeDuration, metrics.storeErrors,
-		metrics.storeUp, metrics.storeLosses, metrics.storeInstances,
+		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed,
 	} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {

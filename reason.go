@@ -12,13 +12,15 @@ import (
 type reason uint8
 
 const (
-	reasonNone      reason = iota // the zone does not refuse
-	reasonLimit                   // the limit is reached
-	reasonStoreAway               // the store is away, and the zone denies then
-	reasonZero                    // the limit is 0
-	reasonTooCostly               // the request takes more than the limit
-	reasonEmptyKey                // the request has nothing of the zone's key
-	reasons                       // how many there are
+	reasonNone       reason = iota // the zone does not refuse
+	reasonLimit                    // the limit is reached
+	reasonStoreAway                // the store is away, and the zone denies then
+	reasonZero                     // the limit is 0
+	reasonTooCostly                // the request takes more than the limit
+	reasonEmptyKey                 // the request has nothing of the zone's key
+	reasonBodyMemory               // other bodies hold all the memory that there is
+	reasonSlowBody                 // the body that the zone reads has not come in time
+	reasons                        // how many there are
 )
 
 // refusals tell what a refused client is told for each reason. A new reason is a
@@ -45,6 +47,15 @@ var refusals = [reasons]refusal{
 	reasonEmptyKey: {
 		name: "empty_key", status: http.StatusForbidden, problem: "about:blank", title: http.StatusText(http.StatusForbidden),
 		detail: "The request lacks what tells this client from others.", wait: useless,
+	},
+	reasonBodyMemory: {
+		name: "body_memory", status: http.StatusServiceUnavailable, problem: problemReducedCapacity,
+		title:  "Too many requests are being read at the moment",
+		detail: "There is no memory left to read the request; try again shortly.", wait: unknownWait,
+	},
+	reasonSlowBody: {
+		name: "slow_body", status: http.StatusRequestTimeout, problem: "about:blank", title: http.StatusText(http.StatusRequestTimeout),
+		detail: "The request has not arrived in time.", wait: useless,
 	},
 }
 

@@ -41,7 +41,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 	if problem.retryAfter > 0 {
 		header.Set("Retry-After", strconv.FormatInt(problem.retryAfter, 10))
 	}
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+	if r.ProtoMajor == 1 && e.unread() {
 		// The server reads the body before it responds, to be able to use the
 		// connection again. A client that waits for the response before it
 		// sends the body (Expect: 100-continue) would wait for ever.

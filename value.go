@@ -2,7 +2,6 @@ package distributedratelimit
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
@@ -38,7 +37,7 @@ func parseValue(word readWord, text string) (valueTemplate, error) {
 func sameValue(a, b string) bool {
 	x, errA := parseValue(readTier, a)
 	y, errB := parseValue(readTier, b)
-	return errA == nil && errB == nil && slices.Equal(x.parts, y.parts)
+	return errA == nil && errB == nil && sameParts(x.parts, y.parts)
 }
 
 // value returns what a template reads from the request, valid until the builder is

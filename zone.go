@@ -64,10 +64,20 @@ type Zone struct {
 	// out: a client with one of its addresses usually has all of them.
 	IPv6Prefix *int `json:"ipv6_prefix,omitempty"`
 
+	// How the values in the key are made alike: `lower` makes those one that
+	// differ only in case, accents, width or characters that are not seen, as
+	// databases do that do not care for case; `trim` leaves out white space around
+	// them. Or `off` alone. Values that become one share a limit. Addresses and
+	// hosts have one spelling anyway. Default: both, if the key reads a body;
+	// else off.
+	KeyNormalize []string `json:"key_normalize,omitempty"`
+
 	// What to do when the key comes out empty, as when a header is missing:
 	// `client` uses the client's address, `skip` does not apply the zone, and
 	// `deny` responds with 403. An error if no key of the zone can be empty, as when
-	// it holds the client's address. Default: `client`.
+	// it holds the client's address. A key that reads a body is empty if the body
+	// has nothing of it; `client` is an error there, and `skip` only holds where the
+	// body is readable without doubt. Default: `client`, or `deny` for such a key.
 	OnEmptyKey string `json:"on_empty_key,omitempty"`
 
 	// What to do while the store is away: see the handler's field of this
@@ -80,6 +90,7 @@ type Zone struct {
 
 	match, exempt caddyhttp.MatcherSets
 	key           keyTemplate
+	needsBody     bool
 	window        time.Duration
 	limit         int64 // of all plans, if there is no tier
 	tier          *tier // or nil
@@ -115,6 +126,8 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	if z.key, err = parseKey(z.Key); err != nil {
 		return err
 	}
+	z.key.normal = newNormalization(z.KeyNormalize, z.key.body)
+	z.needsBody = z.writtenWithBody() && (z.Events == nil || *z.Events > 0)
 	z.window = time.Duration(z.Window)
 	if z.tier, err = newTier(z.Tier); err != nil {
 		return err
@@ -203,11 +216,12 @@ func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
 		z.explain("key", &z.key, lacked)
 	}
 	if empty {
-		switch z.OnEmptyKey {
-		case emptyKeySkip:
-			return "", keySkipped
-		case emptyKeyDeny:
+		switch onEmpty := z.whenEmpty(&z.key); {
+		case onEmpty == emptyKeyDeny, z.key.body && lacked != lackMissing:
+			// What a body holds that cannot be read without doubt is not missing.
 			return "", keyDenied
+		case onEmpty == emptyKeySkip:
+			return "", keySkipped
 		}
 		bytes, _, _ = keys.build(&addressKey, c.client, z.v4, z.v6)
 	}
@@ -221,5 +235,15 @@ func (z *Zone) keyedOnAddress() bool { return z.mayUseAddress(&z.key) }
 // mayUseAddress reports whether a key of the zone holds an address, or one takes
 // its place when it comes out empty.
 func (z *Zone) mayUseAddress(key *keyTemplate) bool {
-	return key.address || (key.dynamic() && (z.OnEmptyKey == "" || z.OnEmptyKey == emptyKeyClient))
+	return key.address || (key.dynamic() && z.whenEmpty(key) == emptyKeyClient)
+}
+
+// whenEmpty is what to do when a key of the zone comes out empty. The address is no
+// substitute for what stands in a body, as clients can write bodies in which it is
+// not found.
+func (z *Zone) whenEmpty(key *keyTemplate) string {
+	if z.OnEmptyKey == "" && key.body {
+		return emptyKeyDeny
+	}
+	return cmp.Or(z.OnEmptyKey, emptyKeyClient)
 }

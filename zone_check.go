@@ -99,6 +99,9 @@ func (z *Zone) checkKey() *configError {
 	default:
 		return wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
 	}
+	if mistake := checkNormalize(z.KeyNormalize, &key); mistake != nil {
+		return mistake
+	}
 	return z.checkOnEmptyKey(&key)
 }
 
@@ -124,6 +127,8 @@ func (z *Zone) checkOnEmptyKey(key *keyTemplate) *configError {
 		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as it has no placeholder; remove on_empty_key", z.OnEmptyKey, z.Key)
 	case z.Key == "":
 		return wrong("on_empty_key", "on_empty_key %s: without a key the limit is on the client's address, which is never empty; remove on_empty_key, or write a key", z.OnEmptyKey)
+	case key.body && z.OnEmptyKey == emptyKeyClient:
+		return wrong("on_empty_key", "on_empty_key client: the client's address is no substitute for what stands in a body: whoever pads the body, or names the field twice, would have a limit of its own instead of the account's; remove on_empty_key, which is deny then, or write skip")
 	case key.neverEmpty():
 		return wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as every client has the address in it; remove on_empty_key, or the address from the key", z.OnEmptyKey, z.Key)
 	}
@@ -151,6 +156,8 @@ func (z *Zone) conflict(other *Zone) *configError {
 			windowText(time.Duration(z.Window)), windowText(time.Duration(other.Window)))
 	case !sameKey(z.Key, other.Key):
 		return wrong("key", "key %s here and %s in another handler; "+remedy, keyText(z.Key), keyText(other.Key))
+	case z.normalization() != other.normalization():
+		return wrong("key_normalize", "key_normalize %s here and %s in another handler; "+remedy, z.normalization(), other.normalization())
 	case z.ipv4Prefix() != other.ipv4Prefix():
 		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
 	case z.ipv6Prefix() != other.ipv6Prefix():

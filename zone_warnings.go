@@ -141,7 +141,7 @@ func (t *keyTemplate) chosenByClient(anyHost bool) string {
 			if anyHost {
 				return p.name
 			}
-		case partHeader, partCredentials, partCookie, partQuery:
+		case partHeader, partCredentials, partCookie, partQuery, partBody:
 			return p.name
 		case partPlaceholder:
 			if slices.ContainsFunc(chosenFamilies, func(f string) bool { return p.name == f || strings.HasPrefix(p.name, f+".") }) {

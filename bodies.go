@@ -1,0 +1,221 @@
+package distributedratelimit
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+)
+
+// This file is about zones that read the request's body: {form.<field>} and
+// {json.<path>} in key, cost or tier.
+
+// BodyReading bounds the reading of bodies.
+type BodyReading struct {
+	// The longest body, in bytes, in which `{form.<field>}` and `{json.<path>}`
+	// are looked for, 1 KiB to 1 MiB. A longer one is passed on whole, but has no
+	// fields: a zone with such a key refuses it. Default: the app's, else 64 KiB.
+	BodyLimit int64 `json:"body_limit,omitempty"`
+
+	// How long a client may take to send a body that is read, 100ms to 5m; later
+	// it gets 408. Default: the app's, else 10s.
+	BodyTimeout caddy.Duration `json:"body_timeout,omitempty"`
+}
+
+const (
+	defaultBodyLimit   = 64 << 10
+	minBodyLimit       = 1 << 10
+	maxBodyLimit       = 1 << 20
+	defaultBodyTimeout = 10 * time.Second
+	minBodyTimeout     = 100 * time.Millisecond
+	maxBodyTimeout     = 5 * time.Minute
+	defaultBodyMemory  = 256 << 20
+	minBodyMemory      = 1 << 20
+)
+
+// bodyMemory is what all bodies in the process may hold, whatever configuration
+// their requests belong to.
+var bodyMemory = body.NewMemory(defaultBodyMemory)
+
+// bodyMemoryUsed is a metric.
+var bodyMemoryUsed = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "body_memory_bytes",
+	Help: "What bodies that are being read hold in memory, of body_memory at most.",
+}, func() float64 { return float64(bodyMemory.Used()) })
+
+func (b *BodyReading) check() *configError {
+	if b.BodyLimit != 0 && (b.BodyLimit < minBodyLimit || b.BodyLimit > maxBodyLimit) {
+		return wrong("body_limit", "body_limit of %d bytes is not between 1KiB and 1MiB", b.BodyLimit)
+	}
+	if t := time.Duration(b.BodyTimeout); t != 0 && (t < minBodyTimeout || t > maxBodyTimeout) {
+		return wrong("body_timeout", "body_timeout %v is not between %v and %v", t, minBodyTimeout, maxBodyTimeout)
+	}
+	return nil
+}
+
+func checkBodyMemory(bytes int64) *configError {
+	if bytes != 0 && bytes < minBodyMemory {
+		return wrong("body_memory", "body_memory of %d bytes is less than 1MiB, which is too little for one long body; write for example 256MiB", bytes)
+	}
+	return nil
+}
+
+// checkBodyReading rejects settings of a handler that reads no body.
+func (h *Handler) checkBodyReading() *configError {
+	if mistake := h.BodyReading.check(); mistake != nil {
+		return mistake
+	}
+	if slices.ContainsFunc(h.Zones, (*Zone).writtenWithBody) {
+		return nil
+	}
+	for _, word := range []struct {
+		name string
+		set  bool
+	}{{"body_limit", h.BodyLimit != 0}, {"body_timeout", h.BodyTimeout != 0}} {
+		if word.set {
+			return wrong(word.name, "no zone here reads a body; remove %s, or write {form.<field>} or {json.<path>} in key, cost or tier", word.name)
+		}
+	}
+	return nil
+}
+
+// writtenWithBody reports whether a zone that has no mistakes reads the body.
+func (z *Zone) writtenWithBody() bool {
+	key, _ := parseKey(z.Key)
+	if key.body {
+		return true
+	}
+	if z.Tier != nil {
+		if plan, _ := parseValue(readTier, z.Tier.Plan); plan.body {
+			return true
+		}
+	}
+	if z.Cost != nil && z.Cost.From != "" {
+		from, _ := parseValue(readCost, z.Cost.From)
+		return from.body
+	}
+	return false
+}
+
+// bodyLimits are the limits of a handler.
+func (h *Handler) bodyLimitsOf(app *App) body.Limits {
+	return body.Limits{
+		Bytes:   cmp.Or(h.BodyLimit, app.BodyLimit, defaultBodyLimit),
+		Timeout: time.Duration(cmp.Or(h.BodyTimeout, app.BodyTimeout, caddy.Duration(defaultBodyTimeout))),
+		Memory:  bodyMemory,
+	}
+}
+
+// bodyLacks are what keys and values are short of when a body does not have them.
+var bodyLacks = [...]lack{
+	body.Found: lackNothing, body.Missing: lackMissing, body.Ambiguous: lackAmbiguous,
+	body.OtherType: lackOtherType, body.TooLong: lackTooLong, body.Unreadable: lackUnreadable,
+}
+
+// bodyParts is what became of the parts of a key that stand in the body.
+type bodyParts struct {
+	found, missing bool
+	worst          lack
+}
+
+func (p *bodyParts) add(l lack) {
+	switch l {
+	case lackNothing:
+		p.found = true
+	case lackMissing:
+		p.missing = true
+	case lackOtherType:
+		// A key may have a part for forms beside one for JSON.
+	default:
+		p.worst = max(p.worst, l)
+	}
+}
+
+// lacked is what a key is short of: nothing if some part has a value and none is in
+// doubt. The other parts of the key do not count. Else a client could leave its
+// account's limit with a body that is read in two ways.
+func (p *bodyParts) lacked() lack {
+	switch {
+	case p.worst != lackNothing:
+		return p.worst
+	case p.found:
+		return lackNothing
+	case p.missing:
+		return lackMissing
+	}
+	return lackOtherType
+}
+
+// decideByBody decides the zones that need the request's body, after all others:
+// nobody makes this process read bodies who is over another limit. If one of them
+// refuses, the others get their units back, as nothing was done in between.
+func (e *evaluation) decideByBody(w http.ResponseWriter) {
+	if len(e.later) == 0 || !e.passes() {
+		return
+	}
+	first := e.reservations()
+	e.call.Reset()
+	e.index = e.index[:0]
+
+	read, err := body.Open(w, e.r, e.h.bodyLimits)
+	e.keys.body = read
+	switch err {
+	case nil:
+		for _, zone := range e.later {
+			e.add(zone)
+		}
+		e.decide()
+	case body.ErrMemory:
+		e.h.app.warnOfBodyMemory()
+		for _, zone := range e.later {
+			e.refuse(zone, zone.limit, reasonBodyMemory)
+		}
+	default:
+		for _, zone := range e.later {
+			e.refuse(zone, zone.limit, reasonSlowBody)
+		}
+		// Nor can a dry run let the request pass: its body is lost.
+		e.reason = max(e.reason, reasonSlowBody)
+	}
+	if e.passes() || read.Failed() && err != body.ErrMemory {
+		// A client that hangs or breaks off keeps what it has been charged: else
+		// it could make us read half bodies without end, and for nothing.
+		return
+	}
+	e.charges.charged = e.charges.charged[:e.charged]
+	began := time.Now()
+	e.h.backend.Settle(e.charges.rest(e.h.budget), first)
+	e.charges.waited += time.Since(began)
+}
+
+// reservations are what the evaluation has charged so far, as none of it were spent.
+func (e *evaluation) reservations() []fallback.Settlement {
+	if len(e.call.Requests) == 0 {
+		return nil
+	}
+	settlements := make([]fallback.Settlement, len(e.call.Requests))
+	for i := range settlements {
+		settlements[i].Reservation = e.call.Reservation(i)
+	}
+	return settlements
+}
+
+// unread reports whether the request's body, or a part of it, is still to come.
+func (e *evaluation) unread() bool {
+	return e.r.ContentLength != 0 && (e.keys.body == nil || !e.keys.body.Complete())
+}
+
+// warnOfBodyMemory warns that requests are refused for want of memory.
+func (a *App) warnOfBodyMemory() {
+	if suppressed, ok := a.bodyWarnings.allow(1, logMinute); ok {
+		a.logger.Warn("bodies hold all of body_memory, and requests whose body is needed are refused with 503; put a zone on the address beside those keyed on a body, shorten body_timeout, or raise body_memory",
+			zap.Int64("body_memory", bodyMemory.Limit()), zap.Int64("suppressed", suppressed))
+	}
+}

@@ -1,0 +1,113 @@
+package distributedratelimit
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"unicode"
+
+	"golang.org/x/text/collate"
+	"golang.org/x/text/language"
+)
+
+// The words of key_normalize.
+const (
+	normalizeLower = "lower"
+	normalizeTrim  = "trim"
+	normalizeOff   = "off"
+)
+
+// normalization is how the values of a key are made alike before they are compared.
+// Values that become one share a limit: that is stricter than the limit for each, and
+// never more than it.
+type normalization struct{ lower, trim bool }
+
+// newNormalization takes words without mistakes. Without any, the values of bodies
+// are made alike: applications look up accounts that way.
+func newNormalization(words []string, body bool) normalization {
+	if len(words) == 0 {
+		return normalization{lower: body, trim: body}
+	}
+	return normalization{lower: slices.Contains(words, normalizeLower), trim: slices.Contains(words, normalizeTrim)}
+}
+
+// normalization is that of a zone without mistakes.
+func (z *Zone) normalization() normalization {
+	key, _ := parseKey(z.Key)
+	return newNormalization(z.KeyNormalize, key.body)
+}
+
+func (n normalization) String() string {
+	switch n {
+	case normalization{}:
+		return normalizeOff
+	case normalization{lower: true}:
+		return normalizeLower
+	case normalization{trim: true}:
+		return normalizeTrim
+	}
+	return normalizeLower + " " + normalizeTrim
+}
+
+func (n normalization) any() bool { return n.lower || n.trim }
+
+func checkNormalize(words []string, key *keyTemplate) *configError {
+	for i, word := range words {
+		switch {
+		case word != normalizeLower && word != normalizeTrim && word != normalizeOff:
+			return wrong("key_normalize", "unknown key_normalize %q; write lower, trim, both, or off", word)
+		case slices.Contains(words[:i], word):
+			return wrong("key_normalize", "key_normalize has %s twice; remove one", word)
+		case word == normalizeOff && len(words) > 1:
+			return wrong("key_normalize", "key_normalize off stands alone; remove off, or the other words")
+		}
+	}
+	if len(words) > 0 && !key.normalizable() {
+		return wrong("key_normalize", "key_normalize %s: the key holds nothing that can be written in several ways; remove it, or write for example key {form.username}", strings.Join(words, " "))
+	}
+	return nil
+}
+
+// normalizable reports whether the key has a part that normalization changes:
+// addresses and hosts have one spelling.
+func (t *keyTemplate) normalizable() bool {
+	return slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.normalizable() })
+}
+
+func (p *keyPart) normalizable() bool {
+	switch p.kind {
+	case partHeader, partCredentials, partCookie, partQuery, partBody, partPlaceholder:
+		return !p.address()
+	}
+	return false
+}
+
+// collators compare as databases do that do not care for case: MySQL's default also
+// takes é for e, ß for ss and full width letters for others, and passes over
+// characters that are not seen. A collator belongs to one goroutine at a time.
+var collators = sync.Pool{New: func() any { return &collator{Collator: collate.New(language.Und, collate.Loose)} }}
+
+type collator struct {
+	*collate.Collator
+	buffer collate.Buffer
+}
+
+// normalize makes the values alike that dst ends with, from start on.
+func (n normalization) normalize(dst []byte, start int) []byte {
+	if n.trim {
+		value := strings.TrimFunc(string(dst[start:]), unseen)
+		dst = append(dst[:start], value...)
+	}
+	if n.lower && len(dst) > start {
+		c := collators.Get().(*collator)
+		dst = append(dst[:start], c.Key(&c.buffer, dst[start:])...)
+		c.buffer.Reset()
+		collators.Put(c)
+	}
+	return dst
+}
+
+// unseen reports whether a character is not seen at the end of a value.
+func unseen(c rune) bool {
+	return unicode.IsSpace(c) || unicode.In(c, unicode.Cc, unicode.Cf)
+}
