@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/llmtest"
 )
 
 // builtIn is the directory of caddyBinary, once there is one.
@@ -45,6 +47,7 @@ func TestMain(m *testing.M) {
 	if builtIn != "" {
 		_ = os.RemoveAll(builtIn)
 	}
+	llmtest.RemoveSDKs()
 	os.Exit(code)
 }
 
