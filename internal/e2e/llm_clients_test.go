@@ -53,16 +53,19 @@ type retried struct {
 	waited    time.Duration // at least, before the second attempt
 }
 
+// enough is when a client would be waiting that should have given up.
+var enough = llmtest.Abort{At: "attempt", N: 20000}
+
 var retriedScenarios = []retried{
 	{"Retry-After is obeyed", "status=429,times=1,retry-after=2", -1, nil, "", 2, "", 2 * time.Second},
 	{"with a fraction", "status=429,times=1,retry-after=1.5", -1, nil, "", 2, "", 1500 * time.Millisecond},
 	{"retry-after-ms comes first", "status=429,times=1,retry-after=3600,retry-after-ms=1500", -1, nil, "", 2, "", 1500 * time.Millisecond},
 	{"its own delay", "status=429,times=1", -1, nil, "", 2, "", 375 * time.Millisecond},
 	{"three attempts", "status=429,retry-after-ms=1", -1, nil, "", 3, "RateLimitError", 0},
-	{"not to be tried again", "status=429,retry-after=3600,should-retry=false", -1, nil, "", 1, "RateLimitError", 0},
-	{"not to be tried again, without Retry-After", "status=429,should-retry=false", -1, nil, "", 1, "RateLimitError", 0},
-	{"not to be tried again though it is away", "status=503,should-retry=false", -1, nil, "chat responses", 1, "InternalServerError", 0},
-	{"not to be tried again though it is away", "status=503,should-retry=false", -1, nil, "messages", 1, "ServiceUnavailableError", 0},
+	{"not to be tried again", "status=429,retry-after=3600,should-retry=false", -1, &enough, "", 1, "RateLimitError", 0},
+	{"not to be tried again, without Retry-After", "status=429,should-retry=false", -1, &enough, "", 1, "RateLimitError", 0},
+	{"not to be tried again though it is away", "status=503,should-retry=false", -1, &enough, "chat responses", 1, "InternalServerError", 0},
+	{"not to be tried again though it is away", "status=503,should-retry=false", -1, &enough, "messages", 1, "ServiceUnavailableError", 0},
 	{"to be tried again though it is wrong", "status=400,times=1,should-retry=true,retry-after-ms=1", -1, nil, "", 2, "", 0},
 	{"a long Retry-After is ignored", "status=429,retry-after=61", -1, nil, "chat responses", 3, "RateLimitError", 0},
 	{"a long Retry-After is obeyed", "status=429,retry-after=61", -1, &llmtest.Abort{At: "attempt", N: 4000}, "messages", 1, "APIUserAbortError", 0},

@@ -45,7 +45,7 @@ var llmEndpoints = []llmEndpoint{
 		return map[string]any{"model": "gpt-5", "input": said("What is a budget?"), "max_output_tokens": bound}
 	}},
 	{"messages", "/v1/messages", func(bound int) map[string]any {
-		return map[string]any{"model": "claude-sonnet-4-5", "messages": said("What is a budget?"), "max_tokens": bound}
+		return map[string]any{"model": "claude-sonnet-4-6", "messages": said("What is a budget?"), "max_tokens": bound}
 	}},
 }
 
@@ -213,7 +213,7 @@ func TestOfficialClientsOtherEndpoints(t *testing.T) {
 	sdks := llmtest.InstallSDKs(t)
 	backend := llmtest.Start(t)
 	for name, site := range llmSites(t, backend) {
-		messages := map[string]any{"model": "claude-sonnet-4-5", "messages": said("hello")}
+		messages := map[string]any{"model": "claude-sonnet-4-6", "messages": said("hello")}
 		runs := sdks.Drive(t,
 			llmtest.Scenario{URL: site, Endpoint: "openaiModels"},
 			llmtest.Scenario{URL: site, Endpoint: "anthropicModels"},

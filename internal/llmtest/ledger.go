@@ -33,7 +33,7 @@ type Price struct{ Input, Cached, Written, Written1h, Output string }
 var Prices = map[string]Price{
 	"gpt-5":             {Input: "1.25", Cached: "0.125", Output: "10"},
 	"gpt-5-pro":         {Input: "15", Output: "120"},
-	"claude-sonnet-4-5": {Input: "3", Cached: "0.30", Written: "3.75", Written1h: "6", Output: "15"},
+	"claude-sonnet-4-6": {Input: "3", Cached: "0.30", Written: "3.75", Written1h: "6", Output: "15"},
 	"default":           {Input: "15", Written: "18.75", Written1h: "30", Output: "120"},
 }
 

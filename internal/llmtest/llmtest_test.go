@@ -47,7 +47,7 @@ const (
 
 	chatBody      = `{"model":"gpt-5","messages":[{"role":"user","content":"hi"}],"max_completion_tokens":50}`
 	responsesBody = `{"model":"gpt-5","input":"hi","max_output_tokens":50}`
-	messagesBody  = `{"model":"claude-sonnet-4-5","messages":[{"role":"user","content":"hi"}],"max_tokens":50}`
+	messagesBody  = `{"model":"claude-sonnet-4-6","messages":[{"role":"user","content":"hi"}],"max_tokens":50}`
 )
 
 func streamed(body string) string {
@@ -119,7 +119,7 @@ func TestRefusedRequests(t *testing.T) {
 		{chatPath, `{"model":"gpt-5","messages":[],"n":1.5}`, "positive integer"},
 		{chatPath, `{"messages":[]}`, "model"},
 		{chatPath, `{"model`, "parse"},
-		{messagesPath, `{"model":"claude-sonnet-4-5","messages":[]}`, "max_tokens"},
+		{messagesPath, `{"model":"claude-sonnet-4-6","messages":[]}`, "max_tokens"},
 		{responsesPath, `{"model":"gpt-5","input":"","max_output_tokens":"9"}`, "positive integer"},
 	} {
 		s := Start(t)

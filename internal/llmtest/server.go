@@ -153,8 +153,8 @@ func (x *exchange) models(id string) {
 		return
 	}
 	x.json(http.StatusOK, map[string]any{
-		"object": "list", "has_more": false, "first_id": "gpt-5", "last_id": "claude-sonnet-4-5",
-		"data": []any{model("gpt-5"), model("claude-sonnet-4-5")},
+		"object": "list", "has_more": false, "first_id": "gpt-5", "last_id": "claude-sonnet-4-6",
+		"data": []any{model("gpt-5"), model("claude-sonnet-4-6")},
 	})
 }
 
