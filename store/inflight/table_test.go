@@ -163,6 +163,9 @@ func TestBudget(t *testing.T) {
 		if took := time.Since(began); took > wait+20*time.Millisecond {
 			t.Errorf("took %v", took)
 		}
+		if calls, _ := s.records.Counts(); calls > 2 {
+			t.Errorf("%d calls, of which most had no time", calls)
+		}
 		s.records.Delay(0)
 	})
 }
@@ -240,11 +243,31 @@ func TestLossWhileCalling(t *testing.T) {
 		r := request("client", 5, -1)
 		s.records.Delay(20 * time.Millisecond)
 		time.AfterFunc(10*time.Millisecond, func() { s.records.Lose(true) })
+		life := s.tables[0].Life()
 		slot := s.acquire(0, r, true, store.FromStore)
 		time.Sleep(time.Second)
-		s.hold(r, 1)
-		s.release(slot)
+		s.records.Kill(life)
+		time.Sleep(16 * time.Second)
+		s.start()
+		other := s.acquire(1, r, true, store.FromStore)
+		s.hold(r, 2) // and what the dead name held is gone
+		s.release(slot, other)
 		time.Sleep(time.Second)
+		s.hold(r, 0)
+	})
+}
+
+// TestLossWhileAway: a slot that is released while the store is away, after which the
+// process takes another name, is free when the store is back.
+func TestLossWhileAway(t *testing.T) {
+	onSite(t, 1, func(s *site) {
+		r := request("client", 5, -1)
+		slot := s.acquire(0, r, true, store.FromStore)
+		s.records.Fail(func(*inflight.Claim) storetest.Fault { return storetest.Unexecuted })
+		s.release(slot)
+		s.records.Doubt()
+		s.records.Fail(nil)
+		time.Sleep(2 * time.Second)
 		s.hold(r, 0)
 	})
 }
@@ -282,10 +305,11 @@ func TestMayLoseAll(t *testing.T) {
 		s.records.Fail(func(c *inflight.Claim) storetest.Fault {
 			mu.Lock()
 			defer mu.Unlock()
-			if rand.IntN(10) == 0 {
+			fault := []storetest.Fault{0, 0, 0, storetest.Unexecuted, storetest.LostReply, storetest.Lost}[rand.IntN(6)]
+			if fault == storetest.Lost {
 				late = append(late, *c)
 			}
-			return []storetest.Fault{0, 0, 0, storetest.Unexecuted, storetest.LostReply, storetest.Lost}[rand.IntN(6)]
+			return fault
 		})
 		var group sync.WaitGroup
 		for i := range 60 {
