@@ -34,7 +34,8 @@ const DefaultMaxKeys = 100_000
 //     clients does not free a client that is being refused, and a flood of
 //     clients with a unit each pushes out its like, not who has used more.
 //     (A client that is refused several units while fewer are left is
-//     protected by its share only.) Neither is the log of a client that is banned.
+//     protected by its share only.) Neither is the log of a client that is banned:
+//     with long bans, a stranger with enough addresses can fill the table for as long.
 //   - If every log of the sample is used up, none is taken. The newcomer then
 //     counts in an overflow log that it shares with a sixteenth of the
 //     newcomers to its shard and limit. That is stricter than its limit,

@@ -423,7 +423,7 @@ func TestBansAreKnownHere(t *testing.T) {
 				t.Errorf("%+v, want a ban by the %v", c.Decisions, source)
 			}
 		}
-		res := ask(g).Reservation(0)
+		ask(g)
 		blocked(store.FromStore)
 		time.Sleep(90 * time.Minute) // the window has passed
 		r.err = unexecuted
@@ -445,7 +445,7 @@ func TestBansAreKnownHere(t *testing.T) {
 
 		// A refund ends a ban here as it does there.
 		time.Sleep(4 * time.Hour)
-		res = ask(g).Reservation(0)
+		res := ask(g).Reservation(0)
 		blocked(store.FromStore)
 		settle(g, time.Second, res, 0)
 		unbanned(t, ask, g, r)
