@@ -3,8 +3,7 @@ package llm
 // messagesFields are the fields of messages that only set how text is made, or
 // whose text is a part of the body. Not among them are fallbacks, compaction and
 // context_management: other models, and output beside max_tokens.
-var messagesFields = set("cache_control", "diagnostics", "metadata", "output_config", "output_format",
-	"stop_sequences", "temperature", "tool_choice", "top_k", "top_p")
+var messagesFields = set("cache_control", "diagnostics", "metadata", "stop_sequences", "temperature", "tool_choice", "top_k", "top_p")
 
 // textBlocks are the types of content blocks that hold their text. Results of
 // Anthropic's own tools and references to deferred ones are not among them.
@@ -48,6 +47,11 @@ func (r *reader) messages() {
 			r.tier(name, "standard")
 		case "inference_geo":
 			r.tier(name, "global")
+		case "output_config", "output_format":
+			// A format brings instructions, as tools do.
+			if r.present() {
+				r.describedTools++
+			}
 		default:
 			r.other(name, messagesFields)
 		}

@@ -70,7 +70,7 @@ type Config struct {
 // Overhead and OverheadTools are tokens that each reservation adds to the input
 // for what an API adds to the prompt by itself: always, and once more for each
 // of these: any tools at all, each tool that the API itself describes (an
-// editor, a shell).
+// editor, a shell), Anthropic's formats of output.
 //
 // The largest published number of Anthropic's instructions for tools is 530
 // tokens, for a definition that takes 40 bytes of the request.

@@ -18,28 +18,32 @@ type openaiError struct {
 	} `json:"error"`
 }
 
-// anthropicError is the body of Anthropic's errors. The SDKs hand error.type to
-// the program.
+// anthropicError is the body of Anthropic's errors. The SDKs hand error.type and
+// error.details.error_code to the program, which must take a code that it does
+// not know for none.
 type anthropicError struct {
 	Type  string `json:"type"`
 	Error struct {
 		Type    string `json:"type"`
 		Message string `json:"message"`
+		Details struct {
+			Code string `json:"error_code"`
+		} `json:"details"`
 	} `json:"error"`
 	RequestID *string `json:"request_id"`
 }
 
 // ErrorBody is the body of a response with an error status, as the API itself
 // would write it (application/json). The code is for programs, such as a
-// [Reason]; Anthropic's errors have no place for it, so that it is put before
-// the message there. An exceeded limit is 429 with the code "limit", which
-// becomes OpenAI's own "rate_limit_exceeded".
+// [Reason]. An exceeded limit is 429 with the code "limit", which becomes
+// OpenAI's own "rate_limit_exceeded".
 func ErrorBody(api API, status int, code, message string) []byte {
 	var body []byte
 	var err error
 	if api == Anthropic {
 		var e anthropicError
-		e.Type, e.Error.Type, e.Error.Message = "error", anthropicType(status), code+": "+message
+		e.Type, e.Error.Type, e.Error.Message = "error", anthropicType(status), message
+		e.Error.Details.Code = code
 		body, err = json.Marshal(e)
 	} else {
 		var e openaiError

@@ -21,11 +21,11 @@ func TestErrorBody(t *testing.T) {
 		{OpenAI, 503, "store_away", "later",
 			`{"error":{"message":"later","type":"server_error","param":null,"code":"store_away"}}`},
 		{Anthropic, 429, "limit", "later",
-			`{"type":"error","error":{"type":"rate_limit_error","message":"limit: later"},"request_id":null}`},
+			`{"type":"error","error":{"type":"rate_limit_error","message":"later","details":{"error_code":"limit"}},"request_id":null}`},
 		{Anthropic, 400, "unbounded", "no",
-			`{"type":"error","error":{"type":"invalid_request_error","message":"unbounded: no"},"request_id":null}`},
+			`{"type":"error","error":{"type":"invalid_request_error","message":"no","details":{"error_code":"unbounded"}},"request_id":null}`},
 		{Anthropic, 503, "store_away", "later",
-			`{"type":"error","error":{"type":"overloaded_error","message":"store_away: later"},"request_id":null}`},
+			`{"type":"error","error":{"type":"overloaded_error","message":"later","details":{"error_code":"store_away"}},"request_id":null}`},
 	} {
 		if got := string(ErrorBody(row.api, row.status, row.code, row.message)); got != row.want {
 			t.Errorf("ErrorBody(%s, %d, %s) =\n%s, want\n%s", row.api, row.status, row.code, got, row.want)

@@ -2,7 +2,6 @@ package llm
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"slices"
 	"strconv"
@@ -49,15 +48,22 @@ type reader struct {
 	*facts
 	dec    *jsontext.Decoder
 	accept []string // see Config
+	names  []string // of the objects around the value that is read
 }
 
+// maxNames is how many members an object that is read may have. The largest that
+// either API knows has about forty.
+const maxNames = 128
+
 // read reads the body of a request. jsontext is strict where readers differ: it
-// rejects names that are there twice (after their escapes), text that is not
-// UTF-8, and whatever JSON does not allow.
+// rejects text that is not UTF-8, and whatever JSON does not allow. It would
+// reject names that are there twice, too, but remembers all of them: a body of
+// 8 MiB makes that a hundred. So each object that is read checks its own; in the
+// others nothing depends on a name.
 func read(e endpoint, body []byte, accept []string) (f *facts, refusal *Refusal) {
 	r := &reader{
 		facts:  &facts{endpoint: e},
-		dec:    jsontext.NewDecoder(bytes.NewBuffer(body)),
+		dec:    jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true)),
 		accept: accept,
 	}
 	defer func() {
@@ -87,24 +93,21 @@ func read(e endpoint, body []byte, accept []string) (f *facts, refusal *Refusal)
 	return r.facts, nil
 }
 
-func (r *reader) fail(err error) {
-	if errors.Is(err, jsontext.ErrDuplicateName) {
-		panic(refuse(ReasonMalformed, "the body has a name twice in one object, near byte %d: write it once", r.dec.InputOffset()))
-	}
+func (r *reader) fail() {
 	panic(refuse(ReasonMalformed, "the body is no valid JSON near byte %d", r.dec.InputOffset()))
 }
 
 // checkSyntax fails for what is no JSON at all.
 func (r *reader) checkSyntax() {
 	if err := r.dec.SkipValue(); err != nil {
-		r.fail(err)
+		r.fail()
 	}
 }
 
 func (r *reader) token() jsontext.Token {
 	tok, err := r.dec.ReadToken()
 	if err != nil {
-		r.fail(err)
+		r.fail()
 	}
 	return tok
 }
@@ -113,7 +116,7 @@ func (r *reader) token() jsontext.Token {
 func (r *reader) value() (jsontext.Value, span) {
 	v, err := r.dec.ReadValue()
 	if err != nil {
-		r.fail(err)
+		r.fail()
 	}
 	to := int(r.dec.InputOffset())
 	return v, span{to - len(v), to}
@@ -121,7 +124,7 @@ func (r *reader) value() (jsontext.Value, span) {
 
 func (r *reader) skip() {
 	if err := r.dec.SkipValue(); err != nil {
-		r.fail(err)
+		r.fail()
 	}
 }
 
@@ -134,10 +137,15 @@ func (r *reader) object(member func(name string)) (object, bool) {
 	}
 	r.token()
 	o := object{inside: int(r.dec.InputOffset()), empty: true}
+	around := len(r.names)
 	for r.dec.PeekKind() != '}' {
 		o.empty = false
-		member(r.name())
+		name := r.name()
+		r.once(name, r.names[around:])
+		r.names = append(r.names, name)
+		member(name)
 	}
+	r.names = r.names[:around]
 	r.token()
 	return o, true
 }
@@ -153,6 +161,17 @@ func (r *reader) name() string {
 		return string(plain)
 	}
 	panic(refuse(ReasonMalformed, "the body has a name that is no text near byte %d", r.dec.InputOffset()))
+}
+
+// once refuses an object with two members of one name: some readers take the
+// first and some the last.
+func (r *reader) once(name string, before []string) {
+	if slices.Contains(before, name) {
+		panic(refuse(ReasonMalformed, "the body has %s twice in one object, near byte %d: write it once", quotable(name), r.dec.InputOffset()))
+	}
+	if len(before) == maxNames {
+		panic(refuse(ReasonMalformed, "the body has an object with more than %d members, near byte %d", maxNames, r.dec.InputOffset()))
+	}
 }
 
 // array calls element for each element of an array; element must read it. Any

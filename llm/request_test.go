@@ -2,6 +2,7 @@ package llm
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -118,6 +119,7 @@ func TestReserveTokens(t *testing.T) {
 		{"product too large", chatPath, `{"n":1000000000000,"max_tokens":1000000000000}`, maxTokens, 0},
 		{"nested bounds are none", chatPath, `{"max_tokens":20,"metadata":{"max_tokens":9}}`, 20, 0},
 		{"tools", chatPath, `{"max_tokens":20,"tools":[{"type":"function","function":{"name":"f"}}]}`, 20, OverheadTools},
+		{"format of output", messagesPath, `{"max_tokens":20,"output_config":{"format":{"type":"json_schema"}}}`, 20, OverheadTools},
 		{"responses", responsesPath, `{"max_output_tokens":7,"input":"hi"}`, 7, 0},
 		{"max_tokens is none of responses'", responsesPath, `{"max_output_tokens":7,"input":[{"role":"user","content":[{"type":"input_text","text":"hi"}]}]}`, 7, 0},
 		{"messages", messagesPath, `{"max_tokens":30}`, 30, 0},
@@ -154,6 +156,10 @@ func TestRefusals(t *testing.T) {
 		{chatPath, `{"max_tokens":100000,"max_tokens":1}`, ReasonMalformed},
 		{chatPath, `{"max_tokens":100000,"max\u005ftokens":1}`, ReasonMalformed},
 		{chatPath, `{"max_tokens":1,"stream_options":{"include_usage":true,"include_usage":false}}`, ReasonMalformed},
+		{messagesPath, `{"max_tokens":1,"messages":[{"content":[{"type":"image","type":"text","text":"x"}]}]}`, ReasonMalformed},
+		{messagesPath, `{"max_tokens":1,"messages":[{"content":"x","conten\u0074":[]}]}`, ReasonMalformed},
+		{chatPath, `{"max_tokens":1,"messages":[{` + strings.Repeat(`"a":0,`, 2) + `"b":0}]}`, ReasonMalformed},
+		{chatPath, `{"max_tokens":1,"messages":[` + manyNames(maxNames+1) + `]}`, ReasonMalformed},
 		{chatPath, `{"max_tokens":100000,"MAX_TOKENS":1}`, ReasonUnbounded}, // no field of the API
 		{chatPath, `{"max_tokens":1} {"max_tokens":100}`, ReasonMalformed},
 		{chatPath, `{"max_tokens":1`, ReasonMalformed},
@@ -225,6 +231,39 @@ func TestRefusals(t *testing.T) {
 		if refusal.Reason != row.want || refusal.Status != 400 {
 			t.Errorf("%.100s: %d %s (%s), want 400 %s", row.body, refusal.Status, refusal.Reason, refusal.Message, row.want)
 		}
+	}
+}
+
+func manyNames(n int) string {
+	var s strings.Builder
+	for i := range n {
+		fmt.Fprintf(&s, `,"%d":0`, i)
+	}
+	return "{" + s.String()[1:] + "}"
+}
+
+// In what is only text for the model, names may be whatever they are, and an
+// object's are its own.
+func TestNamesThatAreNotRead(t *testing.T) {
+	m := newMeter(t, Config{API: Anthropic})
+	reserve(t, m, messagesPath, `{"max_tokens":1,"messages":[{"content":[{"type":"tool_use","input":{"a":1,"a":2}}]}]}`)
+	reserve(t, m, messagesPath, `{"max_tokens":1,"metadata":`+manyNames(maxNames+1)+`}`)
+	reserve(t, m, messagesPath, `{"max_tokens":1,"messages":[`+manyNames(maxNames)+`]}`)
+	reserve(t, m, messagesPath, `{"max_tokens":1,"messages":[{"content":[{"type":"tool_result","content":[{"type":"text","text":"x"}],"id":"1"}],"id":"2"}],"type":null}`)
+	reserve(t, m, messagesPath, `{"max_tokens":1,"messages":[{"content":[{"content":[{"text":"x","type":"text"}],"type":"tool_result"}],"text":"x"}]}`)
+}
+
+// A body of many names takes no more memory than any other.
+func TestMemoryOfNames(t *testing.T) {
+	m := newMeter(t, Config{API: OpenAI})
+	body := []byte(`{"max_tokens":1,"metadata":` + manyNames(100_000) + `}`)
+	allocs := testing.AllocsPerRun(3, func() {
+		if _, refusal := m.Reserve("POST", chatPath, http.Header{}, body); refusal != nil {
+			t.Fatal(refusal)
+		}
+	})
+	if allocs > 100 {
+		t.Errorf("%v allocations for 100,000 names", allocs)
 	}
 }
 
@@ -377,6 +416,13 @@ func TestReserveDollars(t *testing.T) {
 	}
 	if r := refused(t, m, chatPath, `{"max_tokens":1,"modalities":["text","audio"]}`); r.Reason != ReasonUnbounded {
 		t.Error(r)
+	}
+	if r := refused(t, m, chatPath, `{"max_tokens":1,"messages":[{"content":[{"type":"input_audio","input_audio":{"data":"AAAA"}}]}]}`); r.Reason != ReasonUnbounded {
+		t.Error(r)
+	}
+	// What a prediction gets wrong is billed as output, for each choice.
+	if rsv := reserve(t, m, chatPath, `{"max_tokens":10,"n":2,"prediction":{"content":"xx"}}`); rsv.Output != 2*(10+16) {
+		t.Errorf("with a prediction: output %d", rsv.Output)
 	}
 	reserve(t, m, chatPath, `{"max_tokens":1,"service_tier":"flex"}`)
 	cfg.Tiers = []string{"priority"}

@@ -219,7 +219,7 @@ func (s *scanner) open(c byte) {
 	if s.objects[s.depth/64] &^= bit; c == '{' {
 		s.objects[s.depth/64] |= bit
 	}
-	if s.known == s.depth && s.at != nil && s.depth < maxPlaces {
+	if s.at != nil && s.depth < maxPlaces { // a place's container has one
 		s.known++
 		s.places[s.known] = s.at
 	}
