@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
 
 // Starter is a store module that puts something into force only when its
@@ -27,18 +28,23 @@ type backend struct {
 	lasting  *lasting
 	storage  storage // outlives the process; or nil
 	hurried  logLimiter
+	limiter  *inflight.Limiter          // of requests in flight; nil if no zone limits them
 	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are deleted
 }
 
 // lasting is what outlives the configurations that use one store's data.
 type lasting struct {
 	*fallback.State
+	slots  *inflight.Table
 	losses logLimiter
 	memo   memo
 }
 
-// Destruct implements caddy.Destructor. There is nothing to close.
-func (*lasting) Destruct() error { return nil }
+// Destruct implements caddy.Destructor.
+func (l *lasting) Destruct() error {
+	l.leave()
+	return nil
+}
 
 var lastingPool = caddy.NewUsagePool()
 
@@ -47,7 +53,7 @@ var lastingPool = caddy.NewUsagePool()
 func openBackend(s store.Store, logger *zap.Logger, kept storage) (*backend, error) {
 	name := s.String()
 	pooled, _, err := lastingPool.LoadOrNew(name, func() (caddy.Destructor, error) {
-		return &lasting{State: fallback.NewState()}, nil
+		return &lasting{State: fallback.NewState(), slots: inflight.NewTable()}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -74,12 +80,18 @@ func (b *backend) start() {
 		s.Start()
 	}
 	b.Guard.Start()
+	if b.limiter != nil {
+		b.limiter.Start()
+	}
 	b.lasting.memo.start(b)
 }
 
 func (b *backend) release() error {
 	b.lasting.memo.stop(b)
 	b.Close()
+	if b.limiter != nil {
+		b.limiter.Close()
+	}
 	storeSeries.release(b.name)
 	_, err := lastingPool.Delete(b.name)
 	return err

@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
 
 // zone parses:
@@ -20,6 +21,7 @@ import (
 //	    tier <placeholder> { <plan> <n>|unlimited ... default <n>|unlimited|<plan> }
 //	    cost <n> | <placeholder> default <n> max <n> [min 0]
 //	    window <duration>
+//	    concurrent <n>    instead of events and window
 //	    ipv4_prefix <bits>
 //	    ipv6_prefix <bits>
 //	    key_normalize [lower] [trim] | off
@@ -66,6 +68,7 @@ var zoneOptions = []option[Zone]{
 		z.Events = &events
 		return err
 	}},
+	{word: "concurrent", parse: func(p *handlerParser, z *Zone) error { return p.concurrent(z) }},
 	{word: "tier", parse: func(p *handlerParser, z *Zone) error { return p.tier(z) }},
 	{word: "cost", parse: func(p *handlerParser, z *Zone) error { return p.cost(z) }},
 	{word: "window", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.Window) }},
@@ -88,6 +91,8 @@ func (p *handlerParser) zoneOption(z *Zone) error {
 		return unknownOption(p.Dispenser, listed(zoneOptions))
 	case p.short == z && (word == "events" || word == "window"):
 		return p.Errf("%s is already given after %s; remove it here, or write a zone", word, directive)
+	case p.short == z && word == "concurrent":
+		return p.Errf("concurrent is a limit of its own beside the events after %s; write: zone <name> { concurrent ... }", directive)
 	case p.short == z && word == "tier":
 		return p.Errf("tier stands instead of the events after %s; write: zone <name> { window ... tier ... }", directive)
 	}
@@ -106,6 +111,19 @@ func (p *handlerParser) matchers(to *caddyhttp.RawMatcherSets) error {
 		*to = append(*to, set)
 	}
 	return err
+}
+
+func (p *handlerParser) concurrent(z *Zone) error {
+	var text string
+	if err := p.word(&text); err != nil {
+		return err
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return p.Errf("concurrent %q is not a whole number between 1 and %d", text, int64(inflight.MaxLimit))
+	}
+	z.Concurrent = &n
+	return nil
 }
 
 func (p *handlerParser) optionalInteger(into **int) error {

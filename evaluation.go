@@ -28,6 +28,8 @@ type evaluation struct {
 	index    []int         // verdict of each of its requests
 	later    []*Zone       // need the request's body
 	charged  int           // how many charges there were before
+	slots    []slotRequest // for the verdicts of zones that limit requests in flight
+	flight   *flight       // what they have granted, nil for nothing
 	exempt   []*Zone
 	reason   reason // of the refusal, by zones that are in force
 }
@@ -62,6 +64,8 @@ func (e *evaluation) release() {
 	clear(e.later)
 	e.call.Reset()
 	e.verdicts, e.index, e.exempt, e.later = e.verdicts[:0], e.index[:0], e.exempt[:0], e.later[:0]
+	clear(e.slots)
+	e.slots, e.flight = e.slots[:0], nil
 	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonNone
 	e.keys.repl = nil
 	e.keys.request = nil
@@ -133,6 +137,11 @@ func (e *evaluation) add(zone *Zone) {
 	case found == keySkipped, e.charges.has(zone.same, client):
 		return
 	}
+	if zone.Concurrent != nil {
+		e.slots = append(e.slots, slotRequest{len(e.verdicts), client})
+		e.verdicts = append(e.verdicts, verdict{zone: zone, limit: zone.limit})
+		return
+	}
 	limit := zone.limitOf(&e.keys, e.charges.client)
 	if limit == 0 {
 		e.refuse(zone, 0, reasonZero)
@@ -183,8 +192,25 @@ func isEarlyData(r *http.Request) bool {
 	return r.ProtoMajor == 3 && r.TLS != nil && !r.TLS.HandshakeComplete
 }
 
-// decide has the store decide, or its fallback.
+// decide has the store decide, or its fallback. Slots come first: a request that finds
+// none takes nothing of a window, and a request that a window refuses gives its
+// slots back.
 func (e *evaluation) decide() {
+	e.takeSlots()
+	e.decideWindows()
+	if e.flight == nil {
+		return
+	}
+	if !e.passes() {
+		e.flight.giveUp()
+		e.flight = nil
+		return
+	}
+	e.flight.begin(e.charges)
+}
+
+// decideWindows decides what is charged to windows.
+func (e *evaluation) decideWindows() {
 	requests := e.call.Requests
 	if len(requests) == 0 || !e.passes() {
 		// A zone that refuses whatever the store says spares the call, and

@@ -158,9 +158,17 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		if err := h.app.registerZone(h.backend.store.String(), zone); err != nil {
 			return err
 		}
+		if zone.Concurrent != nil {
+			if err := h.provisionConcurrent(zone); err != nil {
+				return fmt.Errorf("zone %q: %v", zone.Name, err)
+			}
+		}
 		h.matchers = h.matchers || len(zone.match) > 0 || len(zone.exempt) > 0
 		zoneSeries.retain(zone.Name)
 		h.held = append(h.held, zone.Name)
+		if zone.Concurrent != nil {
+			inFlight.show(zone.Name, true)
+		}
 	}
 	return nil
 }
@@ -275,6 +283,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	if h.headers.when == headersAlways {
 		w = c.announce(w, h.headers, e)
+	}
+	if e.flight != nil {
+		next = e.flight.around(next)
 	}
 	e.release()
 

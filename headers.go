@@ -80,11 +80,12 @@ const (
 
 // appendHeaderZones appends the zones that are in force. retryAfter is that of the
 // response, 0 if it has none: for a zone that refused, the header's reset must
-// not promise an earlier time.
+// not promise an earlier time. Zones that limit requests in flight have no window, and
+// so no place there.
 func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []headerZone {
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
-		if v.zone.DryRun || !v.counted && v.reason != reasonTooCostly {
+		if v.zone.DryRun || v.zone.Concurrent != nil || !v.counted && v.reason != reasonTooCostly {
 			continue
 		}
 		zone := headerZone{

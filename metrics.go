@@ -73,7 +73,7 @@ func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
 		metrics.requests, metrics.emptyKeys, metrics.replaced, metrics.clients, metrics.storeDuration, metrics.storeErrors,
-		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed,
+		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight,
 	} {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
@@ -126,6 +126,7 @@ var (
 		metrics.requests.DeletePartialMatch(match)
 		metrics.emptyKeys.DeletePartialMatch(match)
 		metrics.replaced.DeletePartialMatch(match)
+		inFlight.show(zone, false)
 	}}
 	storeSeries = series{holds: make(map[string]int), remove: func(name string) {
 		match := prometheus.Labels{"store": name}

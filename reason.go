@@ -14,6 +14,7 @@ type reason uint8
 const (
 	reasonNone       reason = iota // the zone does not refuse
 	reasonLimit                    // the limit is reached
+	reasonBusy                     // as many requests as may be are in flight
 	reasonStoreAway                // the store is away, and the zone denies then
 	reasonZero                     // the limit is 0
 	reasonTooCostly                // the request takes more than the limit
@@ -30,6 +31,10 @@ var refusals = [reasons]refusal{
 	reasonLimit: {
 		name: "limit", problem: problemQuotaExceeded, title: "Too many requests",
 		detail: "The limit on requests is reached", limit: true,
+	},
+	reasonBusy: {
+		name: "busy", problem: problemQuotaExceeded, title: "Too many requests at once",
+		detail: "Too many requests are in flight; try again when one of them is over.", wait: unknownWait, limit: true,
 	},
 	reasonStoreAway: {
 		name: "store_away", status: http.StatusServiceUnavailable, problem: problemReducedCapacity,

@@ -45,6 +45,13 @@ type Zone struct {
 	// tier.
 	Events *int64 `json:"events,omitempty"`
 
+	// How many requests are in flight at once at most, in all instances together,
+	// 1 to 1,000,000,000, instead of events and window. A request is in flight
+	// until its response is over: streams and WebSockets are as long as they are
+	// open. A client that is over this limit is refused with a Retry-After of 1
+	// second. A key that all clients share lets one client take all slots.
+	Concurrent *int64 `json:"concurrent,omitempty"`
+
 	// Limits by plan, instead of events.
 	Tier *Tier `json:"tier,omitempty"`
 
@@ -132,7 +139,10 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	if z.tier, err = newTier(z.Tier); err != nil {
 		return err
 	}
-	if z.tier == nil {
+	switch {
+	case z.Concurrent != nil:
+		z.limit = *z.Concurrent
+	case z.tier == nil:
 		z.limit = *z.Events
 	}
 	z.cost = newCost(z.Cost)

@@ -41,11 +41,14 @@ func (z *Zone) check() *configError {
 
 // checkLimits checks how much the zone grants, and what a request takes of it.
 func (z *Zone) checkLimits() *configError {
+	if z.Concurrent != nil {
+		return z.checkConcurrent()
+	}
 	switch {
 	case z.Events != nil && z.Tier != nil:
 		return wrong("tier", "tier stands instead of events; remove events, and write its number as that of a plan or of default")
 	case z.Events == nil && z.Tier == nil:
-		return wrong("events", "events is missing; write how many requests are granted in a window, or a tier of limits by plan")
+		return wrong("events", "events is missing; write how many requests are granted in a window, or a tier of limits by plan, or concurrent, how many are in flight at once")
 	case z.Events != nil && (*z.Events < 0 || *z.Events > store.MaxEvents):
 		return wrong("events", "events %d is not between 0 and %d", *z.Events, int64(store.MaxEvents))
 	}
@@ -63,6 +66,9 @@ func (z *Zone) checkLimits() *configError {
 }
 
 func (z *Zone) checkWindow() *configError {
+	if z.Concurrent != nil {
+		return nil // it has none
+	}
 	window := time.Duration(z.Window)
 	if window == 0 {
 		return wrong("window", "window is missing; write how long the events count, for example 1m")
@@ -151,6 +157,8 @@ func checkMatcherSets(field string, sets caddyhttp.RawMatcherSets) *configError 
 func (z *Zone) conflict(other *Zone) *configError {
 	const remedy = "zones of one name are one limit: make them equal, or rename one"
 	switch {
+	case (z.Concurrent == nil) != (other.Concurrent == nil):
+		return wrong(z.limitWord(), "%s here and %s in another handler; "+remedy, z.limitText(), other.limitText())
 	case z.Window != other.Window:
 		return wrong("window", "window %s here and %s in another handler; "+remedy,
 			windowText(time.Duration(z.Window)), windowText(time.Duration(other.Window)))
@@ -162,7 +170,7 @@ func (z *Zone) conflict(other *Zone) *configError {
 		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
 	case z.ipv6Prefix() != other.ipv6Prefix():
 		return wrong("ipv6_prefix", "ipv6_prefix %d here and %d in another handler; "+remedy, z.ipv6Prefix(), other.ipv6Prefix())
-	case z.Tier == nil && other.Tier == nil && *z.Events != *other.Events:
+	case z.Events != nil && other.Events != nil && *z.Events != *other.Events:
 		return wrong("events", "events %d here and %d in another handler; "+remedy, *z.Events, *other.Events)
 	case z.limitText() != other.limitText():
 		return wrong(z.limitWord(), "%s here and %s in another handler; "+remedy, z.limitText(), other.limitText())
@@ -175,14 +183,20 @@ func (z *Zone) conflict(other *Zone) *configError {
 
 // limitText is the limit as messages name it, in one spelling.
 func (z *Zone) limitText() string {
-	if z.Tier != nil {
+	switch {
+	case z.Concurrent != nil:
+		return fmt.Sprintf("concurrent %d", *z.Concurrent)
+	case z.Tier != nil:
 		return z.Tier.text()
 	}
 	return fmt.Sprintf("events %d", *z.Events)
 }
 
 func (z *Zone) limitWord() string {
-	if z.Tier != nil {
+	switch {
+	case z.Concurrent != nil:
+		return "concurrent"
+	case z.Tier != nil:
 		return "tier"
 	}
 	return "events"

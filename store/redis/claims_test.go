@@ -77,7 +77,7 @@ func TestClaimModel(t *testing.T) {
 		}
 		records := storetest.NewRecords()
 		now := time.UnixMicro(1_700_000_000_000_000)
-		lives := []string{"aaaaaaaa", "bbbbbbbb", "abababab", "cccccccc"}
+		lives := []string{"aaaaaaaa", "bbbbbbbb", "aaaabbbb", "cccccccc"}
 		seqs := make(map[string]int64)
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			if rapid.IntRange(0, 3).Draw(t, "pass") == 0 {
@@ -85,7 +85,7 @@ func TestClaimModel(t *testing.T) {
 			}
 			dead := []string(nil)
 			if rapid.IntRange(0, 2).Draw(t, "kill") == 0 {
-				dead = append(dead, rapid.SampledFrom(lives).Draw(t, "dead"), "aaaabbbb")
+				dead = append(dead, rapid.SampledFrom(lives).Draw(t, "dead"), "xxxxaaaa", "bbbbyyyy")
 			}
 			var claims []inflight.Claim
 			for range rapid.IntRange(1, 4).Draw(t, "claims") {
@@ -101,7 +101,7 @@ func TestClaimModel(t *testing.T) {
 				if rapid.IntRange(0, 4).Draw(t, "renamed") == 0 {
 					other := rapid.SampledFrom(lives).Draw(t, "former")
 					if other != life {
-						claim.Former = []string{"bbbbaaaa", other}
+						claim.Former = []string{"xxxxaaaa", "bbbbyyyy", other}
 					}
 				}
 				claims = append(claims, claim)
