@@ -36,6 +36,9 @@
 //   - prices have no steps. Both APIs charge more for some models once the
 //     input exceeds 200,000 or 272,000 tokens: write the higher price, or keep
 //     requests below the step with MaxRequest.
+//   - no setting of the account makes requests dearer that do not say so: a
+//     default service_tier of an OpenAI project, a default_inference_geo of an
+//     Anthropic workspace.
 //   - the price is a price for tokens. Fees for each call of a hosted tool are
 //     not known here.
 //
