@@ -27,6 +27,7 @@ import (
 //	    key_normalize [lower] [trim] | off
 //	    on_empty_key client|skip|deny
 //	    on_store_error local|allow|deny
+//	    count_if status <code...> | header <field> [<value>] | { <both> }
 //	    dry_run
 //	}
 func (p *handlerParser) zone() error {
@@ -77,6 +78,7 @@ var zoneOptions = []option[Zone]{
 	{word: "key_normalize", parse: func(p *handlerParser, z *Zone) error { return p.words(&z.KeyNormalize, "lower, trim, both, or off") }},
 	{word: "on_empty_key", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnEmptyKey) }},
 	{word: "on_store_error", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnStoreError) }},
+	{word: "count_if", repeats: true, parse: (*handlerParser).countIf},
 	{word: "dry_run", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.DryRun) }},
 }
 

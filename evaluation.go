@@ -27,6 +27,7 @@ type evaluation struct {
 	call     fallback.Call // for the verdicts that need the store
 	index    []int         // verdict of each of its requests
 	later    []*Zone       // need the request's body
+	reserved []reservation // what depends on the response
 	charged  int           // how many charges there were before
 	slots    []slotRequest // for the verdicts of zones that limit requests in flight
 	flight   *flight       // what they have granted, nil for nothing
@@ -62,10 +63,11 @@ func (e *evaluation) release() {
 	}
 	clear(e.exempt)
 	clear(e.later)
+	clear(e.reserved)
 	e.call.Reset()
 	e.verdicts, e.index, e.exempt, e.later = e.verdicts[:0], e.index[:0], e.exempt[:0], e.later[:0]
 	clear(e.slots)
-	e.slots, e.flight = e.slots[:0], nil
+	e.slots, e.flight, e.reserved = e.slots[:0], nil, e.reserved[:0]
 	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonNone
 	e.keys.repl = nil
 	e.keys.request = nil
@@ -164,6 +166,7 @@ func (e *evaluation) add(zone *Zone) {
 		Limit:  limit,
 		Units:  units,
 		Shadow: zone.DryRun,
+		Exact:  zone.exact(),
 	})
 }
 
@@ -233,6 +236,7 @@ func (e *evaluation) decideWindows() {
 		}
 		if e.call.Charged(i) {
 			e.charges.add(v.zone.same, requests[i].Client)
+			e.reserve(v.zone, i)
 		}
 	}
 }

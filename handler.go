@@ -287,10 +287,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if e.flight != nil {
 		next = e.flight.around(next)
 	}
+	announced := w
+	awaiting := e.await(w)
+	if awaiting != nil {
+		w = awaiting
+	}
 	e.release()
 
 	err := next.ServeHTTP(w, r)
-	c.finishHeaders(w)
+	awaiting.end(err)
+	c.finishHeaders(announced)
 	return err
 }
 

@@ -20,6 +20,7 @@ var metrics = struct {
 	requests       *prometheus.CounterVec
 	emptyKeys      *prometheus.CounterVec
 	replaced       *prometheus.CounterVec
+	settled        *prometheus.CounterVec
 	clients        *prometheus.CounterVec
 	storeDuration  *prometheus.HistogramVec
 	storeErrors    *prometheus.CounterVec
@@ -41,6 +42,10 @@ var metrics = struct {
 			"the request had several values (ambiguous), nobody knows the placeholder (unknown), no plan of this name (unlisted), " +
 			"no whole number (no_number), or above max (above_max).",
 	}, []string{"zone", "word", "reason"}),
+	settled: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "settled_requests_total",
+		Help: "Requests to zones with count_if by what their response made of them: counted, given_back, or client_gone (counted, because the client went away before the response).",
+	}, []string{"zone", "result"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "identified_requests_total",
 		Help: "Requests by how the client's address was found.",
@@ -72,7 +77,7 @@ var metrics = struct {
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
-		metrics.requests, metrics.emptyKeys, metrics.replaced, metrics.clients, metrics.storeDuration, metrics.storeErrors,
+		metrics.requests, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.clients, metrics.storeDuration, metrics.storeErrors,
 		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight,
 	} {
 		var already prometheus.AlreadyRegisteredError
@@ -126,6 +131,7 @@ var (
 		metrics.requests.DeletePartialMatch(match)
 		metrics.emptyKeys.DeletePartialMatch(match)
 		metrics.replaced.DeletePartialMatch(match)
+		metrics.settled.DeletePartialMatch(match)
 		inFlight.show(zone, false)
 	}}
 	storeSeries = series{holds: make(map[string]int), remove: func(name string) {
@@ -161,6 +167,7 @@ type zoneCounters struct {
 	requests  [outcomes][store.Sources]counterSlot
 	emptyKeys [lacks]counterSlot
 	replaced  [len(readWords)][lacks]counterSlot
+	settled   [settledResults]counterSlot
 }
 
 type counterSlot = atomic.Pointer[prometheus.Counter]
@@ -182,6 +189,11 @@ func (c *zoneCounters) replace(word readWord, l lack) {
 	c.add(1, &c.replaced[word][l], metrics.replaced, readWords[word], l.String())
 }
 
+// settle counts what the response made of a request.
+func (c *zoneCounters) settle(s settled) {
+	c.add(1, &c.settled[s], metrics.settled, settledNames[s])
+}
+
 // add adds to a counter of the zone if a configuration still has the zone. To add 0
 // shows the series.
 func (c *zoneCounters) add(n float64, slot *counterSlot, of *prometheus.CounterVec, labels ...string) {
@@ -195,6 +207,18 @@ func (c *zoneCounters) add(n float64, slot *counterSlot, of *prometheus.CounterV
 		fresh.Add(n)
 	})
 }
+
+// settled is what a response made of a request.
+type settled uint8
+
+const (
+	settledCounted settled = iota
+	settledGivenBack
+	settledGone
+	settledResults // how many there are
+)
+
+var settledNames = [settledResults]string{"counted", "given_back", "client_gone"}
 
 var identityCounters [32]atomic.Pointer[prometheus.Counter]
 

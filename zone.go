@@ -91,6 +91,17 @@ type Zone struct {
 	// name. Default: the handler's.
 	OnStoreError string `json:"on_store_error,omitempty"`
 
+	// Which responses count: the units that a request takes are given back if no
+	// matcher of this list matches its response, before the response is sent.
+	// Until then they are taken, so that parallel guesses cannot slip through;
+	// parallel requests of one client can therefore be refused while others are
+	// pending: size events for them. An error counts with its status, and a
+	// client that goes away before the response gets nothing back. Matchers are
+	// as in the handle_response of reverse_proxy: status codes, classes such as
+	// 4, and headers. The zone takes no leases: each request asks the store, and
+	// each one that does not count tells it so. Default: every request counts.
+	CountIf []caddyhttp.ResponseMatcher `json:"count_if,omitempty"`
+
 	// Decides and counts, in a log of its own, and reports what it would have
 	// refused in logs, metrics and placeholders, but never refuses.
 	DryRun bool `json:"dry_run,omitempty"`
@@ -237,6 +248,10 @@ func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
 	}
 	return c.text(bytes), keyFound
 }
+
+// exact reports whether every decision is the store's own: what was charged may be
+// refunded at any moment, so nothing that is known here holds for long.
+func (z *Zone) exact() bool { return len(z.CountIf) > 0 }
 
 // keyedOnAddress reports whether an address that is not verified could choose
 // the key of a request.

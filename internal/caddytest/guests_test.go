@@ -284,6 +284,10 @@ func (s *rigStore) Take(now time.Time, wait time.Duration, requests []store.Requ
 
 func (s *rigStore) Refund(wait time.Duration, refunds []store.Refund) error {
 	s.mu.Lock()
+	delay := s.delay
+	s.mu.Unlock()
+	time.Sleep(min(delay, wait))
+	s.mu.Lock()
 	s.refunds = append(s.refunds, refunds...)
 	s.mu.Unlock()
 	for _, g := range refunds {

@@ -7,9 +7,9 @@ import (
 	"sync/atomic"
 )
 
-// RequestBody watches the body of a request while it is read: a client that stops
-// in the middle of it has gone away, although HTTP/1 does not cancel the
-// request for it.
+// RequestBody watches the body of a request while it is read. A client can break
+// it off without breaking the connection, with a chunk that is none or by sending
+// no more: then the request is not cancelled, and the response is about that.
 type RequestBody struct {
 	io.ReadCloser
 	broken atomic.Bool // transports read bodies on goroutines of their own
