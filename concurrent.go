@@ -98,7 +98,7 @@ type slotRequest struct {
 func (e *evaluation) takeSlots() {
 	for _, s := range e.slots {
 		if !e.passes() {
-			return
+			break
 		}
 		v := &e.verdicts[s.verdict]
 		b := e.h.backend
@@ -122,6 +122,21 @@ func (e *evaluation) takeSlots() {
 			v.reason = reasonStoreAway
 		}
 		e.heed(v.zone, v.reason)
+	}
+	clear(e.slots)
+	e.slots = e.slots[:0] // zones that need the body take theirs later
+}
+
+// keepSlots is called when everything is decided: a request that does not pass gives
+// its slots back.
+func (e *evaluation) keepSlots() {
+	switch {
+	case e.flight == nil:
+	case e.passes():
+		e.flight.begin(e.charges)
+	default:
+		e.flight.giveUp()
+		e.flight = nil
 	}
 }
 

@@ -200,20 +200,6 @@ func isEarlyData(r *http.Request) bool {
 // slots back.
 func (e *evaluation) decide() {
 	e.takeSlots()
-	e.decideWindows()
-	if e.flight == nil {
-		return
-	}
-	if !e.passes() {
-		e.flight.giveUp()
-		e.flight = nil
-		return
-	}
-	e.flight.begin(e.charges)
-}
-
-// decideWindows decides what is charged to windows.
-func (e *evaluation) decideWindows() {
 	requests := e.call.Requests
 	if len(requests) == 0 || !e.passes() {
 		// A zone that refuses whatever the store says spares the call, and

@@ -274,6 +274,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	e.decide()
 	e.decideByBody(w)
+	e.keepSlots()
 	e.report()
 	if !e.passes() {
 		c.refused = refusals[e.reason].limit

@@ -74,6 +74,13 @@ func (e *edge) stream(host, path string) *http.Response {
 	r.Host = host
 	r.Close = true // a reload closes connections that are kept
 	response, err := http.DefaultTransport.RoundTrip(r)
+	for range 5 { // a connection may reach the server that a reload has just ended
+		if err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+		response, err = http.DefaultTransport.RoundTrip(r)
+	}
 	if err != nil {
 		e.t.Fatalf("%s%s: %v", host, path, err)
 	}
