@@ -189,7 +189,7 @@ func (p *parish) beatLives(d time.Duration, all ...*lifeOf) {
 			told := l.tell(parishKey)
 			cmd, _ := l.presence.command(parishKey, false, told...)
 			reply := p.sendLives(cmd)
-			if err := l.heard(parishKey, told[1], reply[beatReply:], p.now); err != nil {
+			if err := l.heard(parishKey, told[1], reply[beatReply:], p.origin, p.now); err != nil {
 				p.t.Fatal(err)
 			}
 		}
@@ -293,6 +293,21 @@ func TestLivesAfterSilence(t *testing.T) {
 	}
 }
 
+// TestLivesOfAnotherServer: a server that took over may lack the latest claims.
+func TestLivesOfAnotherServer(t *testing.T) {
+	t.Parallel()
+	p := newParish(t)
+	a := newLifeOf("a_______")
+	p.beatLives(2*time.Second, a)
+	for i, origin := range []int64{7, 7, 8, 0, 8, 9} {
+		p.origin = origin
+		p.beatLives(2*time.Second, a)
+		if want := []int{0, 0, 1, 1, 1, 2}[i]; a.doubts != want {
+			t.Errorf("origin %d: %d doubts, want %d", origin, a.doubts, want)
+		}
+	}
+}
+
 // TestLivesElsewhere: who is alive on one server of a Cluster is not dead on another.
 func TestLivesElsewhere(t *testing.T) {
 	t.Parallel()
@@ -303,7 +318,7 @@ func TestLivesElsewhere(t *testing.T) {
 	for range 40 {
 		now = now.Add(time.Second)
 		for list, others := range map[string]string{"drl:instances:{1}": "b_______", "drl:instances:{2}": ""} {
-			if err := l.heard(list, "a_______", birth+"\x01"+others, now); err != nil {
+			if err := l.heard(list, "a_______", birth+"\x01"+others, 1, now); err != nil {
 				t.Fatal(err)
 			}
 		}

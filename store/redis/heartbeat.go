@@ -123,7 +123,7 @@ func (n *node) heartbeat(client *client, load bool) beat {
 		n.found(client, originIn(reply))
 	}
 	if len(lives) > 0 && b.err == nil {
-		b.err = n.env.lives.heard(key, lives[1], about, b.now)
+		b.err = n.env.lives.heard(key, lives[1], about, originIn(reply), b.now)
 	}
 	return b
 }

@@ -46,6 +46,7 @@ type attended struct {
 // livesList is what is known of a server's list.
 type livesList struct {
 	birth  int64
+	origin int64                // identity of the server's data, 0 if it does not tell
 	since  time.Time            // contact has not been lost since
 	heard  time.Time            // of the last reply
 	told   map[string]bool      // lives of this process that the server has heard of
@@ -92,20 +93,22 @@ func (l *lives) all() []*attended {
 	return slices.Clone(l.attended)
 }
 
-// heard takes in the reply to a heartbeat that carried some names.
-func (l *lives) heard(list, names, reply string, now time.Time) error {
+// heard takes in the reply to a heartbeat that carried some names, and the identity of
+// the server's data. If that is another one, a server has taken over that may lack the
+// latest claims, of slots that were released too, even if no loss shows.
+func (l *lives) heard(list, names, reply string, origin int64, now time.Time) error {
 	count := len(names) / inflight.LifeSize
 	if len(reply) < 7+count || (len(reply)-7-count)%inflight.LifeSize != 0 {
 		return fmt.Errorf("%w: %d bytes about %d lives", errReply, len(reply), count)
 	}
-	for _, name := range l.take(list, names, reply, now) {
+	for _, name := range l.take(list, names, reply, origin, now) {
 		l.doubt(name)
 	}
 	return nil
 }
 
 // take is heard, and returns the lives in doubt.
-func (l *lives) take(list, names, reply string, now time.Time) (doubtful []string) {
+func (l *lives) take(list, names, reply string, origin int64, now time.Time) (doubtful []string) {
 	birth := numberIn(reply, 0, 7)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -118,13 +121,16 @@ func (l *lives) take(list, names, reply string, now time.Time) (doubtful []strin
 	if of.since.IsZero() || of.birth != birth {
 		of.since, of.birth = now, birth
 	}
-	of.heard = now
+	other := of.origin != 0 && origin != 0 && origin != of.origin
+	if of.heard = now; origin != 0 {
+		of.origin = origin
+	}
 	told := make(map[string]bool)
 	reply = reply[7:]
 	for at := 0; at < len(names); at += inflight.LifeSize {
 		name := names[at : at+inflight.LifeSize]
 		told[name] = true
-		if of.told[name] && reply[0] == 0 {
+		if of.told[name] && (other || reply[0] == 0) {
 			doubtful = append(doubtful, name)
 		}
 		reply = reply[1:]

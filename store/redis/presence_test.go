@@ -17,6 +17,7 @@ type parish struct {
 	conn   *redistest.Conn
 	script string
 	now    time.Time
+	origin int64 // that lives are told
 }
 
 const parishKey = "drl:instances"
