@@ -75,7 +75,7 @@ func (h *Handler) problem(e *evaluation) problemDetails {
 		Type: about.problem, Title: about.title, Detail: about.detail,
 		Status: cmp.Or(about.status, h.Status),
 	}
-	var longest time.Duration
+	longest := about.wait
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
 		if v.reason == reasonNone || v.zone.DryRun {

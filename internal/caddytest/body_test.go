@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 const (
@@ -450,5 +452,88 @@ func TestKeyNormalize(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// HTTP/1, 2 and 3 alike: the application gets what was sent, with its length and its
+// trailer, also where it is longer than the limit; a body that hangs is given up, and
+// a request without one is not waited for.
+func TestBodiesInAllVersions(t *testing.T) {
+	type got struct {
+		length        int64
+		body, trailer string
+	}
+	seen := make(chan got, 1)
+	invite(t, "application", act(func(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+		data, err := io.ReadAll(r.Body)
+		seen <- got{r.ContentLength, string(data), r.Trailer.Get("X-Sum")}
+		return err
+	}))
+	_, urls := secure(t, `distributed_ratelimit 1000 1h account {
+	key {form.username}
+	body_limit 2KiB
+	body_timeout 300ms
+	on_empty_key skip
+}
+stage application`, "stage application")
+	for version, client := range versions(t) {
+		url := urls[0]
+		post := func(body io.Reader, change ...func(*http.Request)) (int, error) {
+			r, _ := http.NewRequest(http.MethodPost, url, body)
+			r.Host = "localhost"
+			r.Header.Set("Content-Type", formType)
+			for _, c := range change {
+				c(r)
+			}
+			a, err := client.RoundTrip(r)
+			if err != nil {
+				return 0, err
+			}
+			a.Body.Close()
+			return a.StatusCode, nil
+		}
+		const form = "username=ann&password=x"
+		if status, err := post(strings.NewReader(form)); status != http.StatusOK {
+			t.Errorf("HTTP/%d: got status %d (%v), want 200", version, status, err)
+		} else if g := <-seen; g != (got{int64(len(form)), form, ""}) {
+			t.Errorf("HTTP/%d: the application got %+v", version, g)
+		}
+		trailer := func(r *http.Request) { r.Trailer = http.Header{"X-Sum": {"7"}} }
+		var streamed [2]got // with the limit and without
+		for i := range streamed {
+			url = urls[i]
+			if status, err := post(io.MultiReader(strings.NewReader(form)), trailer); status != http.StatusOK {
+				t.Fatalf("HTTP/%d, length unknown: got status %d (%v), want 200", version, status, err)
+			}
+			streamed[i] = <-seen
+		}
+		if url = urls[0]; streamed[0] != streamed[1] || streamed[0].body != form {
+			t.Errorf("HTTP/%d, length unknown: the application got %+v, without the limit %+v", version, streamed[0], streamed[1])
+		}
+		if status, err := post(nil, func(r *http.Request) { r.Method = http.MethodGet; r.Header.Del("Content-Type") }); status != http.StatusOK {
+			t.Errorf("HTTP/%d, no body: got status %d (%v), want 200", version, status, err)
+		} else {
+			<-seen
+		}
+		for _, announced := range []bool{false, true} {
+			var long io.Reader = strings.NewReader(form + strings.Repeat("&", 1<<20))
+			if !announced {
+				long = io.MultiReader(long)
+			}
+			// HTTP/2 and 3 may reset the rest of the upload.
+			if status, err := post(long); status != http.StatusForbidden && err == nil {
+				t.Errorf("HTTP/%d, long, announced %v: got status %d, want 403", version, announced, status)
+			}
+		}
+		half, rest := io.Pipe()
+		go fmt.Fprint(rest, "username=")
+		began := time.Now()
+		if status, err := post(half); status != http.StatusRequestTimeout && err == nil {
+			t.Errorf("HTTP/%d, half a body: got status %d, want 408", version, status)
+		}
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("HTTP/%d, half a body: it took %v", version, took)
+		}
+		rest.Close()
 	}
 }
