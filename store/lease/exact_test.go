@@ -33,6 +33,13 @@ func TestExact(t *testing.T) {
 		if d := r.refused(rest, 1); d.Source != store.FromStore {
 			t.Errorf("%+v, want no refusal to be remembered", d)
 		}
+		if d := r.refused(rest, 1); d.Source != store.FromCache {
+			t.Errorf("%+v, want it from memory", d)
+		}
+		rest.Exact = true
+		if d := r.refused(rest, 1); d.Source != store.FromStore {
+			t.Errorf("%+v, want it from the store, whatever is remembered of others", d)
+		}
 
 		// A lease in hand, of the time before the zone was exact, stays what it is.
 		r.request.Client, r.request.Exact = "other", false
