@@ -15,11 +15,12 @@ import (
 
 // part is what this process has for one request of a call.
 type part struct {
-	held    holding // units taken out of leases
-	refused bool    // by a remembered refusal
-	short   int64   // units to ask the store for
-	lease   int64   // units of a lease to ask for with them
-	index   int     // of the request to inner, if short > 0
+	held    holding       // units taken out of leases
+	refused bool          // by a remembered refusal
+	short   int64         // units to ask the store for
+	lease   int64         // units of a lease to ask for with them
+	span    time.Duration // and how long it is to last
+	index   int           // of the request to inner, if short > 0
 }
 
 // desk is where a call is worked on. Desks are reused.
@@ -88,7 +89,7 @@ func (l *Store) prepare(w *desk, requests []store.Request, decisions []store.Dec
 		} else if p.short > 0 {
 			p.index = len(w.requests)
 			request := requests[i]
-			request.Units, request.Lease, request.LeaseSpan = p.short, p.lease, leaseSpan(request.Window)
+			request.Units, request.Lease, request.LeaseSpan = p.short, p.lease, p.span
 			w.requests = append(w.requests, request)
 		}
 	}
@@ -176,7 +177,12 @@ func (l *Store) hold(request *store.Request, p *part, decision *store.Decision, 
 	}
 	k.tidy()
 	if p.short > 0 {
-		p.lease = l.leaseLocked(k, request, now)
+		p.lease, p.span = l.leaseLocked(k, request, now)
+		if p.lease < p.short {
+			// It would be gone with the next such request; and all units of the
+			// call would be held until its end.
+			p.lease, p.span = 0, 0
+		}
 		k.refilling = k.refilling || p.lease > 0
 	}
 }
@@ -236,7 +242,7 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 	if k != nil {
 		p.returned(k)
 		if reply != nil {
-			useless = l.learnLocked(k, request, reply, sent, now)
+			useless = l.learnLocked(k, request, reply, p.span, sent, now)
 		}
 		if k.limit == request.Limit {
 			k.used = now.mono
@@ -300,6 +306,7 @@ func (l *Store) remember(request *store.Request, reply *store.Decision, sent, no
 	}
 	k.used = now.mono
 	k.remaining, k.resetAt = reply.Remaining, now.mono+reply.Reset
+	k.calmSince = max(k.calmSince, now.mono+min(reply.RetryAfter, request.Window))
 	if sent.mono > k.roomAt {
 		k.remember(request, reply, sent, now)
 	}

@@ -90,12 +90,23 @@ type load struct {
 	windows   int
 	length    time.Duration // if it is not a number of windows
 	trip      time.Duration // one way, usual
+	shape     shape         // of the rate, over time; none: it is constant
+}
+
+// shape is by how much a rate is multiplied, so many windows after the beginning.
+type shape struct {
+	name string
+	at   func(windows float64) float64
 }
 
 type measured struct {
 	granted, refused, exact, takes, gives, leased int64
 	shares                                        []int64
-	grantedSum, exactSum                          int64 // of what was granted at many moments of the last window
+	grantedSum, exactSum                          int64         // of what was granted at many moments of the last window
+	waited                                        int64         // decisions that the store made
+	idle                                          int64         // refusals while another process had units in hand
+	longest                                       time.Duration // of those in a row, with no grant in between
+	stranded                                      int64         // the most that one process had in hand
 }
 
 // share is how much is granted of what an exact log grants. It is an average
@@ -103,7 +114,11 @@ type measured struct {
 func (m measured) share() float64      { return float64(m.grantedSum) / float64(max(1, m.exactSum)) }
 func (m measured) perGranted() float64 { return 1000 * float64(m.takes) / float64(max(1, m.granted)) }
 func (l load) String() string {
-	return fmt.Sprintf("%d processes, limit %d, load %g", l.processes, l.limit, l.rate)
+	text := fmt.Sprintf("%d processes, limit %d, load %g", l.processes, l.limit, l.rate)
+	if l.shape.name != "" {
+		text += " " + l.shape.name
+	}
+	return text
 }
 
 func (l load) measure(t *testing.T) (m measured) {
@@ -128,8 +143,45 @@ func (l load) measure(t *testing.T) (m measured) {
 		}
 		perSecond := l.rate * float64(l.limit) / l.window.Seconds()
 		var running sync.WaitGroup
-		for i := range l.processes {
-			p := s.process(&machine{rate: 1}, Options{})
+		processes := make([]*process, l.processes)
+		for i := range processes {
+			processes[i] = s.process(&machine{rate: 1}, Options{})
+		}
+		hand := func(i int) int64 {
+			p := processes[i]
+			shard := p.shard(a.Key)
+			shard.mu.Lock()
+			defer shard.mu.Unlock()
+			if k := shard.keys[a.Key]; k != nil {
+				return k.first.units + k.second.units
+			}
+			return 0
+		}
+		var since time.Time // when refusals began while another one had units
+		decided := func(i int, decisions []store.Decision) {
+			own, others := hand(i), int64(0)
+			for j := range processes {
+				if j != i {
+					others += hand(j)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			m.stranded = max(m.stranded, own)
+			if decisions != nil && decisions[0].Source == store.FromStore {
+				m.waited++
+			}
+			if decisions != nil || others == 0 {
+				since = time.Time{}
+				return
+			}
+			m.idle++
+			if since.IsZero() {
+				since = time.Now()
+			}
+			m.longest = max(m.longest, time.Since(since))
+		}
+		for i, p := range processes {
 			rng := rand.New(rand.NewPCG(uint64(i), 6))
 			running.Go(func() {
 				for {
@@ -137,7 +189,19 @@ func (l load) measure(t *testing.T) (m measured) {
 					if l.first > 0 && time.Since(epoch) < l.window {
 						gap *= l.rate / l.first
 					}
-					time.Sleep(time.Duration(rng.ExpFloat64() * gap))
+					if l.shape.at != nil {
+						now := float64(time.Since(epoch)) / float64(l.window)
+						if factor := l.shape.at(now); factor > 0 {
+							gap /= factor
+						} else {
+							time.Sleep(l.window / 500)
+							if time.Now().After(end) {
+								return
+							}
+							continue
+						}
+					}
+					time.Sleep(time.Duration(min(rng.ExpFloat64()*gap, float64(l.window/50))))
 					if time.Now().After(end) {
 						return
 					}
@@ -147,9 +211,11 @@ func (l load) measure(t *testing.T) (m measured) {
 					}
 					mu.Unlock()
 					s.wg.Go(func() {
-						if s.request(p, []store.Request{a}, -1) != nil {
+						decisions := s.request(p, []store.Request{a}, -1)
+						if decisions != nil {
 							atomic.AddInt64(&m.shares[i], 1)
 						}
+						decided(i, decisions)
 					})
 				}
 			})
@@ -172,7 +238,7 @@ func (l load) measure(t *testing.T) (m measured) {
 		if units, _ := mostIn(s.spent[a.Key], l.window); units > l.limit {
 			t.Errorf("%v: %d units in a window", l, units)
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(time.Minute)
 	})
 	return m
 }

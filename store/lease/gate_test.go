@@ -22,13 +22,13 @@ func (q queued) RoundTrip() time.Duration { return q.alone }
 // were no leases.
 func TestLeasesThoughTheQueueIsLong(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.request.Window = time.Second // leases last 7.8 ms
+		r.request.Window = time.Second // leases last 167 ms at most
 		r.wire.there, r.wire.back = 2*time.Millisecond, 2*time.Millisecond
 		r.Store = newStore(queued{r.wire, 300 * time.Microsecond}, Options{}, r.machine.clock)
 		leased := func(a store.Request) bool {
 			for range 400 {
 				r.granted(a, 1)
-				time.Sleep(leaseSpan(a.Window) / 64)
+				time.Sleep(shortest(a.Window) / 64)
 				synctest.Wait()
 			}
 			asked, replies := r.wire.requests()
@@ -46,9 +46,10 @@ func TestLeasesThoughTheQueueIsLong(t *testing.T) {
 		// A store that is so far away gives none.
 		far := r.request
 		far.Key.Client = "another"
-		r.Store = newStore(queued{r.wire, 4 * time.Millisecond}, Options{}, r.machine.clock)
+		r.wire.there, r.wire.back = 30*time.Millisecond, 30*time.Millisecond
+		r.Store = newStore(queued{r.wire, 50 * time.Millisecond}, Options{}, r.machine.clock)
 		if leased(far) {
-			r.Error("a store that is half a lease's span away: leases")
+			r.Error("a store that is a third of the longest lease away: leases")
 		}
 	})
 }
@@ -64,12 +65,12 @@ func TestLeasesDoNotFlap(t *testing.T) {
 			k := s.keys[r.request.Key]
 			held := k.second // of no account here
 			k.second = batch{}
-			size := r.leaseLocked(k, &r.request, r.clock())
+			size, _ := r.leaseLocked(k, &r.request, r.clock())
 			k.second = held
 			return size > 0
 		}
 		r.heat(r.request)
-		span := leaseSpan(r.request.Window)
+		span := shortest(r.request.Window)
 		for _, step := range []struct {
 			parts int64 // of a span, that a round trip takes
 			may   bool

@@ -13,8 +13,10 @@ type leaseKey struct {
 	first     batch // ends first, and is spent first
 	second    batch
 	refilling bool          // a lease has been asked for; the key stays
-	watched   bool          // a timer waits for the end of a lease; the key stays
+	timer     *time.Timer   // waits for the end of a lease, if not nil; the key stays
+	watched   time.Duration // mono; the end that it waits for
 	refillAt  time.Duration // mono; no lease is asked for before: the last call for one failed
+	calmSince time.Duration // mono, when the key was met, or fitted again after its last refusal
 	leases    bool          // the store was near enough when one was asked for last
 	demand    demand
 
@@ -150,7 +152,7 @@ func (k *leaseKey) takeEnded(now moment) (left holding) {
 
 // idle reports whether the key may be given up.
 func (k *leaseKey) idle(now moment) bool {
-	return k.first.empty() && k.second.empty() && !k.refilling && !k.watched && !now.before(k.refusal.until)
+	return k.first.empty() && k.second.empty() && !k.refilling && k.timer == nil && !now.before(k.refusal.until)
 }
 
 // follow makes the key be about a limit, and reports whether it is: a lease under

@@ -6,7 +6,7 @@
 //
 // # Why it is strict
 //
-// The units of a lease are stamped with its end, at most a second ahead. If at
+// The units of a lease are stamped with its end, at most ten seconds ahead. If at
 // every grant the units whose stamp + window lies in the future, the new ones
 // included, total at most the limit, then so do the units spent in any interval
 // of one window: of the units spent in it, take the one granted last. Every other
@@ -24,12 +24,13 @@
 // # Why it wastes little
 //
 // Units of a lease that nobody spends are held until they are refunded, and then
-// they are as if never granted. A lease has at most as many units as were spent
-// here in the last span of a lease, a 16th of what remains of the limit, and a
-// 64th of the limit: near the limit each unit is asked for by itself. A key that
-// is seen once never has a lease. A span is a 128th of the window, at most a
-// second, and there are no leases if it is less than four round trips to the
-// store, or two for a key that has leases.
+// they are as if never granted. A lease has about as many units as were spent here
+// in as long a time, at most a 16th of what remains of the limit and a 64th of the
+// limit: near the limit each unit is asked for by itself. A key that is seen once
+// never has a lease. The more of the limit is used, the shorter leases are: from a
+// sixth of the window, at most ten seconds, to a 128th, at most one. There are no
+// leases if their span is less than four round trips to the store, or two for a key
+// that has leases.
 //
 // # What it does not promise
 //
@@ -39,7 +40,7 @@
 // window has passed. Units that other processes refund while a refusal is
 // remembered are not noticed, for at most a second. If the store's clock leaps
 // forward, leases that are out reach into a time for which they do not count;
-// they are over within a second.
+// they are over within ten seconds.
 package lease
 
 import (
@@ -66,8 +67,9 @@ type Store struct {
 	shards [shardCount]shard
 
 	roundTrip  atomic.Int64 // usual time of a call to inner, ns; 0 if none was made
+	leftovers  leftovers
 	closed     atomic.Bool
-	background atomic.Int64 // goroutines that request for leases or refund them
+	background atomic.Int64 // goroutines that ask for leases or refund them
 }
 
 // Options bounds what a [Store] holds.
@@ -159,10 +161,10 @@ func (l *Store) take(now moment, wait time.Duration, requests []store.Request, d
 		s.mu.Lock()
 		k := s.keys[request.Key]
 		if k != nil && k.decide(request, &decisions[0], now) {
-			units := l.refillLocked(k, request, now)
+			units, span := l.refillLocked(k, request, now)
 			s.mu.Unlock()
 			if units > 0 {
-				go l.refill(*request, units)
+				go l.refill(*request, units, span)
 			}
 			return nil
 		}

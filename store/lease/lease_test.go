@@ -43,11 +43,15 @@ func TestLeaseReplyLost(t *testing.T) {
 func TestLeaseReplyLate(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		used := r.heat(r.request) + r.inHand(r.request)
-		r.wire.set(func(w *wire) { w.back = 465 * time.Millisecond }) // the store's own time of it is not over
+		k := r.key(r.request)
+		span := k.span(&r.request, r.clock())
+		r.wire.set(func(w *wire) { w.back = span - 3*time.Millisecond }) // the store's own time of it is not over
 		r.granted(r.request, r.inHand(r.request)+1)
 		used++
 		if a, _ := r.wire.last(); a.Lease == 0 {
 			t.Fatalf("asked %+v, want a lease asked for", a)
+		} else if a.LeaseSpan != span {
+			t.Fatalf("asked %+v, want it for %v", a, span)
 		}
 		r.want("in hand", r.inHand(r.request), 0)
 		time.Sleep(time.Second)
@@ -66,7 +70,7 @@ func TestLeaseRefundLost(t *testing.T) {
 		r.want("refunded", int64(len(r.wire.refunded())), 1)
 		r.want("units of it", r.wire.refunded()[0].Units, n)
 		r.want("units that count", r.total(r.request), before)
-		time.Sleep(32 * time.Second)
+		time.Sleep(30*time.Second + store.MaxLeaseSpan)
 		r.want("units that count after a window", r.total(r.request), 0)
 	})
 }
@@ -108,7 +112,7 @@ func TestLeaseCrash(t *testing.T) {
 		r.Store = newStore(r.wire, Options{}, r.machine.clock)
 		r.granted(r.request, 6400-before)
 		r.refused(r.request, 1)
-		time.Sleep(time.Minute + time.Second)
+		time.Sleep(time.Minute + store.MaxLeaseSpan)
 		r.granted(r.request, 6400)
 	})
 }
@@ -207,7 +211,7 @@ func TestLeaseExtremes(t *testing.T) {
 				if r.take(r.request)[0].Granted {
 					spent = append(spent, entry{passed(), 1})
 				}
-				time.Sleep(leaseSpan(test.window) / 100)
+				time.Sleep(shortest(test.window) / 100)
 			}
 			if units, _ := mostIn(spent, test.window); units > test.limit || units == 0 {
 				t.Errorf("%+v: %d units in a window", test, units)

@@ -156,7 +156,7 @@ func TestPendingLease(t *testing.T) {
 		r.want("in hand", r.inHand(r.request), reply.Lease)
 		r.want("units that count", r.total(r.request), before+1+reply.Lease)
 
-		if now := r.key(r.request).demand; now.last(leaseSpan(r.request.Window), r.clock()) != used.last(leaseSpan(r.request.Window), r.clock())+1 {
+		if now := r.key(r.request).demand; now.last(r.request.Window, shortest(r.request.Window), r.clock()) != used.last(r.request.Window, shortest(r.request.Window), r.clock())+1 {
 			t.Errorf("demand %+v, want one more than %+v", now, used)
 		}
 
@@ -168,7 +168,7 @@ func TestPendingLease(t *testing.T) {
 		r.want("units that count", r.total(r.request), before+reply.Lease)
 
 		r.wire.set(func(w *wire) { w.away = true }) // nothing more comes
-		span, spent := leaseSpan(r.request.Window), int64(0)
+		span, spent := asked.LeaseSpan, int64(0)
 		end := at.Add(span - span/driftParts)
 		for ; time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			if a := r.granted(r.request, 1); a.Source != store.FromLease || a.Stamp != reply.Stamp || a.Mark != reply.Mark {
@@ -180,6 +180,7 @@ func TestPendingLease(t *testing.T) {
 		if err := r.Take(time.Now(), budget, []store.Request{r.request}, make([]store.Decision, 1)); store.ErrorKind(err) != store.KindAway {
 			t.Errorf("%v after the lease's end, want the store's error", err)
 		}
+		time.Sleep(leaveTime)
 		synctest.Wait()
 		if refunded := r.wire.refunded(); len(refunded) != 2 || refunded[1].Units != reply.Lease-spent {
 			t.Errorf("%+v refunded, want the need and %d units", refunded, reply.Lease-spent)
@@ -305,8 +306,10 @@ func TestPendingDifference(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		other, spare, full := r.request, r.request, r.request
 		other.Key.Zone, spare.Key.Zone, full.Key.Zone, full.Limit, full.Shadow = "other", "spare", "full", 1, true
-		r.heat(spare)
 		r.heat(r.request)
+		r.heat(spare)
+		r.heat(r.request) // again, which is short
+		r.wire.set(func(w *wire) { w.returned = nil })
 		r.granted(full, 1)
 		r.refused(full, 1)
 		have, spares, before := r.inHand(r.request), r.inHand(spare), r.total(r.request)
@@ -361,7 +364,7 @@ func TestPendingFailure(t *testing.T) {
 		known := r.key(r.request)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		known.watched = false // by a timer of before
+		known.timer = nil // by a timer of before
 		if now := r.key(r.request); len(n.told) > 0 || now != known {
 			t.Errorf("told %+v; key %+v, want %+v as before", n.told, now, known)
 		}

@@ -7,14 +7,6 @@ import (
 )
 
 const (
-	// leaseParts is how many leases the limit is divided into at least, and
-	// remainingParts what remains of it.
-	leaseParts     = 64
-	remainingParts = 16
-	// spanParts is how many spans of a lease there are in a window.
-	spanParts = 128
-	// maxSpan is the longest lease.
-	maxSpan = time.Second
 	// leastRoundTrips is how many round trips a span must be worth for a key to
 	// begin with leases, and fewestRoundTrips for it to go on. Under a load that
 	// the store can hardly bear, keys that give their leases up make all round
@@ -28,55 +20,61 @@ const (
 	leastLease = 2
 )
 
-// leaseSpan is how long leases of a window last.
-func leaseSpan(window time.Duration) time.Duration {
-	return min(window/spanParts, maxSpan).Truncate(time.Microsecond)
-}
-
-// leaseLocked is the size of the lease that may be asked for, 0 if none may.
-func (l *Store) leaseLocked(k *leaseKey, request *store.Request, now moment) int64 {
+// leaseLocked is the size of the lease that may be asked for, 0 if none may, and how
+// long it is to last.
+func (l *Store) leaseLocked(k *leaseKey, request *store.Request, now moment) (units int64, span time.Duration) {
 	if request.Limit < leaseParts || k.limit != request.Limit || k.refilling || !k.second.empty() || now.mono < k.refillAt || l.closed.Load() {
-		return 0
+		return 0, 0
 	}
-	span := leaseSpan(request.Window)
+	span = k.span(request, now)
 	worth := time.Duration(leastRoundTrips)
 	if k.leases {
 		worth = fewestRoundTrips
 	}
 	if k.leases = span >= worth*time.Duration(l.roundTrip.Load()); !k.leases {
-		return 0
+		return 0, 0
 	}
-	return max(0, min(k.demand.last(span, now), k.remaining/remainingParts, request.Limit/leaseParts))
+	return k.size(request, span, now), span
 }
 
-// refillLocked returns how many units are to be asked for ahead of need, and 0 if
-// there are enough. It marks the key as being refilled.
+// refillLocked returns how many units are to be asked for ahead of need, and for how
+// long; 0 if there are enough. It marks the key as being refilled. end is that of the
+// lease that was just spent from.
 //
 // A lease is asked for late, when what is left is what will be spent during two
 // round trips and a little more, so that little of it is left at its end; and what
-// is left counts towards it.
-func (l *Store) refillLocked(k *leaseKey, request *store.Request, now moment) int64 {
-	size := l.leaseLocked(k, request, now)
-	if size == 0 {
-		return 0
+// is left counts towards it. If the end is as near as that, nothing of what is left
+// counts; and a lease is worth it only if the key is in use.
+func (l *Store) refillLocked(k *leaseKey, request *store.Request, now moment) (units int64, span time.Duration) {
+	size, span := l.leaseLocked(k, request, now)
+	if size < leastLease {
+		return 0, 0
 	}
 	const parts = 64
-	reserve := int64(parts/8) + 2*l.roundTrip.Load()/int64(leaseSpan(request.Window)/parts)
-	if k.first.units > size*reserve/parts || size-k.first.units < leastLease || !l.goBackground() {
-		return 0
+	roundTrip := time.Duration(l.roundTrip.Load())
+	reserve := int64(parts/8) + 2*int64(roundTrip/(span/parts))
+	switch {
+	case k.first.units <= size*reserve/parts:
+		units = size - k.first.units
+	case k.first.end.mono-now.mono < 2*roundTrip+span/(parts/2) && k.demand.last(request.Window, span/4, now) > 0:
+		units = size
+	}
+	if units < leastLease || !l.goBackground() {
+		return 0, 0
 	}
 	k.refilling = true
-	return size - k.first.units
+	return units, span
 }
 
 // refill asks for a lease ahead of need.
-func (l *Store) refill(request store.Request, units int64) {
+func (l *Store) refill(request store.Request, units int64, span time.Duration) {
 	defer l.background.Add(-1)
-	request.Units, request.Lease, request.LeaseSpan = 0, units, leaseSpan(request.Window)
+	request.Units, request.Lease, request.LeaseSpan = 0, units, span
 	sent := l.clock()
 	replies := [1]store.Decision{}
-	// What comes after the lease's end is of no use.
-	err := l.call(request.LeaseSpan, []store.Request{request}, replies[:], sent)
+	// What comes after the lease's end is of no use; and while a call is under way no
+	// other one is made.
+	err := l.call(min(span, maxShort), []store.Request{request}, replies[:], sent)
 	now := l.clock()
 
 	s := l.shard(request.Key)
@@ -85,9 +83,9 @@ func (l *Store) refill(request store.Request, units int64) {
 	k.refilling = false
 	var useless holding
 	if err != nil {
-		k.refillAt = now.mono + request.LeaseSpan/4
+		k.refillAt = now.mono + shortest(request.Window)/4
 	} else {
-		useless = l.learnLocked(k, &request, &replies[0], sent, now)
+		useless = l.learnLocked(k, &request, &replies[0], span, sent, now)
 	}
 	s.mu.Unlock()
 	l.refundSoon(request.Key, &useless)
@@ -97,8 +95,8 @@ func (l *Store) refill(request store.Request, units int64) {
 }
 
 // learnLocked takes in what the store granted for a request: the state of the log,
-// and the lease. It returns a lease that is of no use here. k may be nil.
-func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.Decision, sent, now moment) (useless holding) {
+// and the lease, which lasts for span. It returns a lease that is of no use here. k may be nil.
+func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.Decision, span time.Duration, sent, now moment) (useless holding) {
 	ours := k != nil && k.follow(request.Limit)
 	if ours {
 		k.remaining, k.resetAt = reply.Remaining, now.mono+reply.Reset
@@ -109,7 +107,6 @@ func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.De
 	if reply.Lease == 0 {
 		return useless
 	}
-	span := leaseSpan(request.Window)
 	b := batch{units: reply.Lease, Charge: reply.Charge, end: sent.add(span - span/driftParts)}
 	if !ours || l.closed.Load() || !k.restore(&b, now) {
 		useless.add(&b, b.units)
@@ -122,11 +119,18 @@ func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.De
 // watchLocked sees to it that what is left of a key's leases is refunded when they
 // end.
 func (l *Store) watchLocked(key store.Key, k *leaseKey, now moment) {
-	if k.watched || k.first.empty() {
+	if k.first.empty() {
 		return
 	}
-	k.watched = true
-	time.AfterFunc(k.first.end.mono-now.mono, func() { l.end(key, k) })
+	if k.timer != nil {
+		// A lease that was asked for later may end sooner. If the timer does not
+		// stop, it has gone off, and end is about to come here.
+		if k.first.end.mono >= k.watched || !k.timer.Stop() {
+			return
+		}
+	}
+	k.watched = k.first.end.mono
+	k.timer = time.AfterFunc(k.first.end.mono-now.mono, func() { l.end(key, k) })
 }
 
 func (l *Store) end(key store.Key, k *leaseKey) {
@@ -134,8 +138,15 @@ func (l *Store) end(key store.Key, k *leaseKey) {
 	s.mu.Lock()
 	now := l.clock()
 	left := k.takeEnded(now)
-	k.watched = false
+	// The wait must be short beside what leases hold units for anyhow. What the store
+	// told last may be old: of a burst, for example, that has used up the limit since.
+	hurry := k.remaining < k.limit/2 || leaveTime > shortest(key.Window) || l.closed.Load()
+	k.timer = nil
 	l.watchLocked(key, k, now)
 	s.mu.Unlock()
-	l.refundSoon(key, &left)
+	if hurry {
+		l.refundSoon(key, &left)
+	} else {
+		l.leave(key, &left)
+	}
 }

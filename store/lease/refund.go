@@ -2,6 +2,7 @@ package lease
 
 import (
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -12,6 +13,8 @@ const (
 	refundTime = time.Second
 	// closeRefunds is how many leases are refunded in one call on closing.
 	closeRefunds = 256
+	// leaveTime is how long what nobody misses waits to be refunded with others.
+	leaveTime = 250 * time.Millisecond
 )
 
 // Refund gives units back as [store.Store] says: units of a lease are restored
@@ -43,7 +46,7 @@ func (l *Store) Refund(wait time.Duration, refunds []store.Refund) error {
 
 // refundAll refunds all leases, as long as there is time left and none has failed.
 func (l *Store) refundAll(left func() time.Duration) (err error) {
-	var refunds []store.Refund
+	refunds := l.takeLeftovers()
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
@@ -68,12 +71,10 @@ func (l *Store) refundAll(left func() time.Duration) (err error) {
 
 // refundSoon refunds units to the store below, in the background.
 func (l *Store) refundSoon(key store.Key, left *holding) {
-	var refunds []store.Refund
-	for i := range left {
-		if b := &left[i]; !b.empty() {
-			refunds = append(refunds, b.refund(key))
-		}
-	}
+	l.refundInBackground(left.refunds(key))
+}
+
+func (l *Store) refundInBackground(refunds []store.Refund) {
 	if len(refunds) == 0 || !l.goBackground() {
 		return
 	}
@@ -83,6 +84,57 @@ func (l *Store) refundSoon(key store.Key, left *holding) {
 		// have been executed, and would then take units of somebody else.
 		_ = l.refundNow(refundTime, refunds)
 	}()
+}
+
+// leftovers are units of leases that have ended, of keys of which most is unused: they
+// are in no hurry, and are refunded together, since each call has its price.
+type leftovers struct {
+	mu      sync.Mutex
+	refunds []store.Refund // at most closeRefunds
+	timer   *time.Timer    // sends them, if there are any
+}
+
+// leave has units refunded in a little while.
+func (l *Store) leave(key store.Key, left *holding) {
+	refunds := left.refunds(key)
+	if len(refunds) == 0 {
+		return
+	}
+	w := &l.leftovers
+	w.mu.Lock()
+	w.refunds = append(w.refunds, refunds...)
+	if w.timer == nil {
+		w.timer = time.AfterFunc(leaveTime, l.sendLeftovers)
+	}
+	full := len(w.refunds) > closeRefunds-len(left)
+	w.mu.Unlock()
+	if full {
+		l.sendLeftovers()
+	}
+}
+
+func (l *Store) sendLeftovers() { l.refundInBackground(l.takeLeftovers()) }
+
+func (l *Store) takeLeftovers() []store.Refund {
+	w := &l.leftovers
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	refunds := w.refunds
+	w.refunds, w.timer = nil, nil
+	return refunds
+}
+
+// refunds is the refund of each part.
+func (h *holding) refunds(key store.Key) (refunds []store.Refund) {
+	for i := range h {
+		if b := &h[i]; !b.empty() {
+			refunds = append(refunds, b.refund(key))
+		}
+	}
+	return refunds
 }
 
 // refundNow refunds units to the store below, and forgets the refusals that this

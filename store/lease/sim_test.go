@@ -183,6 +183,7 @@ type plan struct {
 	walls     bool // steps of wall clocks, else machines sleep
 	drift     bool
 	maxKeys   int
+	evictions int // of keys at the store
 }
 
 func pick[T any](rng *rand.Rand, from ...T) T { return from[rng.IntN(len(from))] }
@@ -200,7 +201,7 @@ func newPlan(seed uint64) plan {
 	for range 1 + rng.IntN(3) {
 		p.limits = append(p.limits, pick[int64](rng, 1, 2, 5, 20, 63, 64, 65, 100, 128, 200, 300, 300, 500, 500, 1000, 1000, 2000, 1_000_000_000))
 	}
-	span := leaseSpan(p.window)
+	span := shortest(p.window)
 	p.faults.delay = pick(rng, 0, span/1000, span/200, span/50, span/16, span/3)
 	p.faults.delay = min(p.faults.delay, budget/3)
 	p.faults.late = pick(rng, 0, 0, 0, 0.02, 0.3, 0.95)
@@ -212,17 +213,25 @@ func newPlan(seed uint64) plan {
 		p.crashes = pick(rng, 0, 0.02, 0.2)
 		p.reloads = pick(rng, 0, 0.02, 0.2)
 	}
+	if often(0.2) {
+		p.evictions = 1 + rng.IntN(3)
+	}
 	return p
 }
 
 // harmless reports whether nothing happens that leaves units spent by nobody.
 func (p *plan) harmless() bool {
 	f := p.faults
-	return f.slow+f.loseRequest+f.loseReply+p.crashes == 0 && !p.stepping && !p.changes && p.undone == 0
+	return f.slow+f.loseRequest+f.loseReply+p.crashes == 0 && !p.stepping && !p.changes && p.undone == 0 && p.evictions == 0
+}
+
+// key does not read the limits, which may be changing.
+func (p *plan) key(zone int) store.Key {
+	return store.Key{Zone: fmt.Sprint("zone ", zone), Client: "client", Window: p.window}
 }
 
 func (p *plan) request(zone int) store.Request {
-	return store.Request{Key: store.Key{Zone: fmt.Sprint("zone ", zone), Client: "client", Window: p.window}, Limit: p.limits[zone], Units: 1}
+	return store.Request{Key: p.key(zone), Limit: p.limits[zone], Units: 1}
 }
 
 // play runs a schedule and checks it.
@@ -290,7 +299,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 					}
 					later := time.Duration(-1)
 					if rng.Float64() < p.undone {
-						later = pick(rng, 0, time.Duration(rng.Int64N(int64(2*leaseSpan(p.window)))))
+						later = pick(rng, 0, time.Duration(rng.Int64N(int64(2*pick(rng, shortest(p.window), longest(p.window))))))
 					}
 					s.wg.Go(func() { s.request(processes[i].Load(), requests, later) })
 				}
@@ -313,7 +322,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 				if p.walls && mishaps.IntN(2) == 0 {
 					m.stepWall(time.Duration((mishaps.Float64() - 0.5) * float64(pick(mishaps, 10*time.Millisecond, time.Second, 5*time.Hour))))
 				} else if !p.walls && mishaps.IntN(4) == 0 {
-					m.sleep(time.Duration(mishaps.Float64() * 3 * float64(leaseSpan(p.window))))
+					m.sleep(time.Duration(mishaps.Float64() * 3 * float64(pick(mishaps, shortest(p.window), longest(p.window)))))
 				}
 			}
 		})
@@ -325,6 +334,18 @@ func (p plan) play(t *testing.T) (s *simulation) {
 				time.Sleep(time.Duration(rng.Float64() * float64(length) / 4))
 				most := pick(rng, time.Millisecond, time.Second, 3*time.Second, p.window, 5*time.Hour)
 				s.central.step(time.Duration(rng.Float64() * float64(most)))
+			}
+		})
+	}
+	evicted := make([]int64, len(p.limits)) // how often each key was
+	if p.evictions > 0 {
+		rng := rand.New(rand.NewPCG(p.seed, 9))
+		running.Go(func() {
+			for range p.evictions {
+				time.Sleep(time.Duration(rng.Float64() * float64(length) / float64(p.evictions)))
+				zone := rng.IntN(len(p.limits))
+				evicted[zone]++
+				s.central.evict(p.key(zone))
 			}
 		})
 	}
@@ -346,7 +367,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 	}
 	running.Wait()
 	s.wg.Wait()
-	time.Sleep(leaseSpan(p.window) + 5*time.Second)
+	time.Sleep(longest(p.window) + 5*time.Second)
 	if p.faults.slow > 0 {
 		time.Sleep(10 * time.Second) // the latest decisions
 	}
@@ -356,13 +377,14 @@ func (p plan) play(t *testing.T) (s *simulation) {
 		a := p.request(zone)
 		key := a.Key
 		spent := s.spent[key]
-		if units, at := mostIn(spent, p.window); units > most[zone] {
+		if units, at := mostIn(spent, p.window); units > most[zone]*(1+evicted[zone]) { // as much again, once for each loss
 			fail("%d units of %d in the window from %v", units, most[zone], time.UnixMicro(at).Sub(epoch))
 		}
 		if p.harmless() {
 			recent := int64(0)
 			for _, e := range spent {
-				if e.stamp > passed()-int64(1.03*float64(p.window.Microseconds())) {
+				// They count from the end of their lease.
+				if e.stamp > passed()-int64(1.03*float64(p.window.Microseconds()))-longest(p.window).Microseconds() {
 					recent += e.units
 				}
 			}
@@ -378,7 +400,7 @@ func (p plan) play(t *testing.T) (s *simulation) {
 		}
 		for j := range proc.shards {
 			for key, k := range proc.shards[j].keys {
-				if !k.first.empty() || !k.second.empty() || k.refilling || k.watched {
+				if !k.first.empty() || !k.second.empty() || k.refilling || k.timer != nil {
 					fail("process %d still holds %v: %+v", i, key, k)
 				}
 			}

@@ -62,13 +62,13 @@ func TestLeaseEndsInTime(t *testing.T) {
 		r.wire.set(func(w *wire) { w.there, w.back = 0, 50*time.Millisecond })
 		r.granted(r.request, r.inHand(r.request)+1)
 		executed := time.Now().Add(-50 * time.Millisecond)
-		_, reply := r.wire.last()
-		stamp := reply.Stamp
+		asked, reply := r.wire.last()
+		stamp, span := reply.Stamp, asked.LeaseSpan
 		if r.inHand(r.request) == 0 {
 			t.Fatal("no lease")
 		}
 		for r.inHand(r.request) > 0 && r.granted(r.request, 1).Source == store.FromLease {
-			if now := r.wire.now(); now > stamp || time.Since(executed) > leaseSpan(r.request.Window) {
+			if now := r.wire.now(); now > stamp || time.Since(executed) > span {
 				t.Fatalf("a unit is spent %dµs after its lease's end", now-stamp)
 			}
 			r.wire.set(func(w *wire) { w.there = time.Hour }) // no refills
@@ -78,7 +78,7 @@ func TestLeaseEndsInTime(t *testing.T) {
 			}
 		}
 		r.wire.set(func(w *wire) { w.there = 0 })
-		time.Sleep(time.Until(executed.Add(leaseSpan(r.request.Window))))
+		time.Sleep(time.Until(executed.Add(span)))
 		if a := r.granted(r.request, 1); a.Source == store.FromLease && a.Stamp == stamp {
 			t.Errorf("spent after the end: %+v", a)
 		}
@@ -144,11 +144,11 @@ func TestLeaseHeldMeanwhile(t *testing.T) {
 
 		// The same, but the refusal comes when the lease has ended.
 		used += r.heat(r.request)
-		r.wire.set(func(w *wire) { w.there, w.back = 300*time.Millisecond, 300*time.Millisecond })
+		r.wire.set(func(w *wire) { w.there, w.back = 2*time.Second, 2*time.Second })
 		wg.Go(func() { r.take(a) })
 		wg.Wait()
 		r.want("in hand", r.inHand(r.request), 0)
-		time.Sleep(2 * time.Second)
+		time.Sleep(3 * time.Second)
 		r.want("units that count", r.total(r.request), used)
 	})
 }
@@ -223,7 +223,7 @@ func TestLeaseNotWorthIt(t *testing.T) {
 	tests := []struct {
 		limit int64
 		trip  time.Duration
-	}{{63, time.Millisecond}, {6400, 80 * time.Millisecond}}
+	}{{63, time.Millisecond}, {6400, 2 * time.Second}}
 	for _, test := range tests {
 		inBubble(t, func(r *rig) {
 			r.request.Limit = test.limit

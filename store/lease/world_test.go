@@ -49,6 +49,13 @@ func (c *central) step(back time.Duration) {
 	c.back += back
 }
 
+// evict forgets a key, as a store does that has no room left.
+func (c *central) evict(key store.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.logs, key)
+}
+
 // failOver has another server stand in, which has all the data.
 func (c *central) failOver() {
 	c.mu.Lock()
