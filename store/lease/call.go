@@ -178,9 +178,9 @@ func (l *Store) hold(request *store.Request, p *part, decision *store.Decision, 
 	k.tidy()
 	if p.short > 0 {
 		p.lease, p.span = l.leaseLocked(k, request, now)
-		if p.lease < p.short {
-			// It would be gone with the next such request; and all units of the
-			// call would be held until its end.
+		if p.lease < p.short || k.stranger(request.Window, now) && k.demand.last(request.Window, p.span, now) < strangerParts*p.short {
+			// It would be gone with the next such request, or perhaps never be
+			// used; and all units of the call would be held until its end.
 			p.lease, p.span = 0, 0
 		}
 		k.refilling = k.refilling || p.lease > 0

@@ -16,6 +16,7 @@ type leaseKey struct {
 	timer     *time.Timer   // waits for the end of a lease, if not nil; the key stays
 	watched   time.Duration // mono; the end that it waits for
 	refillAt  time.Duration // mono; no lease is asked for before: the last call for one failed
+	metAt     time.Duration // mono
 	calmSince time.Duration // mono, when the key was met, or fitted again after its last refusal
 	leases    bool          // the store was near enough when one was asked for last
 	demand    demand

@@ -32,6 +32,11 @@ const (
 	// not known to any of them for some round trips; what they lease meanwhile must not
 	// be missing long after the rest has come back.
 	calmParts = 4
+	// strangerParts: a key that is known for less than the longest lease must have spent
+	// strangerParts times what it needs in the span of a lease to be given one with it.
+	// Many clients come twice and not again soon; their leases would be of no use, and
+	// cost a timer and a refund each.
+	strangerParts = 3
 )
 
 // shortest is how long the shortest leases of a window last, and longest the longest.
@@ -62,6 +67,11 @@ func (k *leaseKey) span(request *store.Request, now moment) time.Duration {
 		return long
 	}
 	return max(short, time.Duration(float64(window)/(spanParts*used)).Truncate(time.Microsecond))
+}
+
+// stranger reports whether the key was met in the last span of a longest lease.
+func (k *leaseKey) stranger(window time.Duration, now moment) bool {
+	return now.mono-k.metAt < longest(window)
 }
 
 // size is how many units the next lease of a key may have at most, 0 if none is worth

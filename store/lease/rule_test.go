@@ -106,10 +106,12 @@ func TestLeftoversGoTogether(t *testing.T) {
 		for i := range int64(keys) {
 			a := r.request
 			a.Key.Client = string(rune('一' + i))
-			for range 3 {
+			for range 2 + strangerParts {
 				r.granted(a, 1)
 			}
-			r.want("in hand", r.inHand(a), 2)
+			if r.inHand(a) == 0 {
+				t.Fatal("no lease")
+			}
 		}
 		calls := func() int {
 			r.wire.central.mu.Lock()
@@ -157,6 +159,30 @@ func TestNoLeaseWithALargeRequest(t *testing.T) {
 		}
 		for asked, _ := r.wire.requests(); len(asked) > 0; asked = asked[1:] {
 			r.want("lease", asked[0].Lease, 0)
+		}
+	})
+}
+
+// Many clients come a few times and not again soon: no lease is asked for them.
+func TestNoLeaseForStrangers(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		for i := range rune(100) {
+			a := r.request
+			a.Key.Client = string('一' + i)
+			for range strangerParts {
+				r.granted(a, 1)
+			}
+		}
+		for asked, _ := r.wire.requests(); len(asked) > 0; asked = asked[1:] {
+			r.want("lease", asked[0].Lease, 0)
+		}
+		// A client that is known comes seldom, but for long.
+		r.know(r.request)
+		r.granted(r.request, 1)
+		time.Sleep(time.Second)
+		r.granted(r.request, 1)
+		if asked, _ := r.wire.last(); asked.Lease == 0 {
+			t.Error("a client that is known gets no lease")
 		}
 	})
 }

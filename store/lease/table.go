@@ -79,7 +79,7 @@ func (s *shard) addLocked(key store.Key, most int, now moment) *leaseKey {
 	// The caller's string may be a small part of a large one, a header for
 	// example, which would be held as a whole.
 	key.Client = strings.Clone(key.Client)
-	k := &leaseKey{used: now.mono, calmSince: now.mono}
+	k := &leaseKey{used: now.mono, metAt: now.mono, calmSince: now.mono}
 	s.keys[key] = k
 	return k
 }
