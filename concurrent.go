@@ -41,6 +41,8 @@ func (z *Zone) checkConcurrent() *configError {
 		return wrong("cost", instead, "cost")
 	case z.Window != 0:
 		return wrong("window", instead, "window")
+	case len(z.CountIf) > 0:
+		return wrong("count_if", instead, "count_if")
 	}
 	return nil
 }

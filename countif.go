@@ -73,6 +73,7 @@ func (p *handlerParser) countIf(z *Zone) error {
 		return at.Errf("%v", mistake) // it may be one of several
 	}
 	z.CountIf = append(z.CountIf, matcher)
+	p.at.mark(&at, z.Name, word)
 	return nil
 }
 
