@@ -475,29 +475,38 @@ func TestNothingDiffersForAHandler(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%d/%s/%s", major, method, a.name), func(t *testing.T) {
-					var want *seen
-					var wantNotes []string
-					for i, url := range urls {
+					sameAsWithout(t, func(i int) string {
 						trial := fmt.Sprintf("%s|%d|%s|%d", a.name, major, method, i)
-						got := ask(client, method, url, trial, a.send)
+						mu.Lock()
+						delete(noted, trial)
+						mu.Unlock()
+						got := ask(client, method, urls[i], trial, a.send)
 						var lines []string
 						eventually(t, func() (done bool) { lines, done = noticed(trial); return done })
-						if i == 0 {
-							want, wantNotes = got, lines
-							continue
-						}
-						if got.String() != want.String() {
-							t.Errorf("behind %q the client got\n%v\nwant, as without it,\n%v", fronts[i], got, want)
-						}
-						if !slices.Equal(lines, wantNotes) {
-							t.Errorf("behind %q the handler noted\n%q\nwant, as without it,\n%q", fronts[i], lines, wantNotes)
-						}
 						if fronts[i] == "watch" {
 							checkWatch(t, a.name, trial, got)
 						}
-					}
+						return fmt.Sprintf("%v\nand the handler noted %q", got, lines)
+					})
 				})
 			}
+		}
+	}
+}
+
+// sameAsWithout expects what comes with each front to be what comes without one. It
+// varies what arrives together, as when a header is sent before its body is there:
+// whatever is possible with a front must be possible without it.
+func sameAsWithout(t *testing.T, try func(front int) string) {
+	t.Helper()
+	possible := []string{try(0)}
+	for i := 1; i < len(fronts); i++ {
+		got := try(i)
+		for n := 0; n < 50 && !slices.Contains(possible, got); n++ {
+			possible = append(possible, try(0))
+		}
+		if !slices.Contains(possible, got) {
+			t.Errorf("behind %q the client got\n%v\nwant, as without it,\n%v", fronts[i], got, possible[0])
 		}
 	}
 }
@@ -574,16 +583,9 @@ func TestNothingDiffersForAReverseProxy(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%d/%s/%s", major, method, a.name), func(t *testing.T) {
-					var want *seen
-					for i, url := range urls {
-						trial := fmt.Sprintf("%s|proxied|%d|%s|%d", a.name, major, method, i)
-						got := ask(client, method, url, trial, a.send)
-						if i == 0 {
-							want = got
-						} else if got.String() != want.String() {
-							t.Errorf("behind %q the client got\n%v\nwant, as without it,\n%v", fronts[i], got, want)
-						}
-					}
+					sameAsWithout(t, func(i int) string {
+						return ask(client, method, urls[i], fmt.Sprintf("%s|proxied|%d|%s|%d", a.name, major, method, i), a.send).String()
+					})
 				})
 			}
 		}
