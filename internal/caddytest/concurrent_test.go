@@ -270,6 +270,12 @@ http://a.test {
 		if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
 			t.Fatalf("%v, %v", response, err)
 		}
+		// Caddy knows that it has to close it only when it passes something on.
+		echo := make([]byte, 4)
+		fmt.Fprint(conn, "echo")
+		if _, err := io.ReadFull(conn, echo); err != nil || string(echo) != "echo" {
+			t.Fatalf("%q, %v", echo, err)
+		}
 		return conn
 	}
 	a, b := dial(), dial()
