@@ -164,7 +164,7 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 	e.call.Reset()
 	e.index = e.index[:0]
 
-	read, err := body.Open(w, e.r, e.h.bodyLimits)
+	read, err := e.openBody(w)
 	e.keys.body = read
 	switch err {
 	case nil:
@@ -193,6 +193,20 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 	began := time.Now()
 	e.h.backend.Settle(e.charges.rest(e.h.budget), first)
 	e.charges.waited += time.Since(began)
+}
+
+// openBody reads the body. Whoever has put a reader of his own before it may make
+// that panic: then nobody else would release the slots.
+func (e *evaluation) openBody(w http.ResponseWriter) (read *body.Body, err error) {
+	held := e.flight
+	defer func() {
+		if held != nil {
+			held.giveUp()
+		}
+	}()
+	read, err = body.Open(w, e.r, e.h.bodyLimits)
+	held = nil
+	return read, err
 }
 
 // reservations are what the evaluation has charged so far, as none of it were spent.

@@ -34,7 +34,7 @@ var metrics = struct {
 	}, []string{"zone", "outcome", "source"}),
 	emptyKeys: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "empty_keys_total",
-		Help: "Requests whose key was empty (missing), or a part of it because the request had several values (ambiguous) or nobody knows the placeholder (unknown).",
+		Help: "Requests whose key was empty (missing), or a part of it because the request had several values (ambiguous) or nobody knows the placeholder (unknown), or the body was of no use (other_type, too_long, unreadable).",
 	}, []string{"zone", "reason"}),
 	replaced: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "replaced_values_total",

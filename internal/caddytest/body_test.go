@@ -537,3 +537,35 @@ stage application`, "stage application")
 		rest.Close()
 	}
 }
+
+// A slot is taken before the body is read. It is free again when a zone that reads the
+// body refuses, and when the body does not come.
+func TestSlotsAndBodies(t *testing.T) {
+	e, app := startLogin(t, "body_timeout 200ms\nzone busy {\nconcurrent 1\n}", "key {form.username}")
+	for i := range 8 {
+		want := http.StatusUnauthorized
+		if i >= 5 {
+			want = http.StatusTooManyRequests
+		}
+		if status := e.post("/", formType, strings.NewReader("username=ann")); status != want {
+			t.Fatalf("login %d: got status %d, want %d", i, status, want)
+		}
+	}
+	if status := e.post("/", formType, strings.NewReader("user=ann")); status != http.StatusForbidden {
+		t.Errorf("without a name: got status %d, want 403", status)
+	}
+	for range 2 {
+		conn, in := e.open(t)
+		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Type: %s\r\nContent-Length: 100\r\n\r\nusername=", formType)
+		if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, "408") {
+			t.Errorf("half a body: got %q (%v), want 408", line, err)
+		}
+	}
+	if status := e.post("/", formType, strings.NewReader("username=bob")); status != http.StatusUnauthorized {
+		t.Errorf("after all that: got status %d, want 401 from the application", status)
+	}
+	eventually(t, func() bool { return e.series("in_flight")["busy"] == 0 })
+	if got := app.got(); len(got) != 6 {
+		t.Errorf("the application got %d logins, want 6", len(got))
+	}
+}
