@@ -51,6 +51,7 @@ type App struct {
 	ipSource caddyhttp.IPRangeSource
 
 	bodyWarnings logLimiter
+	forwarding   logLimiter // of the warning about headers that are not believed
 
 	mu       sync.Mutex
 	shared   *backend // opened by the first handler that needs it

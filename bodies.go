@@ -189,7 +189,9 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 		// it could make us read half bodies without end, and for nothing.
 		return
 	}
-	e.charges.charged = e.charges.charged[:e.charged]
+	for i := range e.verdicts {
+		e.verdicts[i].charged = false
+	}
 	began := time.Now()
 	e.h.backend.Settle(e.charges.rest(e.h.budget), first)
 	e.charges.waited += time.Since(began)

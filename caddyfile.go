@@ -38,6 +38,7 @@ type handlerParser struct {
 //
 //	distributed_ratelimit [<matcher>] [<events> <window> [<zone name>]] {
 //	    zone <name> { ... }
+//	    exempt @name | { <matchers> }
 //	    trusted_proxies <ip source module> ... | hops <n>
 //	    client_ip_headers <header>
 //	    on_store_error local|allow|deny
@@ -181,6 +182,7 @@ var handlerOptions = []option[Handler]{
 	{word: "status", parse: func(p *handlerParser, h *Handler) error { return p.integer(&h.Status) }},
 	{word: "jitter", parse: func(p *handlerParser, h *Handler) error { return p.share(&h.Jitter) }},
 	{word: "log_key", parse: func(p *handlerParser, h *Handler) error { return p.flag(&h.LogKey) }},
+	{word: "exempt", repeats: true, parse: func(p *handlerParser, h *Handler) error { return p.matchers(&h.ExemptRaw) }},
 	{word: "store", parse: func(p *handlerParser, h *Handler) (err error) {
 		h.StoreRaw, err = parseStore(p.Dispenser)
 		return err

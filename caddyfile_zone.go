@@ -29,6 +29,7 @@ import (
 //	    on_store_error local|allow|deny
 //	    count_if status <code...> | header <field> [<value>] | { <both> }
 //	    dry_run
+//	    hide
 //	}
 func (p *handlerParser) zone() error {
 	if p.short != nil {
@@ -80,6 +81,7 @@ var zoneOptions = []option[Zone]{
 	{word: "on_store_error", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnStoreError) }},
 	{word: "count_if", repeats: true, parse: (*handlerParser).countIf},
 	{word: "dry_run", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.DryRun) }},
+	{word: "hide", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.Hide) }},
 }
 
 // zoneOption parses one option of a zone.

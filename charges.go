@@ -2,7 +2,6 @@ package distributedratelimit
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -23,18 +22,23 @@ type charges struct {
 	refused bool          // by a limit; later handlers charge nothing
 	budget  time.Duration // the largest of the handlers so far
 	waited  time.Duration // for stores
-	charged []chargedLog
+	zones   []zoneRecord
 	told    placeholders
 	headers *headerWriter // set by the first handler that sends headers always
 
 	key string        // the last one, see text
-	few [2]chargedLog // room for what most requests are charged for
+	few [2]zoneRecord // room for the zones of most requests
 }
 
-// chargedLog is a log that the request was charged to, or may have been.
-type chargedLog struct {
-	limit  *Zone // that stands for the zones of one limit, see App.registerZone
-	client string
+// zoneRecord is what one zone has decided about the request.
+type zoneRecord struct {
+	zone             *Zone
+	client           string // that the log is of
+	limit, remaining int64
+	reset            int32 // s
+	reason           reason
+	counted          bool // there are numbers
+	charged          bool // or may have been
 }
 
 const chargesVar = "distributed_ratelimit.charges"
@@ -46,21 +50,47 @@ func chargesOf(ctx context.Context, vars map[string]any) *charges {
 		return c
 	}
 	c := &charges{repl: ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)}
-	c.charged = c.few[:0]
+	c.zones = c.few[:0]
 	vars[chargesVar] = c
 	c.repl.Map(c.placeholder)
 	return c
 }
 
-// add records that the request was charged to a log, or may have been.
-func (c *charges) add(limit *Zone, client string) {
-	c.charged = append(c.charged, chargedLog{limit, client})
+// record adds what a zone has decided.
+func (c *charges) record(v *verdict) {
+	c.zones = append(c.zones, zoneRecord{
+		zone: v.zone, client: v.client, limit: v.limit, remaining: v.Remaining,
+		reset: int32(wholeSeconds(v.Reset)), reason: v.reason, counted: v.counted, charged: v.charged,
+	})
 }
 
-// has reports whether an earlier handler has charged the request to a log: a
-// limit that is met twice counts once.
+// has reports whether an earlier handler has charged the request to a log, or may
+// have: a limit that is met twice counts once. limit stands for the zones of one
+// limit, see App.registerZone.
 func (c *charges) has(limit *Zone, client string) bool {
-	return slices.Contains(c.charged, chargedLog{limit, client})
+	for i := range c.zones {
+		if z := &c.zones[i]; z.charged && z.zone.same == limit && z.client == client {
+			return true
+		}
+	}
+	return false
+}
+
+// of returns what a zone of this name has decided, nil if none did: the last
+// decision, but a zone in force comes before a dry run, and a refusal before a grant.
+func (c *charges) of(name string) *zoneRecord {
+	var found *zoneRecord
+	for i := range c.zones {
+		z := &c.zones[i]
+		switch {
+		case z.zone.Name != name:
+		case found == nil,
+			!z.zone.DryRun && found.zone.DryRun,
+			z.zone.DryRun == found.zone.DryRun && (z.reason != reasonNone || found.reason == reasonNone):
+			found = z
+		}
+	}
+	return found
 }
 
 // text returns a key as a string. Several zones often have the same key. The

@@ -89,23 +89,17 @@ func (z *Zone) alone(instances int) int64 {
 	return max(1, z.limit/int64(max(1, instances)))
 }
 
-// slotRequest is a zone's request for a slot.
-type slotRequest struct {
-	verdict int // its index
-	client  string
-}
-
 // takeSlots decides zones that limit how many requests are in flight, one after
 // the other, until one in force refuses.
 func (e *evaluation) takeSlots() {
-	for _, s := range e.slots {
+	for _, i := range e.slots {
 		if !e.passes() {
 			break
 		}
-		v := &e.verdicts[s.verdict]
+		v := &e.verdicts[i]
 		b := e.h.backend
 		slot, d := b.limiter.Acquire(e.charges.rest(e.h.budget), inflight.Request{
-			Key:   inflight.Key{Zone: v.zone.storeName, Client: s.client},
+			Key:   inflight.Key{Zone: v.zone.storeName, Client: v.client},
 			Limit: v.limit, Alone: v.zone.alone(b.Guard.Instances()),
 		})
 		e.charges.waited += d.Waited
@@ -116,7 +110,8 @@ func (e *evaluation) takeSlots() {
 			if e.flight == nil {
 				e.flight = new(flight)
 			}
-			e.flight.add(v.zone, s.client, slot)
+			e.flight.add(v.zone, slot)
+			v.charged = true
 			continue
 		case v.counted:
 			v.reason, v.RetryAfter = reasonBusy, unknownWait
@@ -125,7 +120,6 @@ func (e *evaluation) takeSlots() {
 		}
 		e.heed(v.zone, v.reason)
 	}
-	clear(e.slots)
 	e.slots = e.slots[:0] // zones that need the body take theirs later
 }
 
@@ -135,10 +129,15 @@ func (e *evaluation) keepSlots() {
 	switch {
 	case e.flight == nil:
 	case e.passes():
-		e.flight.begin(e.charges)
+		e.flight.begin()
 	default:
 		e.flight.giveUp()
 		e.flight = nil
+		for i := range e.verdicts {
+			if v := &e.verdicts[i]; v.zone.Concurrent != nil {
+				v.charged = false
+			}
+		}
 	}
 }
 
@@ -149,22 +148,20 @@ type flight struct {
 }
 
 type heldSlot struct {
-	zone   *Zone
-	client string
-	slot   *inflight.Slot
+	zone *Zone
+	slot *inflight.Slot
 }
 
-func (f *flight) add(z *Zone, client string, slot *inflight.Slot) {
+func (f *flight) add(z *Zone, slot *inflight.Slot) {
 	if f.held == nil {
 		f.held = f.few[:0]
 	}
-	f.held = append(f.held, heldSlot{z, client, slot})
+	f.held = append(f.held, heldSlot{z, slot})
 }
 
 // begin is called when the request passes.
-func (f *flight) begin(c *charges) {
+func (f *flight) begin() {
 	for _, s := range f.held {
-		c.add(s.zone.same, s.client)
 		inFlight.add(s.zone.Name, 1)
 	}
 }

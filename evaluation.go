@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
@@ -28,8 +27,7 @@ type evaluation struct {
 	index    []int         // verdict of each of its requests
 	later    []*Zone       // need the request's body
 	reserved []reservation // what depends on the response
-	charged  int           // how many charges there were before
-	slots    []slotRequest // for the verdicts of zones that limit requests in flight
+	slots    []int         // verdicts of zones that limit requests in flight, and are not decided
 	flight   *flight       // what they have granted, nil for nothing
 	exempt   []*Zone
 	reason   reason // of the refusal, by zones that are in force
@@ -40,8 +38,10 @@ type evaluation struct {
 type verdict struct {
 	zone *Zone
 	store.Decision
+	client  string // that the log is of
 	limit   int64  // that holds for the request
 	counted bool   // the decision holds numbers
+	charged bool   // or may have been
 	reason  reason // reasonNone unless the zone refuses
 }
 
@@ -51,7 +51,7 @@ var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
 
 func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
 	e := evaluations.Get().(*evaluation)
-	e.h, e.r, e.charges, e.charged = h, r, c, len(c.charged)
+	e.h, e.r, e.charges = h, r, c
 	e.keys.repl = c.repl
 	e.keys.request = r
 	return e
@@ -59,14 +59,13 @@ func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
 
 func (e *evaluation) release() {
 	for i := range e.verdicts {
-		e.verdicts[i].zone = nil // the rest refers to nothing
+		e.verdicts[i].zone, e.verdicts[i].client = nil, "" // the rest refers to nothing
 	}
 	clear(e.exempt)
 	clear(e.later)
 	clear(e.reserved)
 	e.call.Reset()
 	e.verdicts, e.index, e.exempt, e.later = e.verdicts[:0], e.index[:0], e.exempt[:0], e.later[:0]
-	clear(e.slots)
 	e.slots, e.flight, e.reserved = e.slots[:0], nil, e.reserved[:0]
 	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonNone
 	e.keys.repl = nil
@@ -80,13 +79,18 @@ func (e *evaluation) gather() error {
 	if e.h.matchers {
 		defer e.showAddresses()()
 	}
+	exempt, err := anyMatches(e.h.exempt, e.r)
+	if err != nil {
+		return err
+	}
 	for _, zone := range e.h.Zones {
-		applies, exempt, err := zone.applies(e.r)
+		applies, free, err := zone.applies(e.r)
 		if err != nil {
 			return err
 		}
-		if exempt {
+		if free || applies && exempt {
 			e.exempt = append(e.exempt, zone)
+			continue
 		}
 		if !applies {
 			continue
@@ -140,8 +144,8 @@ func (e *evaluation) add(zone *Zone) {
 		return
 	}
 	if zone.Concurrent != nil {
-		e.slots = append(e.slots, slotRequest{len(e.verdicts), client})
-		e.verdicts = append(e.verdicts, verdict{zone: zone, limit: zone.limit})
+		e.slots = append(e.slots, len(e.verdicts))
+		e.verdicts = append(e.verdicts, verdict{zone: zone, limit: zone.limit, client: client})
 		return
 	}
 	limit := zone.limitOf(&e.keys, e.charges.client)
@@ -159,15 +163,13 @@ func (e *evaluation) add(zone *Zone) {
 		return
 	}
 	e.index = append(e.index, len(e.verdicts))
-	e.verdicts = append(e.verdicts, verdict{zone: zone, limit: limit})
+	e.verdicts = append(e.verdicts, verdict{zone: zone, limit: limit, client: client})
 	e.call.Policies = append(e.call.Policies, zone.policy)
-	e.call.Requests = append(e.call.Requests, store.Request{
-		Key:    store.Key{Zone: zone.storeName, Client: client, Window: zone.window},
-		Limit:  limit,
-		Units:  units,
-		Shadow: zone.DryRun,
-		Exact:  zone.exact(),
-	})
+	// A request is large: it is filled in where it lies.
+	e.call.Requests = append(e.call.Requests, store.Request{})
+	request := &e.call.Requests[len(e.call.Requests)-1]
+	request.Key = store.Key{Zone: zone.storeName, Client: client, Window: zone.window}
+	request.Limit, request.Units, request.Shadow, request.Exact = limit, units, zone.DryRun, zone.exact()
 }
 
 // refuse adds the verdict of a zone that refuses whatever the store says. A limit of
@@ -220,8 +222,7 @@ func (e *evaluation) decide() {
 				e.heed(v.zone, v.reason)
 			}
 		}
-		if e.call.Charged(i) {
-			e.charges.add(v.zone.same, requests[i].Client)
+		if v.charged = e.call.Charged(i); v.charged {
 			e.reserve(v.zone, i)
 		}
 	}
@@ -236,6 +237,9 @@ func (e *evaluation) report() {
 	passes := e.passes()
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
+		if v.charged || !v.silent() {
+			e.charges.record(v)
+		}
 		switch {
 		case v.silent():
 		case v.reason == reasonNone && passes:
@@ -243,10 +247,10 @@ func (e *evaluation) report() {
 		case v.reason == reasonNone:
 			// Another zone refused: this one was not charged.
 		case v.zone.DryRun:
-			v.zone.counters.request(outcomeDryRun, v.Source)
+			v.zone.counters.refuse(outcomeDryRun, v.Source, v.reason)
 			e.logRefusal(v)
 		default:
-			v.zone.counters.request(outcomeRefused, v.Source)
+			v.zone.counters.refuse(outcomeRefused, v.Source, v.reason)
 			e.logRefusal(v)
 		}
 	}
@@ -275,29 +279,4 @@ func share(counted bool, remaining, limit int64) float64 {
 		return 1
 	}
 	return float64(remaining) / float64(max(limit, 1))
-}
-
-// refusalLines is how many refusals a zone may log in a second.
-const refusalLines = 3
-
-func (e *evaluation) logRefusal(v *verdict) {
-	if !e.h.logger.Core().Enabled(zap.InfoLevel) {
-		return
-	}
-	suppressed, ok := v.zone.refusalLog.allow(refusalLines, logSecond)
-	if !ok {
-		return
-	}
-	fields := []zap.Field{
-		zap.String("zone", v.zone.Name),
-		zap.Stringer("client_ip", e.charges.client),
-		zap.Stringer("source", v.Source),
-		zap.Duration("retry_after", v.RetryAfter),
-		zap.Bool("dry_run", v.zone.DryRun),
-		zap.Int64("suppressed", suppressed),
-	}
-	if e.h.LogKey {
-		fields = append(fields, zap.String("key", e.keys.readable(&v.zone.key, e.charges.client, v.zone.v4, v.zone.v6)))
-	}
-	e.h.logger.Info("request refused", fields...)
 }

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 func init() {
@@ -39,16 +40,22 @@ func init() {
 // ------------|---------------
 // `{http.distributed_ratelimit.client_ip}` | The client's address, as the handler decided it
 // `{http.distributed_ratelimit.outcome}` | `granted`, `refused`, `dry_run` (granted, but a zone in dry run would have refused) or `exempt`; empty if no zone applied
-// `{http.distributed_ratelimit.zone}` | The zone that refused, else the one nearest to its limit
+// `{http.distributed_ratelimit.reason}` | Why it was refused, or would have been in the dry run: `limit`, `zero` (the limit is 0), `busy`, `too_costly` (it takes more than the limit), `empty_key`, `store_away`, `body_memory` or `slow_body`
+// `{http.distributed_ratelimit.zone}` | The zone that refused, else the one nearest to its limit; a zone in dry run only if no zone in force applied
 // `{http.distributed_ratelimit.limit}` | The limit of that zone, in requests
 // `{http.distributed_ratelimit.remaining}` | What is left of it
 // `{http.distributed_ratelimit.reset}` | Seconds until all of it is free again
 // `{http.distributed_ratelimit.retry_after}` | Seconds until a retry can succeed, if refused
 // `{http.distributed_ratelimit.source}` | What decided: `store`, `lease` (this instance, with units that the store had granted it), `cache` (this instance, which remembers a refusal), `local` (the store was away) or `policy` (nothing was counted)
+// `{http.distributed_ratelimit.zones.<name>.limit}`, and `remaining`, `reset` and `reason` in its place | The same of a zone by its name; empty if it did not apply
 type Handler struct {
 	// The limits, in the order in which they are checked and reported.
 	// A request is limited by all the zones whose matchers match it.
 	Zones []*Zone `json:"zones,omitempty"`
+
+	// Which requests are neither limited nor counted by any of the zones: requests
+	// that match any of these matcher sets, which are like those of a zone.
+	ExemptRaw caddyhttp.RawMatcherSets `json:"exempt,omitempty" caddy:"namespace=http.matchers"`
 
 	// Where the client's address comes from, for this handler. Default: what
 	// the app has, else what the HTTP server has.
@@ -98,17 +105,17 @@ type Handler struct {
 	// what makes several handlers and several instances share their limits.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=distributed_ratelimit.stores inline_key=module"`
 
-	logger   *zap.Logger
-	app      *App
-	backend  *backend
-	identity *identity
-	headers  headerStyle
-	budget   time.Duration
-
+	logger     *zap.Logger
+	app        *App
+	backend    *backend
+	identity   *identity
+	headers    headerStyle
+	budget     time.Duration
 	bodyLimits body.Limits
-	policy     string   // default of the zones' on_store_error
+	policy     string // default of the zones' on_store_error
+	exempt     caddyhttp.MatcherSets
 	held       []string // zones whose metrics this handler holds
-	matchers   bool     // some zone has matchers
+	matchers   bool     // some zone, or the handler, has matchers
 }
 
 // CaddyModule returns the Caddy module information.
@@ -143,6 +150,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.bodyLimits = h.bodyLimitsOf(h.app)
+	h.identity.forwarding = &h.app.forwarding
 	h.budget = time.Duration(cmp.Or(h.Budget, h.app.Budget, caddy.Duration(defaultBudget)))
 	h.policy = cmp.Or(h.OnStoreError, h.app.OnStoreError, policyLocal)
 	h.headers = parseHeaderStyle(h.RateLimitHeaders)
@@ -151,6 +159,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 
 	h.warnOfKeys(ctx)
+	h.warnOfRemoteIP("", "exempt", h.ExemptRaw)
+	if h.exempt, err = loadMatchers(ctx, h, "ExemptRaw", h.ExemptRaw); err != nil {
+		return fmt.Errorf("exempt: %v", err)
+	}
+	h.matchers = len(h.exempt) > 0
 	for _, zone := range h.Zones {
 		if err := zone.provision(ctx, h); err != nil {
 			return fmt.Errorf("zone %q: %v", zone.Name, err)
@@ -169,6 +182,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		if zone.Concurrent != nil {
 			inFlight.show(zone.Name, true)
 		}
+		_, shared := h.backend.store.(store.Shared)
+		zone.counters.show(zone, shared, len(h.exempt) > 0)
 	}
 	return nil
 }
@@ -226,6 +241,9 @@ func (h *Handler) check() *configError {
 			return &configError{zone: zone.Name, field: "zone", err: fmt.Errorf("the handler has two zones of this name; rename one or merge them")}
 		}
 		names[zone.Name] = true
+	}
+	if mistake := checkMatcherSets("exempt", h.ExemptRaw); mistake != nil {
+		return mistake
 	}
 	if mistake := h.ClientAddress.check(); mistake != nil {
 		return mistake

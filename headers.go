@@ -85,7 +85,7 @@ const (
 func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []headerZone {
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
-		if v.zone.DryRun || v.zone.Concurrent != nil || !v.counted && v.reason != reasonTooCostly {
+		if v.zone.DryRun || v.zone.Hide || v.zone.Concurrent != nil || !v.counted && v.reason != reasonTooCostly {
 			continue
 		}
 		zone := headerZone{

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -78,9 +79,10 @@ type identity struct {
 	// trustsProxies: some peers may be proxies, as far as is known at load.
 	trustsProxies bool
 
-	logger *zap.Logger
-	log    logLimiter
-	unix   sync.Once
+	logger     *zap.Logger
+	log        logLimiter
+	unix       sync.Once
+	forwarding *logLimiter // of all handlers, see warnOfForwarding
 }
 
 // provisionIdentity finds the rules of the handler, else of the app, else of the
@@ -156,6 +158,34 @@ func remoteAddr(r *http.Request) string {
 	return r.RemoteAddr
 }
 
+// forwardingHeaders are what proxies name their clients in, in canonical form.
+var forwardingHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Cf-Connecting-Ip", "True-Client-Ip"}
+
+// warnOfForwarding warns of a peer that is not trusted but names its client in a
+// header. It may be a bot that tries its luck; or the site's own proxy, all of whose
+// visitors share one limit then, and nothing else tells. What a stranger wrote is not
+// logged, and one line a minute is enough.
+func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
+	if len(r.Header) == 0 {
+		return
+	}
+	name := id.rules.Header()
+	if len(r.Header[name]) == 0 {
+		i := slices.IndexFunc(forwardingHeaders, func(h string) bool { return len(r.Header[h]) > 0 })
+		if i < 0 {
+			return
+		}
+		name = forwardingHeaders[i]
+	}
+	suppressed, ok := id.forwarding.allow(1, logMinute)
+	if !ok {
+		return
+	}
+	id.logger.Warn("a peer that is not trusted names its client in a header, which is not believed: if it is your proxy or CDN, all of its visitors share one limit; "+
+		"name its addresses in trusted_proxies, and this header in client_ip_headers. If it is a client, nothing needs to be done",
+		zap.Stringer("peer", peer), zap.String("header", name), zap.Int64("suppressed", suppressed))
+}
+
 // client decides who the client of r is, which has these variables.
 func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result {
 	peer := true // comes first, and once
@@ -184,6 +214,8 @@ func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result 
 				zap.String("header", id.rules.Header()), zap.Stringer("reason", client.Reason),
 				zap.Stringer("client_ip", client), zap.Int64("suppressed", suppressed))
 		}
+	case ipident.ReasonPeer, ipident.ReasonUntrustedPeer:
+		id.warnOfForwarding(r, client)
 	case ipident.ReasonUnix:
 		id.unix.Do(func() {
 			id.logger.Warn("clients on a Unix socket have no address and share one limit; " +

@@ -18,6 +18,7 @@ import (
 // number of series does not depend on clients.
 var metrics = struct {
 	requests       *prometheus.CounterVec
+	refusals       *prometheus.CounterVec
 	emptyKeys      *prometheus.CounterVec
 	replaced       *prometheus.CounterVec
 	settled        *prometheus.CounterVec
@@ -32,6 +33,10 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "requests_total",
 		Help: "Requests by the zone that applied, what came of it (granted, refused, dry_run, exempt), and what decided (store, lease, cache, local, policy).",
 	}, []string{"zone", "outcome", "source"}),
+	refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "refusals_total",
+		Help: "Requests that were refused, or would have been in a dry run (outcome refused, dry_run), by the zone and its reason.",
+	}, []string{"zone", "outcome", "reason"}),
 	emptyKeys: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "empty_keys_total",
 		Help: "Requests whose key was empty (missing), or a part of it because the request had several values (ambiguous) or nobody knows the placeholder (unknown), or the body was of no use (other_type, too_long, unreadable).",
@@ -77,7 +82,7 @@ var metrics = struct {
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
-		metrics.requests, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.clients, metrics.storeDuration, metrics.storeErrors,
+		metrics.requests, metrics.refusals, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.clients, metrics.storeDuration, metrics.storeErrors,
 		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight,
 	} {
 		var already prometheus.AlreadyRegisteredError
@@ -129,6 +134,7 @@ var (
 	zoneSeries = series{holds: make(map[string]int), remove: func(zone string) {
 		match := prometheus.Labels{"zone": zone}
 		metrics.requests.DeletePartialMatch(match)
+		metrics.refusals.DeletePartialMatch(match)
 		metrics.emptyKeys.DeletePartialMatch(match)
 		metrics.replaced.DeletePartialMatch(match)
 		metrics.settled.DeletePartialMatch(match)
@@ -165,6 +171,7 @@ func (o outcome) String() string { return outcomeNames[o] }
 type zoneCounters struct {
 	zone      string
 	requests  [outcomes][store.Sources]counterSlot
+	refusals  [outcomes][reasons]counterSlot
 	emptyKeys [lacks]counterSlot
 	replaced  [len(readWords)][lacks]counterSlot
 	settled   [settledResults]counterSlot
@@ -173,34 +180,103 @@ type zoneCounters struct {
 type counterSlot = atomic.Pointer[prometheus.Counter]
 
 func (c *zoneCounters) request(o outcome, s store.Source) {
-	slot := &c.requests[o][s]
-	if counter := slot.Load(); counter != nil {
-		(*counter).Inc()
-		return
+	if slot := &c.requests[o][s]; !hit(slot) {
+		c.add(1, slot, metrics.requests, o.String(), s.String())
 	}
-	c.add(1, slot, metrics.requests, o.String(), s.String())
+}
+
+// refuse counts a request that the zone refuses, or would in force.
+func (c *zoneCounters) refuse(o outcome, s store.Source, why reason) {
+	c.request(o, s)
+	if slot := &c.refusals[o][why]; !hit(slot) {
+		c.add(1, slot, metrics.refusals, o.String(), why.String())
+	}
 }
 
 // emptyKey counts a key that was short of something.
-func (c *zoneCounters) emptyKey(l lack) { c.add(1, &c.emptyKeys[l], metrics.emptyKeys, l.String()) }
+func (c *zoneCounters) emptyKey(l lack) {
+	if slot := &c.emptyKeys[l]; !hit(slot) {
+		c.add(1, slot, metrics.emptyKeys, l.String())
+	}
+}
 
 // replace counts a value for which a default or a bound stands.
 func (c *zoneCounters) replace(word readWord, l lack) {
-	c.add(1, &c.replaced[word][l], metrics.replaced, readWords[word], l.String())
+	if slot := &c.replaced[word][l]; !hit(slot) {
+		c.add(1, slot, metrics.replaced, readWords[word], l.String())
+	}
 }
 
 // settle counts what the response made of a request.
 func (c *zoneCounters) settle(s settled) {
-	c.add(1, &c.settled[s], metrics.settled, settledNames[s])
+	if slot := &c.settled[s]; !hit(slot) {
+		c.add(1, slot, metrics.settled, settledNames[s])
+	}
 }
 
-// add adds to a counter of the zone if a configuration still has the zone. To add 0
-// shows the series.
-func (c *zoneCounters) add(n float64, slot *counterSlot, of *prometheus.CounterVec, labels ...string) {
-	if counter := slot.Load(); counter != nil {
-		(*counter).Add(n)
-		return
+// hit counts one, if the counter has been looked up.
+func hit(slot *counterSlot) bool {
+	counter := slot.Load()
+	if counter == nil {
+		return false
 	}
+	(*counter).Inc()
+	return true
+}
+
+// show makes the series that the zone may come to have, so that a dashboard shows 0
+// and an alert sees the first increase. They depend on the configuration alone.
+func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
+	outcome := outcomeRefused
+	if z.DryRun {
+		outcome = outcomeDryRun
+	}
+	sources := []store.Source{store.FromStore}
+	if shared {
+		sources = append(sources, store.FromLease, store.FromCache, store.FromLocal)
+	}
+	for _, s := range sources {
+		if s != store.FromCache {
+			c.add(0, &c.requests[outcomeGranted][s], metrics.requests, outcomeGranted.String(), s.String())
+		}
+		if s != store.FromLease {
+			c.add(0, &c.requests[outcome][s], metrics.requests, outcome.String(), s.String())
+		}
+	}
+	if exempt || len(z.exempt) > 0 || z.tier != nil && z.tier.has(unlimited) || z.cost.fixed == 0 && z.cost.least == 0 {
+		c.add(0, &c.requests[outcomeExempt][store.FromPolicy], metrics.requests, outcomeExempt.String(), store.FromPolicy.String())
+	}
+	for _, why := range z.possible() {
+		c.add(0, &c.refusals[outcome][why], metrics.refusals, outcome.String(), why.String())
+		if why != reasonLimit && why != reasonBusy {
+			c.add(0, &c.requests[outcome][store.FromPolicy], metrics.requests, outcome.String(), store.FromPolicy.String())
+		}
+	}
+	if z.key.dynamic() && !z.key.neverEmpty() {
+		c.add(0, &c.emptyKeys[lackMissing], metrics.emptyKeys, lackMissing.String())
+	}
+	if z.tier != nil {
+		c.showReplaced(readTier, lackMissing, lackListed)
+	}
+	if z.cost.fixed == 0 {
+		c.showReplaced(readCost, lackMissing, lackNumber, lackBound)
+	}
+	if len(z.CountIf) > 0 {
+		for s := range settledResults {
+			c.add(0, &c.settled[s], metrics.settled, settledNames[s])
+		}
+	}
+}
+
+func (c *zoneCounters) showReplaced(word readWord, lacking ...lack) {
+	for _, l := range lacking {
+		c.add(0, &c.replaced[word][l], metrics.replaced, readWords[word], l.String())
+	}
+}
+
+// add looks a counter of the zone up and adds to it, if a configuration still has the
+// zone. To add 0 shows the series.
+func (c *zoneCounters) add(n float64, slot *counterSlot, of *prometheus.CounterVec, labels ...string) {
 	zoneSeries.ifHeld(c.zone, func() {
 		fresh := of.WithLabelValues(append([]string{c.zone}, labels...)...)
 		slot.Store(&fresh)

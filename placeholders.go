@@ -14,6 +14,7 @@ type placeholders struct {
 	reset      int64 // s
 	retryAfter int64 // s, 0 if not refused
 	outcome    outcome
+	reason     reason
 	counted    bool // there are numbers
 	source     store.Source
 }
@@ -22,8 +23,8 @@ const placeholderPrefix = "http.distributed_ratelimit."
 
 // publish takes over what placeholders tell from an evaluation. They are about
 // the request, not about the last handler: a handler that has nothing to say
-// leaves what an earlier one said. One that grants leaves a refusal, also one of
-// a dry run, and a zone that is nearer to its limit.
+// leaves what an earlier one said. One that grants leaves a refusal, and a zone that
+// is nearer to its limit. A dry run leaves what a zone in force said.
 func (c *charges) publish(e *evaluation) {
 	shown := e.shown()
 	if shown == nil {
@@ -33,7 +34,7 @@ func (c *charges) publish(e *evaluation) {
 		return
 	}
 	told := placeholders{
-		outcome: outcomeGranted, zone: shown.zone, source: shown.Source,
+		outcome: outcomeGranted, zone: shown.zone, source: shown.Source, reason: shown.reason,
 		counted: shown.counted, limit: shown.limit, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
 	}
 	switch {
@@ -43,39 +44,48 @@ func (c *charges) publish(e *evaluation) {
 	case shown.reason != reasonNone:
 		told.outcome = outcomeDryRun
 	}
-	switch c.told.outcome {
-	case outcomeRefused:
-		if told.outcome != outcomeRefused {
-			return
-		}
-	case outcomeDryRun:
-		if told.outcome == outcomeGranted {
-			return
-		}
-	case outcomeGranted:
-		if told.outcome == outcomeGranted && c.told.share() <= told.share() {
-			return
-		}
+	if !c.told.stands(&told) {
+		c.told = told
 	}
-	c.told = told
 }
 
-// shown is the verdict that placeholders are about: the one that refuses, or
-// would without the dry run, with the longest wait; else the one nearest to its
-// limit. It is nil if no zone applied.
+// stands reports whether t goes on to be told, although a later handler would tell
+// something else.
+func (t *placeholders) stands(later *placeholders) bool {
+	if t.outcome == outcomeNone || t.outcome == outcomeExempt {
+		return false
+	}
+	if t.zone.DryRun != later.zone.DryRun {
+		return later.zone.DryRun
+	}
+	switch t.outcome {
+	case outcomeRefused:
+		return later.outcome != outcomeRefused
+	case outcomeDryRun:
+		return later.outcome == outcomeGranted
+	}
+	return later.outcome == outcomeGranted && t.share() <= later.share()
+}
+
+// shown is the verdict that placeholders are about: the one that refuses, for the
+// reason that the response gives, with the longest wait; else the one nearest to its
+// limit. A dry run is shown only if no zone in force has a verdict, as if it were one.
+// It is nil if no zone applied.
 func (e *evaluation) shown() *verdict {
-	passes := e.passes()
 	var shown *verdict
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
-		refused := v.reason != reasonNone && (passes || !v.zone.DryRun)
 		switch {
-		case v.silent(), !passes && !refused:
-			continue
-		case shown == nil,
-			refused && shown.reason == reasonNone,
-			refused && (v.reason > shown.reason || v.reason == shown.reason && v.wait() > shown.wait()),
-			v.reason == reasonNone && shown.reason == reasonNone && v.share() < shown.share():
+		case v.silent():
+		case shown == nil:
+			shown = v
+		case v.zone.DryRun != shown.zone.DryRun:
+			if shown.zone.DryRun {
+				shown = v
+			}
+		case v.reason > shown.reason,
+			v.reason == shown.reason && v.reason != reasonNone && v.wait() > shown.wait(),
+			v.reason == shown.reason && v.reason == reasonNone && v.share() < shown.share():
 			shown = v
 		}
 	}
@@ -98,6 +108,9 @@ func (c *charges) placeholder(key string) (any, bool) {
 	if !ok {
 		return nil, false
 	}
+	if name, ok := strings.CutPrefix(name, "zones."); ok {
+		return c.zonePlaceholder(name)
+	}
 	told := &c.told
 	switch name {
 	case "client_ip":
@@ -109,6 +122,8 @@ func (c *charges) placeholder(key string) (any, bool) {
 			return "", true
 		}
 		return told.zone.Name, true
+	case "reason":
+		return told.reason.String(), true
 	case "limit":
 		return numberIf(told.counted, told.limit), true
 	case "remaining":
@@ -122,6 +137,30 @@ func (c *charges) placeholder(key string) (any, bool) {
 			return "", true
 		}
 		return told.source.String(), true
+	}
+	return nil, false
+}
+
+// zonePlaceholder is the placeholder of one zone: its name, which may hold dots, and
+// what of it.
+func (c *charges) zonePlaceholder(name string) (any, bool) {
+	dot := strings.LastIndexByte(name, '.')
+	if dot < 0 {
+		return nil, false
+	}
+	z := c.of(name[:dot])
+	if z == nil {
+		z = new(zoneRecord)
+	}
+	switch name[dot+1:] {
+	case "limit":
+		return numberIf(z.counted, z.limit), true
+	case "remaining":
+		return numberIf(z.counted, z.remaining), true
+	case "reset":
+		return numberIf(z.counted, int64(z.reset)), true
+	case "reason":
+		return z.reason.String(), true
 	}
 	return nil, false
 }

@@ -31,6 +31,14 @@ type problemDetails struct {
 	retryAfter int64 // s; 0 if a retry does not help
 }
 
+func (p *problemDetails) json() []byte {
+	body, err := json.Marshal(p)
+	if err != nil {
+		panic(err) // strings and a number
+	}
+	return append(body, '\n')
+}
+
 // refuse responds to a request that may not pass.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) error {
 	e.charges.forgetHeaders()
@@ -55,12 +63,11 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 	if h.rendersError(r, err) {
 		return err
 	}
-	body, failed := json.Marshal(problem)
-	if failed != nil {
-		panic(failed) // strings and a number
+	body, kind := problem.json(), "application/problem+json"
+	if h.Refusal != refusalProblem && prefersHTML(r.Header) {
+		body, kind = problem.page(), "text/html; charset=utf-8"
 	}
-	body = append(body, '\n')
-	header.Set("Content-Type", "application/problem+json")
+	header.Set("Content-Type", kind)
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(problem.Status)
 	_, _ = w.Write(body) // the client may have gone
@@ -82,7 +89,7 @@ func (h *Handler) problem(e *evaluation) problemDetails {
 			continue
 		}
 		longest = max(longest, v.wait())
-		if about.limit {
+		if about.limit && !v.zone.Hide {
 			problem.Violated = append(problem.Violated, v.zone.Name)
 		}
 	}

@@ -126,6 +126,11 @@ func (c *charges) giveBack(zone *Zone, units int64) {
 	if c.told.counted && c.told.zone == zone && c.told.outcome == outcomeGranted {
 		c.told.remaining += units
 	}
+	for i := range c.zones {
+		if z := &c.zones[i]; z.zone == zone && z.charged && z.counted {
+			z.remaining += units
+		}
+	}
 	if c.headers == nil {
 		return
 	}

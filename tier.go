@@ -193,6 +193,16 @@ func newTier(t *Tier) (*tier, error) {
 	return &tier{plan: plan, limits: limits, byDefault: t.byDefault()}, nil
 }
 
+// has reports whether some plan has this limit.
+func (t *tier) has(limit int64) bool {
+	for _, l := range t.limits {
+		if l == limit {
+			return true
+		}
+	}
+	return t.byDefault == limit
+}
+
 // limitOf is the limit that holds for a request, or unlimited.
 func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
 	if z.tier == nil {

@@ -106,6 +106,10 @@ type Zone struct {
 	// refused in logs, metrics and placeholders, but never refuses.
 	DryRun bool `json:"dry_run,omitempty"`
 
+	// Keeps the zone out of response headers and bodies: its name, its limit and
+	// what is left of it. Placeholders, logs and metrics tell of it all the same.
+	Hide bool `json:"hide,omitempty"`
+
 	match, exempt caddyhttp.MatcherSets
 	key           keyTemplate
 	needsBody     bool
@@ -133,12 +137,13 @@ const (
 )
 
 func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
-	z.warnOfRemoteIP(h)
+	h.warnOfRemoteIP(z.Name, "match", z.MatchRaw)
+	h.warnOfRemoteIP(z.Name, "exempt", z.ExemptRaw)
 	var err error
-	if z.match, err = loadMatchers(ctx, z, "MatchRaw"); err != nil {
+	if z.match, err = loadMatchers(ctx, z, "MatchRaw", z.MatchRaw); err != nil {
 		return fmt.Errorf("match: %v", err)
 	}
-	if z.exempt, err = loadMatchers(ctx, z, "ExemptRaw"); err != nil {
+	if z.exempt, err = loadMatchers(ctx, z, "ExemptRaw", z.ExemptRaw); err != nil {
 		return fmt.Errorf("exempt: %v", err)
 	}
 	if z.key, err = parseKey(z.Key); err != nil {
@@ -185,19 +190,29 @@ func (z *Zone) ipv6Prefix() int {
 	return defaultIPv6Prefix
 }
 
-func loadMatchers(ctx caddy.Context, z *Zone, field string) (caddyhttp.MatcherSets, error) {
-	if (field == "MatchRaw" && z.MatchRaw == nil) || (field == "ExemptRaw" && z.ExemptRaw == nil) {
+// loadMatchers loads the matchers of a field of a zone or handler, which holds sets.
+func loadMatchers(ctx caddy.Context, of any, field string, sets caddyhttp.RawMatcherSets) (caddyhttp.MatcherSets, error) {
+	if sets == nil {
 		return nil, nil
 	}
-	raw, err := ctx.LoadModule(z, field)
+	raw, err := ctx.LoadModule(of, field)
 	if err != nil {
 		return nil, err
 	}
-	var sets caddyhttp.MatcherSets
-	if err := sets.FromInterface(raw); err != nil {
+	var loaded caddyhttp.MatcherSets
+	if err := loaded.FromInterface(raw); err != nil {
 		return nil, err
 	}
-	return sets, nil
+	return loaded, nil
+}
+
+// anyMatches reports whether a request matches one of some matcher sets; no sets match
+// nothing.
+func anyMatches(sets caddyhttp.MatcherSets, r *http.Request) (bool, error) {
+	if len(sets) == 0 {
+		return false, nil
+	}
+	return sets.AnyMatchWithError(r)
 }
 
 // applies reports whether the zone limits the request, and if not, whether an
@@ -210,13 +225,32 @@ func (z *Zone) applies(r *http.Request) (applies, exempt bool, err error) {
 			return false, false, err
 		}
 	}
-	if len(z.exempt) > 0 {
-		exempt, err := z.exempt.AnyMatchWithError(r)
-		if err != nil || exempt {
-			return false, exempt, err
-		}
+	exempt, err = anyMatches(z.exempt, r)
+	return err == nil && !exempt, exempt, err
+}
+
+// possible lists the reasons for which the zone may refuse.
+func (z *Zone) possible() []reason {
+	list := []reason{reasonLimit}
+	if z.Concurrent != nil {
+		list[0] = reasonBusy
 	}
-	return true, false, nil
+	if z.tier == nil && z.limit == 0 || z.tier != nil && z.tier.has(0) {
+		list = append(list, reasonZero)
+	}
+	if z.Cost != nil {
+		list = append(list, reasonTooCostly)
+	}
+	if z.whenEmpty(&z.key) == emptyKeyDeny {
+		list = append(list, reasonEmptyKey)
+	}
+	if z.policy == fallback.Deny {
+		list = append(list, reasonStoreAway)
+	}
+	if z.needsBody {
+		list = append(list, reasonBodyMemory, reasonSlowBody)
+	}
+	return list
 }
 
 // keyed is what became of the key of a request.

@@ -186,18 +186,16 @@ func namesHosts(matcher any) bool {
 
 // warnOfRemoteIP warns of matchers that look at the peer although that is a
 // proxy: `exempt remote_ip private_ranges` exempts everybody then. It is called
-// before the matchers are loaded, which drops their JSON.
-func (z *Zone) warnOfRemoteIP(h *Handler) {
+// before the matchers are loaded, which drops their JSON. zone is empty for the
+// matchers of the handler.
+func (h *Handler) warnOfRemoteIP(zone, word string, sets caddyhttp.RawMatcherSets) {
 	if !h.identity.trustsProxies {
 		return
 	}
-	for word, sets := range map[string]caddyhttp.RawMatcherSets{"match": z.MatchRaw, "exempt": z.ExemptRaw} {
-		raw, err := json.Marshal(sets)
-		if err != nil || !remoteIPMatcher.Match(raw) {
-			continue
-		}
+	raw, err := json.Marshal(sets)
+	if err == nil && remoteIPMatcher.Match(raw) {
 		h.logger.Warn("remote_ip in a zone is the address of the proxy for every client behind one; write client_ip for that of the client",
-			zap.String("zone", z.Name), zap.String("in", word))
+			zap.String("zone", zone), zap.String("in", word))
 	}
 }
 

@@ -58,6 +58,10 @@ func bareZone(options ...string) string {
 	return ":80 {\n\tdistributed_ratelimit {\n\t\tzone z {\n" + strings.Join(options, "\n") + "\n\t\t}\n\t}\n}"
 }
 
+func bareExempt(options ...string) string {
+	return ":80 {\n\tdistributed_ratelimit {\n" + strings.Join(options, "\n") + "\n\t\tzone z {\n\t\t\tevents 10\n\t\t\twindow 1m\n\t\t}\n\t}\n}"
+}
+
 func global(options ...string) string {
 	return "{\n\tdistributed_ratelimit {\n" + strings.Join(options, "\n") + "\n\t}\n}\n:80 {\n\tdistributed_ratelimit 10 1m\n}"
 }
@@ -88,6 +92,10 @@ func TestCaddyfileMistakesOfTheDirective(t *testing.T) {
 		{"zone option next to a zone", ":80 {\n\tdistributed_ratelimit {\n\t\tzone z {\n\t\t\tevents 1\n\t\t\twindow 1s\n\t\t}\n\t\tdry_run" + here + "\n\t}\n}", []string{"dry_run belongs into a zone"}},
 		{"option twice", site("budget 1s", "budget 2s"+here), []string{"budget is already given on line 3", "remove one"}},
 		{"log_key with argument", site("log_key on" + here), []string{"log_key takes no argument", `"on"`}},
+
+		{"exempt without matcher", bareExempt("exempt" + here), []string{"exempt has no matcher"}},
+		{"exempt everything", bareExempt("exempt *" + here), []string{"every request"}},
+		{"hide with argument", site("hide me" + here), []string{"hide takes no argument"}},
 
 		{"budget 0", site("budget 0" + here), []string{`budget "0" is not a duration above zero`}},
 		{"budget 2h", site("budget 2h" + here), []string{"budget 2h0m0s is not between 1ms and 1m"}},

@@ -31,7 +31,7 @@ http://a.test {
 	e.body("granted trial 1", bob, "http://a.test/")
 	e.sample("requests_total", "granted store trial", 3)
 	e.sample("requests_total", "dry_run store trial", 3)
-	for _, line := range e.log.says(3, "request refused") {
+	for _, line := range e.log.says(3, "request would be refused") {
 		if line["dry_run"] != true || line["zone"] != "trial" {
 			t.Errorf("log line: got %v, want dry_run and the zone", line)
 		}

@@ -207,8 +207,10 @@ http://b.test {
 	e := start(t, file)
 	two := func(r *http.Request) { r.Header["X-Api-Key"] = []string{"a", "b"} }
 	e.granted(1, alice, "http://a.test/", with("X-Api-Key", "a"))
-	if got := e.series("empty_keys_total"); len(got) != 0 {
-		t.Errorf("metric after a request with a key: got %v, want none", got)
+	for labels, got := range e.series("empty_keys_total") {
+		if got != 0 {
+			t.Errorf("metric %s after a request with a key: got %v, want 0", labels, got)
+		}
 	}
 	e.status(http.StatusForbidden, alice, "http://a.test/")
 	for range 2 {

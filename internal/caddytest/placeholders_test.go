@@ -103,7 +103,7 @@ http://a.test {
 }
 
 // Over several handlers the placeholders tell of the request: the zone that
-// refused, else a dry run's refusal, else the zone nearest to its limit.
+// refused, else the zone in force that is nearest to its limit.
 func TestPlaceholdersOverSeveralHandlers(t *testing.T) {
 	e := start(t, `
 http://a.test {
@@ -134,7 +134,8 @@ http://error.test {
 	}
 }`)
 	e.told("granted tight 2 1 HOUR  store 198.51.100.1", e.get(alice, "http://a.test/").body)
-	e.told("dry_run trial 0 0 0  policy 198.51.100.1", e.get(alice, "http://trial.test/").body)
+	// A dry run takes nothing from a zone in force.
+	e.told("granted wide 100 98 HOUR  store 198.51.100.1", e.get(alice, "http://trial.test/").body)
 	const refused = "refused closed 0 0 0  policy 198.51.100.1"
 	e.told(refused, e.refused(alice, "http://error.test/").body)
 	for _, line := range e.log.says(1, "handled request") {
