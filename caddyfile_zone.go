@@ -28,6 +28,7 @@ import (
 //	    on_empty_key client|skip|deny
 //	    on_store_error local|allow|deny
 //	    count_if status <code...> | header <field> [<value>] | { <both> }
+//	    block_for <duration>
 //	    dry_run
 //	    hide
 //	}
@@ -80,6 +81,7 @@ var zoneOptions = []option[Zone]{
 	{word: "on_empty_key", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnEmptyKey) }},
 	{word: "on_store_error", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnStoreError) }},
 	{word: "count_if", repeats: true, parse: (*handlerParser).countIf},
+	{word: "block_for", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.BlockFor) }},
 	{word: "dry_run", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.DryRun) }},
 	{word: "hide", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.Hide) }},
 }

@@ -41,6 +41,8 @@ func (z *Zone) checkConcurrent() *configError {
 		return wrong("cost", instead, "cost")
 	case z.Window != 0:
 		return wrong("window", instead, "window")
+	case z.BlockFor != 0:
+		return wrong("block_for", instead, "block_for")
 	case len(z.CountIf) > 0:
 		return wrong("count_if", instead, "count_if")
 	}

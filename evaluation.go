@@ -170,6 +170,7 @@ func (e *evaluation) add(zone *Zone) {
 	request := &e.call.Requests[len(e.call.Requests)-1]
 	request.Key = store.Key{Zone: zone.storeName, Client: client, Window: zone.window}
 	request.Limit, request.Units, request.Shadow, request.Exact = limit, units, zone.DryRun, zone.exact()
+	request.Block = time.Duration(zone.BlockFor)
 }
 
 // refuse adds the verdict of a zone that refuses whatever the store says. A limit of
@@ -216,11 +217,15 @@ func (e *evaluation) decide() {
 			v.Decision, v.counted = *decision, decision.Source != store.FromPolicy
 			if !v.Granted {
 				v.reason = reasonStoreAway
-				if v.counted {
+				switch {
+				case v.Blocked:
+					v.reason = reasonBlocked
+				case v.counted:
 					v.reason = reasonLimit
 				}
 				e.heed(v.zone, v.reason)
 			}
+			e.noteBan(v, requests[i].Client)
 		}
 		if v.charged = e.call.Charged(i); v.charged {
 			e.reserve(v.zone, i)

@@ -22,6 +22,7 @@ var metrics = struct {
 	emptyKeys      *prometheus.CounterVec
 	replaced       *prometheus.CounterVec
 	settled        *prometheus.CounterVec
+	bans           *prometheus.CounterVec
 	clients        *prometheus.CounterVec
 	storeDuration  *prometheus.HistogramVec
 	storeErrors    *prometheus.CounterVec
@@ -51,6 +52,10 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "settled_requests_total",
 		Help: "Requests to zones with count_if by what their response made of them: counted, given_back, or client_gone (counted, because the client went away before the response).",
 	}, []string{"zone", "result"}),
+	bans: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "bans_total",
+		Help: "Bans that this instance has begun, or has met first. Each instance that refuses a client for it counts a ban.",
+	}, []string{"zone"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "identified_requests_total",
 		Help: "Requests by how the client's address was found.",
@@ -82,7 +87,7 @@ var metrics = struct {
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range []prometheus.Collector{
-		metrics.requests, metrics.refusals, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.clients, metrics.storeDuration, metrics.storeErrors,
+		metrics.requests, metrics.refusals, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.bans, metrics.clients, metrics.storeDuration, metrics.storeErrors,
 		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight,
 	} {
 		var already prometheus.AlreadyRegisteredError
@@ -138,6 +143,7 @@ var (
 		metrics.emptyKeys.DeletePartialMatch(match)
 		metrics.replaced.DeletePartialMatch(match)
 		metrics.settled.DeletePartialMatch(match)
+		metrics.bans.DeletePartialMatch(match)
 		inFlight.show(zone, false)
 	}}
 	storeSeries = series{holds: make(map[string]int), remove: func(name string) {
@@ -175,6 +181,7 @@ type zoneCounters struct {
 	emptyKeys [lacks]counterSlot
 	replaced  [len(readWords)][lacks]counterSlot
 	settled   [settledResults]counterSlot
+	bans      counterSlot
 }
 
 type counterSlot = atomic.Pointer[prometheus.Counter]
@@ -214,6 +221,13 @@ func (c *zoneCounters) settle(s settled) {
 	}
 }
 
+// ban counts a ban.
+func (c *zoneCounters) ban() {
+	if !hit(&c.bans) {
+		c.add(1, &c.bans, metrics.bans)
+	}
+}
+
 // hit counts one, if the counter has been looked up.
 func hit(slot *counterSlot) bool {
 	counter := slot.Load()
@@ -248,7 +262,7 @@ func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
 	}
 	for _, why := range z.possible() {
 		c.add(0, &c.refusals[outcome][why], metrics.refusals, outcome.String(), why.String())
-		if why != reasonLimit && why != reasonBusy {
+		if why != reasonLimit && why != reasonBusy && why != reasonBlocked {
 			c.add(0, &c.requests[outcome][store.FromPolicy], metrics.requests, outcome.String(), store.FromPolicy.String())
 		}
 	}
@@ -265,6 +279,9 @@ func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
 		for s := range settledResults {
 			c.add(0, &c.settled[s], metrics.settled, settledNames[s])
 		}
+	}
+	if z.BlockFor > 0 {
+		c.add(0, &c.bans, metrics.bans)
 	}
 }
 

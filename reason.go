@@ -14,6 +14,7 @@ type reason uint8
 const (
 	reasonNone       reason = iota // the zone does not refuse
 	reasonLimit                    // the limit is reached
+	reasonBlocked                  // the key is banned
 	reasonBusy                     // as many requests as may be are in flight
 	reasonStoreAway                // the store is away, and the zone denies then
 	reasonZero                     // the limit is 0
@@ -31,6 +32,10 @@ var refusals = [reasons]refusal{
 	reasonLimit: {
 		name: "limit", problem: problemQuotaExceeded, title: "Too many requests",
 		detail: "The limit on requests is reached", limit: true,
+	},
+	reasonBlocked: {
+		name: "blocked", problem: problemQuotaExceeded, title: "Too many requests",
+		detail: "The limit on requests was reached, and more are not granted for a while", limit: true,
 	},
 	reasonBusy: {
 		name: "busy", problem: problemQuotaExceeded, title: "Too many requests at once",

@@ -102,6 +102,17 @@ type Zone struct {
 	// each one that does not count tells it so. Default: every request counts.
 	CountIf []caddyhttp.ResponseMatcher `json:"count_if,omitempty"`
 
+	// How long a key is refused, whatever fits, once a request for it was refused
+	// because its limit is reached, 1s to 30d. All instances know the ban with
+	// their next decision. Requests that come meanwhile do not extend it, and the
+	// next one begins only after a request was granted. If units of earlier
+	// requests are given back (count_if), it ends at once. It outlasts the window
+	// if it is longer. The zone takes no leases, and each of its requests asks the
+	// store, also those that are refused. Whoever can use up a limit can ban
+	// others who have the same key: with a key such as an account's name, anybody.
+	// Default: no bans.
+	BlockFor caddy.Duration `json:"block_for,omitempty"`
+
 	// Decides and counts, in a log of its own, and reports what it would have
 	// refused in logs, metrics and placeholders, but never refuses.
 	DryRun bool `json:"dry_run,omitempty"`
@@ -124,6 +135,8 @@ type Zone struct {
 	counters      zoneCounters
 	explained     explanations
 	logger        *zap.Logger
+	bans          bans
+	banLog        logLimiter
 	refusalLog    logLimiter
 }
 
@@ -235,6 +248,9 @@ func (z *Zone) possible() []reason {
 	if z.Concurrent != nil {
 		list[0] = reasonBusy
 	}
+	if z.BlockFor > 0 {
+		list = append(list, reasonBlocked)
+	}
 	if z.tier == nil && z.limit == 0 || z.tier != nil && z.tier.has(0) {
 		list = append(list, reasonZero)
 	}
@@ -284,8 +300,9 @@ func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
 }
 
 // exact reports whether every decision is the store's own: what was charged may be
-// refunded at any moment, so nothing that is known here holds for long.
-func (z *Zone) exact() bool { return len(z.CountIf) > 0 }
+// refunded at any moment, and a ban begin elsewhere: nothing that is known here holds
+// for long.
+func (z *Zone) exact() bool { return len(z.CountIf) > 0 || z.BlockFor > 0 }
 
 // keyedOnAddress reports whether an address that is not verified could choose
 // the key of a request.

@@ -36,6 +36,9 @@ func (z *Zone) check() *configError {
 	if mistake := checkCountIf(z.CountIf); mistake != nil {
 		return mistake
 	}
+	if mistake := z.checkBlockFor(); mistake != nil {
+		return mistake
+	}
 	if mistake := z.checkKey(); mistake != nil {
 		return mistake
 	}
@@ -173,6 +176,8 @@ func (z *Zone) conflict(other *Zone) *configError {
 		return wrong("ipv4_prefix", "ipv4_prefix %d here and %d in another handler; "+remedy, z.ipv4Prefix(), other.ipv4Prefix())
 	case z.ipv6Prefix() != other.ipv6Prefix():
 		return wrong("ipv6_prefix", "ipv6_prefix %d here and %d in another handler; "+remedy, z.ipv6Prefix(), other.ipv6Prefix())
+	case z.BlockFor != other.BlockFor:
+		return wrong("block_for", "%s here and %s in another handler; "+remedy, z.blockText(), other.blockText())
 	case (len(z.CountIf) > 0) != (len(other.CountIf) > 0):
 		return wrong("count_if", "count_if in one handler and not in another; the responses may differ, but "+remedy)
 	case z.Events != nil && other.Events != nil && *z.Events != *other.Events:

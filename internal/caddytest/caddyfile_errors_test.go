@@ -117,7 +117,6 @@ func TestCaddyfileMistakesOfTheDirective(t *testing.T) {
 		{"jitter without its %", site("jitter 20" + here), []string{"jitter 20 is not between 0 and 1", "20%"}},
 		{"jitter no number", site("jitter NaN" + here), []string{"jitter NaN is not between"}},
 		{"jitter word", site("jitter some" + here), []string{`jitter "some" is not a number`, "20%"}},
-		{"block_for", site("block_for 1h" + here), []string{`unknown option "block_for"`}},
 
 		{"trusted_proxies empty", site("trusted_proxies" + here), []string{"trusted_proxies needs an IP source", "trusted_proxies static private_ranges"}},
 		{"trusted_proxies of reverse_proxy", site("trusted_proxies 10.0.0.0/8" + here), []string{"write: trusted_proxies static 10.0.0.0/8"}},
@@ -150,7 +149,6 @@ func TestCaddyfileMistakesOfZones(t *testing.T) {
 		{"twice in one handler", ":80 {\n\tdistributed_ratelimit {\n\t\tzone z {\n\t\t\tevents 1\n\t\t\twindow 1s\n\t\t}\n\t\tzone z {" + here + "\n\t\t}\n\t}\n}", []string{`zone "z" is already defined on line 3`, "rename one or merge them"}},
 		{"unknown option", zone("rate 5" + here), []string{`unknown option "rate"`, "match, exempt, key, events"}},
 		{"handler option in a zone", zone("jitter 5" + here), []string{"jitter does not belong into a zone", "after the zones"}},
-		{"block_for", zone("block_for 1h" + here), []string{`unknown option "block_for"`}},
 		{"distributed", zone("distributed" + here), []string{"distributed is not an option"}},
 		{"option twice", zone("events 5" + here), []string{"events is already given on line 4"}},
 		{"events missing", bareZone("window 1m") + "", []string{"events is missing"}},
