@@ -85,14 +85,14 @@ func (b *bans) ends(client string) {
 }
 
 // noteBan tells of a ban that a decision begins, or that began elsewhere.
-func (e *evaluation) noteBan(v *verdict, client string) {
+func (e *evaluation) noteBan(v *verdict) {
 	switch {
 	case v.zone.BlockFor == 0:
 		return
 	case v.Granted:
-		v.zone.bans.ends(client)
+		v.zone.bans.ends(v.client)
 		return
-	case !v.Blocked || !v.zone.bans.meets(client, v.RetryAfter):
+	case !v.Blocked || !v.zone.bans.meets(v.client, v.RetryAfter):
 		return
 	}
 	v.zone.counters.ban()
@@ -112,7 +112,7 @@ func (e *evaluation) noteBan(v *verdict, client string) {
 		zap.Int64("suppressed", suppressed),
 	}
 	if e.h.LogKey {
-		fields = append(fields, zap.String("key", e.keys.readable(&v.zone.key, e.charges.client, v.zone.v4, v.zone.v6)))
+		fields = append(fields, zap.String("key", bounded(e.keys.readable(&v.zone.key, e.charges.client, v.zone.v4, v.zone.v6))))
 	}
 	e.h.logger.Info("client banned", fields...)
 }

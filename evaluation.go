@@ -225,7 +225,7 @@ func (e *evaluation) decide() {
 				}
 				e.heed(v.zone, v.reason)
 			}
-			e.noteBan(v, requests[i].Client)
+			e.noteBan(v)
 		}
 		if v.charged = e.call.Charged(i); v.charged {
 			e.reserve(v.zone, i)
