@@ -135,6 +135,7 @@ func (b *Body) readAhead(connection *http.ResponseController, limits Limits) err
 			late.Store(true)
 			_ = connection.SetReadDeadline(longAgo)
 		})
+		defer timer.Stop() // the reader may panic
 		err := b.fill(limits, &late)
 		if !timer.Stop() {
 			// Even if the last byte has come since: the connection may notice

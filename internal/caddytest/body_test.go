@@ -569,3 +569,50 @@ func TestSlotsAndBodies(t *testing.T) {
 		t.Errorf("the application got %d logins, want 6", len(got))
 	}
 }
+
+type panickingReader struct{ io.Reader }
+
+func (panickingReader) Read([]byte) (int, error) { panic(http.ErrAbortHandler) }
+
+// A reader that another handler has put before the body may panic.
+func TestSlotsAfterAPanicOfTheBody(t *testing.T) {
+	invite(t, "breaks", act(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		if r.Header.Get("Break") != "" {
+			r.Body = io.NopCloser(panickingReader{})
+		}
+		return next.ServeHTTP(w, r)
+	}))
+	e := start(t, `
+http://a.test {
+	route {
+		stage breaks
+		distributed_ratelimit {
+			zone busy {
+				concurrent 1
+			}
+			zone account {
+				key {form.username}
+				events 5
+				window 1h
+			}
+		}
+		respond ok
+	}
+}`)
+	const form = "username=ann"
+	whole := func(r *http.Request) {
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(form)), int64(len(form))
+		r.Header.Set("Content-Type", formType)
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("nothing panicked")
+			}
+		}()
+		e.send("192.0.2.1", http.MethodPost, "http://a.test/", whole, with("Break", "1"))
+	}()
+	if a := e.send("192.0.2.1", http.MethodPost, "http://a.test/", whole); a.StatusCode != http.StatusOK {
+		t.Errorf("after the panic: got status %d, want 200", a.StatusCode)
+	}
+}
