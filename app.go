@@ -102,7 +102,7 @@ func (a *App) check() *configError {
 	if mistake := a.ClientAddress.check(); mistake != nil {
 		return mistake
 	}
-	if mistake := a.BodyReading.check(); mistake != nil {
+	if mistake := a.BodyReading.check(maxBodyLimit); mistake != nil {
 		return mistake
 	}
 	if mistake := checkBodyMemory(a.BodyMemory); mistake != nil {

@@ -21,7 +21,10 @@ import (
 type BodyReading struct {
 	// The longest body, in bytes, in which `{form.<field>}` and `{json.<path>}`
 	// are looked for, 1 KiB to 1 MiB. A longer one is passed on whole, but has no
-	// fields: a zone with such a key refuses it. Default: the app's, else 64 KiB.
+	// fields: a zone with such a key refuses it. Default: the app's, else 64 KiB. In a
+	// handler that has a zone with usage, it is also the longest request to an LLM API,
+	// which is refused if it is longer: up to 64 MiB there, and 8 MiB by default,
+	// whatever the app's is.
 	BodyLimit int64 `json:"body_limit,omitempty"`
 
 	// How long a client may take to send a body that is read, 100ms to 5m; later
@@ -33,6 +36,8 @@ const (
 	defaultBodyLimit   = 64 << 10
 	minBodyLimit       = 1 << 10
 	maxBodyLimit       = 1 << 20
+	defaultUsageLimit  = 8 << 20 // with usage
+	maxUsageLimit      = 64 << 20
 	defaultBodyTimeout = 10 * time.Second
 	minBodyTimeout     = 100 * time.Millisecond
 	maxBodyTimeout     = 5 * time.Minute
@@ -50,9 +55,9 @@ var bodyMemoryUsed = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 	Help: "What bodies that are being read hold in memory, of body_memory at most.",
 }, func() float64 { return float64(bodyMemory.Used()) })
 
-func (b *BodyReading) check() *configError {
-	if b.BodyLimit != 0 && (b.BodyLimit < minBodyLimit || b.BodyLimit > maxBodyLimit) {
-		return wrong("body_limit", "body_limit of %d bytes is not between 1KiB and 1MiB", b.BodyLimit)
+func (b *BodyReading) check(most int64) *configError {
+	if b.BodyLimit != 0 && (b.BodyLimit < minBodyLimit || b.BodyLimit > most) {
+		return wrong("body_limit", "body_limit of %d bytes is not between 1KiB and %dMiB", b.BodyLimit, most>>20)
 	}
 	if t := time.Duration(b.BodyTimeout); t != 0 && (t < minBodyTimeout || t > maxBodyTimeout) {
 		return wrong("body_timeout", "body_timeout %v is not between %v and %v", t, minBodyTimeout, maxBodyTimeout)
@@ -69,7 +74,11 @@ func checkBodyMemory(bytes int64) *configError {
 
 // checkBodyReading rejects settings of a handler that reads no body.
 func (h *Handler) checkBodyReading() *configError {
-	if mistake := h.BodyReading.check(); mistake != nil {
+	most := int64(maxBodyLimit)
+	if h.hasUsage() {
+		most = maxUsageLimit
+	}
+	if mistake := h.BodyReading.check(most); mistake != nil {
 		return mistake
 	}
 	if slices.ContainsFunc(h.Zones, (*Zone).writtenWithBody) {
@@ -86,8 +95,16 @@ func (h *Handler) checkBodyReading() *configError {
 	return nil
 }
 
+// hasUsage reports whether some zone is a budget in front of an LLM API.
+func (h *Handler) hasUsage() bool {
+	return slices.ContainsFunc(h.Zones, func(z *Zone) bool { return z != nil && z.Usage != nil })
+}
+
 // writtenWithBody reports whether a zone that has no mistakes reads the body.
 func (z *Zone) writtenWithBody() bool {
+	if z.Usage != nil {
+		return true
+	}
 	key, _ := parseKey(z.Key)
 	if key.body {
 		return true
@@ -106,8 +123,12 @@ func (z *Zone) writtenWithBody() bool {
 
 // bodyLimits are the limits of a handler.
 func (h *Handler) bodyLimitsOf(app *App) body.Limits {
+	bytes := cmp.Or(app.BodyLimit, defaultBodyLimit)
+	if h.hasUsage() {
+		bytes = defaultUsageLimit
+	}
 	return body.Limits{
-		Bytes:   cmp.Or(h.BodyLimit, app.BodyLimit, defaultBodyLimit),
+		Bytes:   cmp.Or(h.BodyLimit, bytes),
 		Timeout: time.Duration(cmp.Or(h.BodyTimeout, app.BodyTimeout, caddy.Duration(defaultBodyTimeout))),
 		Memory:  bodyMemory,
 	}
@@ -168,9 +189,11 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 	e.keys.body = read
 	switch err {
 	case nil:
+		e.orderUsage()
 		for _, zone := range e.later {
 			e.add(zone)
 		}
+		e.rewrite()
 		e.decide()
 	case body.ErrMemory:
 		e.h.app.warnOfBodyMemory()

@@ -32,6 +32,8 @@ type handlerParser struct {
 	at      places
 	short   *Zone // the zone of the short form
 	unnamed bool  // and its name is made of its numbers
+
+	inDollars map[*Zone]bool // zones whose limit is written in dollars
 }
 
 // parseHandler parses the directive:
@@ -54,7 +56,7 @@ type handlerParser struct {
 //	    # in the short form also what a zone has: key, match, exempt, ...
 //	}
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	p := &handlerParser{Helper: h, handler: new(Handler), at: make(places)}
+	p := &handlerParser{Helper: h, handler: new(Handler), at: make(places), inDollars: make(map[*Zone]bool)}
 	p.Next() // the directive
 	p.at.mark(p.Dispenser, "", "zone")
 	if err := p.shortForm(); err != nil {
@@ -66,6 +68,9 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		}
 	}
 	if mistake := p.handler.check(); mistake != nil {
+		return nil, p.at.locate(p.Dispenser, mistake)
+	}
+	if mistake := p.checkDollars(); mistake != nil {
 		return nil, p.at.locate(p.Dispenser, mistake)
 	}
 	if mistake := p.checkWithShared(); mistake != nil {
@@ -112,7 +117,7 @@ func (p *handlerParser) shortForm() error {
 		return p.Errf("%s takes the number of events and the window, such as: %s 30 1m; or a block with zones", directive, directive)
 	}
 	zone := new(Zone)
-	events, err := p.events(args[0])
+	events, err := p.events(zone, args[0])
 	if err != nil {
 		return err
 	}

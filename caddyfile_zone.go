@@ -17,7 +17,7 @@ import (
 //	    match @name | { <matchers> }
 //	    exempt @name | { <matchers> }
 //	    key <string>
-//	    events <n>
+//	    events <n>|$<amount>
 //	    tier <placeholder> { <plan> <n>|unlimited ... default <n>|unlimited|<plan> }
 //	    cost <n> | <placeholder> default <n> max <n> [min 0]
 //	    window <duration>
@@ -29,6 +29,7 @@ import (
 //	    on_store_error local|allow|deny
 //	    count_if status <code...> | header <field> [<value>] | { <both> }
 //	    block_for <duration>
+//	    usage openai|anthropic { ... }    events are tokens, or dollars with prices
 //	    dry_run
 //	    hide
 //	}
@@ -67,7 +68,7 @@ var zoneOptions = []option[Zone]{
 		if err := p.word(&text); err != nil {
 			return err
 		}
-		events, err := p.events(text)
+		events, err := p.events(z, text)
 		z.Events = &events
 		return err
 	}},
@@ -82,6 +83,7 @@ var zoneOptions = []option[Zone]{
 	{word: "on_store_error", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnStoreError) }},
 	{word: "count_if", repeats: true, parse: (*handlerParser).countIf},
 	{word: "block_for", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.BlockFor) }},
+	{word: "usage", parse: (*handlerParser).usage},
 	{word: "dry_run", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.DryRun) }},
 	{word: "hide", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.Hide) }},
 }
@@ -137,7 +139,10 @@ func (p *handlerParser) optionalInteger(into **int) error {
 	return p.integer(*into)
 }
 
-func (p *handlerParser) events(text string) (int64, error) {
+func (p *handlerParser) events(z *Zone, text string) (int64, error) {
+	if strings.HasPrefix(text, "$") {
+		return p.dollars(z, text)
+	}
 	if strings.Contains(text, "{") {
 		return 0, p.Errf("events %q is not a whole number; placeholders are not known yet when the limit is read, but environment variables can be written as {$LIMIT}", text)
 	}
@@ -173,7 +178,13 @@ func (p *handlerParser) tier(z *Zone) error {
 			return p.Errf("plan %q has one limit; remove %q", plan, p.Val())
 		}
 		var limit PlanLimit
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		if strings.HasPrefix(text, "$") {
+			micro, err := p.dollars(z, text)
+			if err != nil {
+				return err
+			}
+			limit.Events = micro
+		} else if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 			limit.Events = n
 		} else if limit.Unlimited = text == wordUnlimited; !limit.Unlimited {
 			limit.Plan = text

@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -31,6 +32,13 @@ type evaluation struct {
 	flight   *flight       // what they have granted, nil for nothing
 	exempt   []*Zone
 	reason   reason // of the refusal, by zones that are in force
+
+	// For zones with usage.
+	api     llm.API   // of the first one; empty if none applies
+	priced  bool      // text is set
+	text    []byte    // the request's body, as it was rewritten so far
+	written bool      // it was
+	metered []metered // what waits for the response
 }
 
 // verdict is what one zone says. It is silent if another zone refused, so that
@@ -43,6 +51,9 @@ type verdict struct {
 	counted bool   // the decision holds numbers
 	charged bool   // or may have been
 	reason  reason // reasonNone unless the zone refuses
+
+	price   *llm.Reservation // of a zone with usage, or nil
+	refusal *llm.Refusal     // why it has none, or nil
 }
 
 func (v *verdict) silent() bool { return !v.counted && v.Source != store.FromPolicy }
@@ -59,11 +70,13 @@ func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
 
 func (e *evaluation) release() {
 	for i := range e.verdicts {
-		e.verdicts[i].zone, e.verdicts[i].client = nil, "" // the rest refers to nothing
+		e.verdicts[i] = verdict{}
 	}
 	clear(e.exempt)
 	clear(e.later)
 	clear(e.reserved)
+	clear(e.metered)
+	e.api, e.priced, e.text, e.written, e.metered = "", false, nil, false, e.metered[:0]
 	e.call.Reset()
 	e.verdicts, e.index, e.exempt, e.later = e.verdicts[:0], e.index[:0], e.exempt[:0], e.later[:0]
 	e.slots, e.flight, e.reserved = e.slots[:0], nil, e.reserved[:0]
@@ -100,10 +113,11 @@ func (e *evaluation) gather() error {
 			return caddyhttp.Error(http.StatusTooEarly,
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}
-		if zone.needsBody {
-			e.later = append(e.later, zone)
-		} else {
+		switch {
+		case !zone.needsBody:
 			e.add(zone)
+		case zone.meter == nil || e.meets(zone):
+			e.later = append(e.later, zone)
 		}
 	}
 	return nil
@@ -153,9 +167,20 @@ func (e *evaluation) add(zone *Zone) {
 		e.refuse(zone, 0, reasonZero)
 		return
 	}
-	units := zone.unitsOf(&e.keys, e.charges.client)
+	var units int64
+	var price *llm.Reservation
 	switch {
-	case limit == unlimited, units == 0:
+	case limit == unlimited:
+	case zone.meter != nil:
+		if price = e.price(zone, limit); price == nil {
+			return
+		}
+		units = max(price.Units, 1) // the model that answers may be dearer
+	default:
+		units = zone.unitsOf(&e.keys, e.charges.client)
+	}
+	switch {
+	case units == 0:
 		e.exempt = append(e.exempt, zone)
 		return
 	case units > limit:
@@ -163,7 +188,7 @@ func (e *evaluation) add(zone *Zone) {
 		return
 	}
 	e.index = append(e.index, len(e.verdicts))
-	e.verdicts = append(e.verdicts, verdict{zone: zone, limit: limit, client: client})
+	e.verdicts = append(e.verdicts, verdict{zone: zone, limit: limit, client: client, price: price})
 	e.call.Policies = append(e.call.Policies, zone.policy)
 	// A request is large: it is filled in where it lies.
 	e.call.Requests = append(e.call.Requests, store.Request{})
@@ -229,6 +254,9 @@ func (e *evaluation) decide() {
 		}
 		if v.charged = e.call.Charged(i); v.charged {
 			e.reserve(v.zone, i)
+		}
+		if v.price != nil {
+			e.metered = append(e.metered, metered{reservation: reservation{v.zone, e.call.Reservation(i)}, price: v.price})
 		}
 	}
 }

@@ -171,6 +171,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		if err := h.app.registerZone(h.backend.store.String(), zone); err != nil {
 			return err
 		}
+		if err := h.provisionUsage(zone); err != nil {
+			return fmt.Errorf("zone %q: %v", zone.Name, err)
+		}
 		if zone.Concurrent != nil {
 			if err := h.provisionConcurrent(zone); err != nil {
 				return fmt.Errorf("zone %q: %v", zone.Name, err)
@@ -310,6 +313,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	awaiting := e.await(w)
 	if awaiting != nil {
 		w = awaiting
+		defer awaiting.broken()
 	}
 	e.release()
 

@@ -86,10 +86,10 @@ var metrics = struct {
 // registerMetrics registers the collectors with the configuration's registry.
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
-	for _, c := range []prometheus.Collector{
+	for _, c := range append(usageCollectors, []prometheus.Collector{
 		metrics.requests, metrics.refusals, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.bans, metrics.clients, metrics.storeDuration, metrics.storeErrors,
 		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight,
-	} {
+	}...) {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
 			return err
@@ -144,6 +144,9 @@ var (
 		metrics.replaced.DeletePartialMatch(match)
 		metrics.settled.DeletePartialMatch(match)
 		metrics.bans.DeletePartialMatch(match)
+		for _, vec := range usageVecs {
+			vec.DeletePartialMatch(match)
+		}
 		inFlight.show(zone, false)
 	}}
 	storeSeries = series{holds: make(map[string]int), remove: func(name string) {
@@ -282,6 +285,9 @@ func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
 	}
 	if z.BlockFor > 0 {
 		c.add(0, &c.bans, metrics.bans)
+	}
+	if z.Usage != nil {
+		c.showUsage()
 	}
 }
 

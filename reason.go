@@ -20,6 +20,11 @@ const (
 	reasonZero                     // the limit is 0
 	reasonTooCostly                // the request takes more than the limit
 	reasonEmptyKey                 // the request has nothing of the zone's key
+	reasonUnbounded                // nothing bounds what the request to an LLM API may cost
+	reasonUnmetered                // nobody knows what it may cost
+	reasonMalformed                // its body cannot be read, or in several ways
+	reasonEncoded                  // its body is encoded, or no JSON
+	reasonTooLong                  // its body is longer than is read
 	reasonBodyMemory               // other bodies hold all the memory that there is
 	reasonSlowBody                 // the body that the zone reads has not come in time
 	reasons                        // how many there are
@@ -57,6 +62,26 @@ var refusals = [reasons]refusal{
 	reasonEmptyKey: {
 		name: "empty_key", status: http.StatusForbidden, problem: "about:blank", title: http.StatusText(http.StatusForbidden),
 		detail: "The request lacks what tells this client from others.", wait: useless,
+	},
+	reasonUnbounded: {
+		name: "unbounded", status: http.StatusBadRequest, problem: "about:blank", title: http.StatusText(http.StatusBadRequest),
+		detail: "Nothing bounds what the request may cost.", wait: useless,
+	},
+	reasonUnmetered: {
+		name: "unmetered", status: http.StatusForbidden, problem: "about:blank", title: http.StatusText(http.StatusForbidden),
+		detail: "What requests with this method to this path cost is not known here, so that they are not accepted.", wait: useless,
+	},
+	reasonMalformed: {
+		name: "malformed", status: http.StatusBadRequest, problem: "about:blank", title: http.StatusText(http.StatusBadRequest),
+		detail: "The request's body could not be read.", wait: useless,
+	},
+	reasonEncoded: {
+		name: "encoded", status: http.StatusUnsupportedMediaType, problem: "about:blank", title: http.StatusText(http.StatusUnsupportedMediaType),
+		detail: "The request's body is encoded, or not JSON by its Content-Type; send it as it is, as application/json.", wait: useless,
+	},
+	reasonTooLong: {
+		name: "too_long", status: http.StatusRequestEntityTooLarge, problem: "about:blank", title: http.StatusText(http.StatusRequestEntityTooLarge),
+		detail: "The request's body is longer than is read here; send less.", wait: useless,
 	},
 	reasonBodyMemory: {
 		name: "body_memory", status: http.StatusServiceUnavailable, problem: problemReducedCapacity,

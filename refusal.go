@@ -12,6 +12,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 )
 
 // Problem types of draft-ietf-httpapi-ratelimit-headers, section 5.
@@ -28,7 +30,8 @@ type problemDetails struct {
 	Detail   string   `json:"detail,omitempty"`
 	Violated []string `json:"violated-policies,omitempty"`
 
-	retryAfter int64 // s; 0 if a retry does not help
+	retryAfter int64         // s; 0 if a retry does not help
+	wait       time.Duration // the same, exactly
 }
 
 func (p *problemDetails) json() []byte {
@@ -49,6 +52,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 	if problem.retryAfter > 0 {
 		header.Set("Retry-After", strconv.FormatInt(problem.retryAfter, 10))
 	}
+	if e.api != "" {
+		llm.SetRetry(header, problem.wait)
+	}
 	if r.ProtoMajor == 1 && e.unread() {
 		// The server reads the body before it responds, to be able to use the
 		// connection again. A client that waits for the response before it
@@ -59,6 +65,10 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 		h.headers.set(header, e.appendHeaderZones(nil, problem.retryAfter))
 	}
 
+	if e.api != "" && (h.Refusal == "" || h.Refusal == refusalAuto) {
+		writeRefusal(w, problem.Status, "application/json", llm.ErrorBody(e.api, problem.Status, e.reason.String(), problem.Detail))
+		return nil
+	}
 	err := caddyhttp.Error(problem.Status, errors.New(problem.Detail))
 	if h.rendersError(r, err) {
 		return err
@@ -67,11 +77,15 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 	if h.Refusal != refusalProblem && prefersHTML(r.Header) {
 		body, kind = problem.page(), "text/html; charset=utf-8"
 	}
-	header.Set("Content-Type", kind)
-	header.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(problem.Status)
-	_, _ = w.Write(body) // the client may have gone
+	writeRefusal(w, problem.Status, kind, body)
 	return nil
+}
+
+func writeRefusal(w http.ResponseWriter, status int, kind string, body []byte) {
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // the client may have gone
 }
 
 // problem is what a refusal tells: the wait is the longest of the zones that
@@ -89,12 +103,16 @@ func (h *Handler) problem(e *evaluation) problemDetails {
 			continue
 		}
 		longest = max(longest, v.wait())
+		if v.reason == e.reason {
+			v.explain(&problem)
+		}
 		if about.limit && !v.zone.Hide {
 			problem.Violated = append(problem.Violated, v.zone.Name)
 		}
 	}
 	if longest != useless {
-		problem.retryAfter = max(wholeSeconds(h.jittered(longest)), 1)
+		problem.wait = max(h.jittered(longest), time.Millisecond)
+		problem.retryAfter = max(wholeSeconds(problem.wait), 1)
 	}
 	if about.wait == 0 {
 		problem.Detail += "; try again in " + strconv.FormatInt(problem.retryAfter, 10) + " s."

@@ -29,6 +29,7 @@ type reservations struct {
 	settled atomic.Bool
 	held    []reservation
 	few     [1]reservation // room for most requests
+	spend   *spending      // of budgets, or nil
 }
 
 type reservation struct {
@@ -48,11 +49,18 @@ func (e *evaluation) reserve(zone *Zone, i int) {
 
 // await makes the response settle what depends on it. It returns nil if nothing does.
 func (e *evaluation) await(w http.ResponseWriter) *reservations {
-	if len(e.reserved) == 0 {
+	if len(e.reserved) == 0 && len(e.metered) == 0 {
 		return nil
 	}
-	rs := &reservations{handler: e.h, charges: e.charges, ctx: e.r.Context(), body: response.WatchBody(e.r)}
+	rs := &reservations{handler: e.h, charges: e.charges, ctx: e.r.Context()}
+	if e.keys.body == nil || !e.keys.body.Complete() {
+		rs.body = response.WatchBody(e.r) // else there is nothing left to break off
+	}
 	rs.held = append(rs.few[:0], e.reserved...)
+	if len(e.metered) > 0 {
+		rs.spend = new(spending)
+		rs.spend.await(e)
+	}
 	rs.Reset(w, rs)
 	return rs
 }
@@ -62,6 +70,23 @@ const statusClientGone = 499
 
 // Begin implements response.Observer.
 func (rs *reservations) Begin(status int, header http.Header) {
+	rs.settleCounted(status, header)
+	if rs.spend != nil {
+		rs.spend.begin(rs, status, header)
+	}
+}
+
+// WantsBody implements response.BodyObserver.
+func (rs *reservations) WantsBody() bool { return rs.spend != nil }
+
+// Pass implements response.BodyObserver.
+func (rs *reservations) Pass(p []byte) []byte { return rs.spend.pass(rs, p) }
+
+// Rest implements response.BodyObserver.
+func (rs *reservations) Rest() []byte { return rs.spend.rest() }
+
+// settleCounted settles what depends on the header of the response.
+func (rs *reservations) settleCounted(status int, header http.Header) {
 	if rs.settled.Swap(true) {
 		return
 	}
@@ -102,10 +127,21 @@ func (rs *reservations) end(err error) {
 	}
 	if err == nil {
 		rs.End()
-		return
+	} else {
+		// The error routes, or the server, write the response.
+		rs.settleCounted(statusOf(err), rs.Header())
 	}
-	// The error routes, or the server, write the response.
-	rs.Begin(statusOf(err), rs.Header())
+	if rs.spend != nil {
+		rs.spend.settle(rs, &ended{err: err})
+	}
+}
+
+// broken is deferred: it settles budgets after a panic of the next handler.
+func (rs *reservations) broken() {
+	if rs != nil && rs.spend != nil {
+		rs.spend.rest()
+		rs.spend.settle(rs, &ended{broken: true})
+	}
 }
 
 // statusOf is the status of the response to a request that ended with an error.

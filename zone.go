@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
@@ -88,7 +89,7 @@ type Zone struct {
 	OnEmptyKey string `json:"on_empty_key,omitempty"`
 
 	// What to do while the store is away: see the handler's field of this
-	// name. Default: the handler's.
+	// name. Default: the handler's; `deny` for a zone with usage, whatever that is.
 	OnStoreError string `json:"on_store_error,omitempty"`
 
 	// Which responses count: the units that a request takes are given back if no
@@ -113,6 +114,12 @@ type Zone struct {
 	// Default: no bans.
 	BlockFor caddy.Duration `json:"block_for,omitempty"`
 
+	// Makes the zone a budget in front of an LLM API: events are tokens or, with prices,
+	// micro-dollars (20,000,000 is $20). It excludes cost, count_if, block_for and concurrent, which
+	// belong in zones beside it. Such a zone takes no leases, and asks the store for each
+	// request. Default: none.
+	Usage *Usage `json:"usage,omitempty"`
+
 	// Decides and counts, in a log of its own, and reports what it would have
 	// refused in logs, metrics and placeholders, but never refuses.
 	DryRun bool `json:"dry_run,omitempty"`
@@ -123,6 +130,7 @@ type Zone struct {
 
 	match, exempt caddyhttp.MatcherSets
 	key           keyTemplate
+	meter         *llm.Meter // or nil
 	needsBody     bool
 	window        time.Duration
 	limit         int64 // of all plans, if there is no tier
@@ -138,6 +146,8 @@ type Zone struct {
 	bans          bans
 	banLog        logLimiter
 	refusalLog    logLimiter
+	overrunLog    logLimiter
+	missingLog    logLimiter
 }
 
 const (
@@ -177,6 +187,9 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	z.cost = newCost(z.Cost)
 	z.v4, z.v6 = z.ipv4Prefix(), z.ipv6Prefix()
 	z.policy = policies[cmp.Or(z.OnStoreError, h.policy)]
+	if z.Usage != nil {
+		z.policy = policies[cmp.Or(z.OnStoreError, policyDeny)]
+	}
 	z.storeName = z.Name
 	if z.DryRun {
 		// A zone of this name may be in force elsewhere, while this one is
@@ -266,6 +279,9 @@ func (z *Zone) possible() []reason {
 	if z.needsBody {
 		list = append(list, reasonBodyMemory, reasonSlowBody)
 	}
+	if z.Usage != nil {
+		list = append(list, reasonTooCostly, reasonUnbounded, reasonUnmetered, reasonMalformed, reasonEncoded, reasonTooLong)
+	}
 	return list
 }
 
@@ -302,7 +318,7 @@ func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
 // exact reports whether every decision is the store's own: what was charged may be
 // refunded at any moment, and a ban begin elsewhere: nothing that is known here holds
 // for long.
-func (z *Zone) exact() bool { return len(z.CountIf) > 0 || z.BlockFor > 0 }
+func (z *Zone) exact() bool { return len(z.CountIf) > 0 || z.BlockFor > 0 || z.Usage != nil }
 
 // keyedOnAddress reports whether an address that is not verified could choose
 // the key of a request.

@@ -21,6 +21,9 @@ func (z *Zone) check() *configError {
 	if !zoneName.MatchString(z.Name) {
 		return wrong("zone", "zone name %q is not 1 to 64 letters, digits, dots, underscores or hyphens", z.Name)
 	}
+	if mistake := z.checkUsage(); mistake != nil {
+		return mistake
+	}
 	if mistake := z.checkLimits(); mistake != nil {
 		return mistake
 	}
@@ -180,6 +183,8 @@ func (z *Zone) conflict(other *Zone) *configError {
 		return wrong("block_for", "%s here and %s in another handler; "+remedy, z.blockText(), other.blockText())
 	case (len(z.CountIf) > 0) != (len(other.CountIf) > 0):
 		return wrong("count_if", "count_if in one handler and not in another; the responses may differ, but "+remedy)
+	case z.unit() != other.unit():
+		return wrong("usage", "this zone counts %s here and %s in another handler; the models and their prices may differ, but "+remedy, z.unit(), other.unit())
 	case z.Events != nil && other.Events != nil && *z.Events != *other.Events:
 		return wrong("events", "events %d here and %d in another handler; "+remedy, *z.Events, *other.Events)
 	case z.limitText() != other.limitText():

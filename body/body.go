@@ -63,6 +63,7 @@ type Body struct {
 	err    error  // what follows it; nil if the source knows
 	held   int64  // bytes of the memory
 	closed bool
+	gone   bool // out of the memory's budget, as the request is over
 }
 
 // Open reads the body of a request ahead, if it may have fields, and puts a
@@ -237,6 +238,7 @@ func (b *Body) Release() {
 	}
 	b.mu.Lock()
 	b.giveLocked(b.held)
+	b.gone = true
 	b.mu.Unlock()
 	if b.forget != nil {
 		b.forget()

@@ -184,6 +184,20 @@ func (p *Price) cost(u Usage) int64 {
 	return s.microDollars()
 }
 
+// Dollars is what a usage costs at the price with a pattern, as a number for people to
+// look at: it is not exact. Without such a price it is 0.
+func (m *Meter) Dollars(pattern string, u Usage) float64 {
+	for i := range m.prices {
+		if p := &m.prices[i]; p.Match == pattern {
+			const unit = 1e12 // a rate's, in dollars for a token
+			return float64(u.Input)*float64(p.Input)/unit + float64(u.Cached)*float64(*p.Cached)/unit +
+				float64(u.CacheWrite)*float64(*p.CacheWrite)/unit + float64(u.CacheWriteHour)*float64(*p.CacheWriteHour)/unit +
+				float64(u.Output)*float64(p.Output)/unit
+		}
+	}
+	return 0
+}
+
 // sum adds counts times rates exactly, in 128 bits. Counts are at most
 // maxTokens and rates at most maxRate, so that it cannot overflow.
 type sum struct{ hi, lo uint64 }

@@ -69,7 +69,8 @@ type watched struct {
 
 func (s *watched) Begin(status int, _ http.Header) { s.statuses = append(s.statuses, status) }
 func (*watched) WantsBody() bool                   { return true }
-func (s *watched) Body(p []byte)                   { s.body.Write(p) }
+func (s *watched) Pass(p []byte) []byte            { s.body.Write(p); return p }
+func (*watched) Rest() []byte                      { return nil }
 
 // watches holds what a watchHandler saw of each trial.
 var watches sync.Map

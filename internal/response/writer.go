@@ -1,5 +1,5 @@
 // Package response watches the response to an HTTP request while a handler
-// writes it, and changes nothing about it.
+// writes it. It changes nothing by itself: only an observer may, that wants the body.
 //
 // A [Writer] stands in front of the handler's http.ResponseWriter. It tells an
 // [Observer] the final status and the header just before they go out, whatever
@@ -41,12 +41,18 @@ type BodyObserver interface {
 	// goes from a file to a connection without passing through this process.
 	WantsBody() bool
 
-	// Body is called with the bytes that the handler writes, in order and in
+	// Pass is called with the bytes that the handler writes, in order and in
 	// pieces of any size, before they are sent: what an upstream has produced
-	// counts, whether or not the client got it. It must neither change nor keep
-	// them. Responses without a body (HEAD, 204, 304) may have bytes here all
-	// the same, which the server then leaves out.
-	Body(p []byte)
+	// counts, whether or not the client got it. It returns what to send in their
+	// place: p itself, or other bytes, which are sent before the next call. It must
+	// neither change nor keep p. Whoever sends fewer or more bytes removes a
+	// Content-Length in Begin. Responses without a body (HEAD, 204, 304) may have
+	// bytes here all the same, which the server then leaves out.
+	Pass(p []byte) []byte
+
+	// Rest returns what is still to be sent when the handler has returned without
+	// an error. It is not called for a connection that was taken over.
+	Rest() []byte
 }
 
 // Writer passes a response on as it is, and tells an observer about it. Like any
@@ -56,6 +62,7 @@ type Writer struct {
 	observer Observer
 	body     BodyObserver // nil if nobody wants to see the body
 	begun    bool
+	hijacked bool
 }
 
 // Reset makes the writer one in front of w. The response must not have begun.
@@ -68,7 +75,16 @@ func (w *Writer) Begun() bool { return w.begun }
 
 // End is called when the handler has returned without an error. If it has
 // written nothing, the response is told now: the server is about to send it.
-func (w *Writer) End() { w.begin(http.StatusOK) }
+func (w *Writer) End() {
+	w.begin(http.StatusOK)
+	if w.body == nil || w.hijacked {
+		return
+	}
+	if rest := w.body.Rest(); len(rest) > 0 {
+		_, _ = w.ResponseWriterWrapper.Write(rest) // the client may have gone
+	}
+	w.body = nil
+}
 
 func (w *Writer) begin(status int) {
 	if w.begun {
@@ -98,10 +114,19 @@ func (w *Writer) WriteHeader(status int) {
 // Write implements http.ResponseWriter.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.begin(http.StatusOK)
-	if w.body != nil {
-		w.body.Body(p)
+	if w.body == nil {
+		return w.ResponseWriterWrapper.Write(p)
 	}
-	return w.ResponseWriterWrapper.Write(p)
+	out := w.body.Pass(p)
+	if len(out) == 0 && len(p) > 0 {
+		return len(p), nil
+	}
+	n, err := w.ResponseWriterWrapper.Write(out)
+	if n == len(out) {
+		return len(p), err
+	}
+	// How much of p that is nobody can tell; it was not all of it.
+	return min(n, max(len(p)-1, 0)), err
 }
 
 // ReadFrom implements io.ReaderFrom. A file goes to the connection by the
@@ -118,7 +143,8 @@ func (w *Writer) ReadFrom(r io.Reader) (int64, error) {
 		}
 	}
 	if w.body != nil {
-		r = &passing{r, w.body}
+		n, err := io.Copy(writeOnly{w}, r)
+		return int64(first) + n, err
 	}
 	n, err := w.ResponseWriterWrapper.ReadFrom(r)
 	return int64(first) + n, err
@@ -164,24 +190,14 @@ func (w *Writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, stream, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
 		// The caller writes the response to the connection itself.
+		w.hijacked = true
 		w.begin(http.StatusSwitchingProtocols)
 	}
 	return conn, stream, err
 }
 
-// passing shows what is read.
-type passing struct {
-	io.Reader
-	body BodyObserver
-}
-
-func (p *passing) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
-	if n > 0 {
-		p.body.Body(b[:n])
-	}
-	return n, err
-}
+// writeOnly hides ReadFrom from io.Copy.
+type writeOnly struct{ io.Writer }
 
 // Interface guards
 var (

@@ -23,8 +23,9 @@ func (o *witness) Begin(status int, header http.Header) {
 	o.told = append(o.told, status)
 	header.Set("Seen", "before the header")
 }
-func (o *witness) WantsBody() bool { return o.want }
-func (o *witness) Body(p []byte)   { o.body.Write(p) }
+func (o *witness) WantsBody() bool      { return o.want }
+func (o *witness) Pass(p []byte) []byte { o.body.Write(p); return p }
+func (o *witness) Rest() []byte         { return nil }
 
 // The observer is told once, of the final status, while it can still add to the
 // header.
@@ -124,7 +125,7 @@ func TestFilesAreHandedOnAsTheyAre(t *testing.T) {
 		if n, err := w.ReadFrom(limited); n != 7000 || err != nil {
 			t.Errorf("ReadFrom: got %d, %v", n, err)
 		}
-		if same := to.got[0] == io.Reader(limited); same == want {
+		if same := len(to.got) > 0 && to.got[0] == io.Reader(limited); same == want {
 			t.Errorf("body wanted: %v; handed on as it is: %v", want, same)
 		}
 		if got := o.body.String(); (got == content[:7000]) != want || (got == "") == want {
@@ -154,6 +155,59 @@ func TestBodyIsSeen(t *testing.T) {
 	}
 	defer response.Body.Close()
 	if got, err := io.ReadAll(response.Body); string(got) != "one two three" {
+		t.Errorf("received %q, %v", got, err)
+	}
+}
+
+// cutter takes the letter x out of a body, holds back what follows a y until more
+// comes, and adds a last word.
+type cutter struct {
+	witness
+	held []byte
+}
+
+func (c *cutter) Begin(status int, header http.Header) {
+	c.witness.Begin(status, header)
+	header.Del("Content-Length")
+}
+
+func (c *cutter) Pass(p []byte) []byte {
+	out := append(c.held, strings.ReplaceAll(string(p), "x", "")...)
+	c.held = nil
+	if i := strings.IndexByte(string(out), 'y'); i >= 0 {
+		out, c.held = out[:i], out[i:]
+	}
+	return out
+}
+func (c *cutter) Rest() []byte { return append(c.held, " end"...) }
+
+// The client gets what the observer makes of the body, and the handler is told that
+// all of its bytes were written.
+func TestBodyIsReplaced(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(to http.ResponseWriter, _ *http.Request) {
+		o, w := &cutter{witness: witness{want: true}}, new(Writer)
+		w.Reset(to, o)
+		w.Header().Set("Content-Length", "22")
+		for _, part := range []string{"one", "xxx", "txwo"} {
+			if n, err := io.WriteString(w, part); n != len(part) || err != nil {
+				t.Errorf("writing %q: got %d, %v", part, n, err)
+			}
+		}
+		http.NewResponseController(w).Flush()
+		if n, err := io.Copy(w, strings.NewReader("threexy")); n != 7 || err != nil {
+			t.Errorf("copying: got %d, %v", n, err)
+		}
+		w.Write(nil)
+		w.End()
+		w.End()
+	}))
+	defer server.Close()
+	response, err := http.Get(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if got, err := io.ReadAll(response.Body); string(got) != "onetwothreey end" {
 		t.Errorf("received %q, %v", got, err)
 	}
 }

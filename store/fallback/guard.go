@@ -112,6 +112,10 @@ type Guard struct {
 	reports map[string]store.Report // the last one of each server
 }
 
+// BeCautious is [Settings.Cautious], for what is not known yet when the guard is made.
+// It must be called before the first Decide.
+func (g *Guard) BeCautious() { g.settings.Cautious = true }
+
 // Decide decides a call. now is a reading of the clock that was just made, and
 // wait how long the store may be waited for, 0 not at all.
 func (g *Guard) Decide(now time.Time, wait time.Duration, c *Call) {
