@@ -29,6 +29,7 @@ func judge(rep *report) []goal {
 		callsGoal(rep, "store calls for 1000 granted to a hot client", trafficHot, 10),
 		callsGoal(rep, "store calls for 1000 refused", trafficRefused, 1),
 		siteGoal(rep, 6000, 1, 150), siteGoal(rep, 6000, 4, 300), siteGoal(rep, 600, 1, 230), siteGoal(rep, 600, 4, 420),
+		farGoal(rep, 1), farGoal(rep, 4),
 		keysGoal(rep),
 		strictGoal(rep), utilisationGoal(rep),
 		scriptGoal("time in Redis for a decision, 1 to 5 entries, against redis_rate's", rep.Script.Few, 0.65),

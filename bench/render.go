@@ -27,6 +27,7 @@ func render(rep *report, images string) string {
 	d.script(rep)
 	d.calls(rep)
 	d.sites(rep)
+	d.far(rep)
 	d.growth(rep)
 	d.accuracy(rep)
 	d.handler(rep)

@@ -21,6 +21,7 @@ type report struct {
 	Script   scriptCost
 	Calls    []callCount
 	Sites    []siteCalls
+	Far      []farCalls
 	Growth   growth
 	Accuracy []outcome
 	Handler  []handlerCost

@@ -22,19 +22,31 @@ type siteCalls struct {
 // granted in the window before.
 const siteWarm = time.Minute + 10*time.Second
 
-// measureSites measures all sites at once, since each needs more than a minute, and
-// what is counted does not depend on the machine.
+// siteRun is how long a site is measured.
+const siteRun = 20 * time.Second
+
+// measureSites measures all sites at once, near and far from Redis, since each needs
+// more than a minute, and what is counted does not depend on the machine.
 func measureSites(r *rig, rep *report) {
 	for _, limit := range []int64{6000, 600} {
 		for _, instances := range []int{1, 4} {
 			rep.Sites = append(rep.Sites, siteCalls{Limit: limit, Instances: instances})
 		}
 	}
+	for _, instances := range farInstances {
+		rep.Far = append(rep.Far, farCalls{Instances: instances})
+	}
 	r.empty()
+	r.proxy.Delay(farTrip)
+	defer r.proxy.Delay(0)
+	warm, run := pick(r, siteWarm, time.Second), pick(r, siteRun, time.Second)
 	var wg sync.WaitGroup
-	errs := make([]error, len(rep.Sites))
+	errs := make([]error, len(rep.Sites)+len(rep.Far))
 	for i := range rep.Sites {
-		wg.Go(func() { errs[i] = rep.Sites[i].measure(r, i) })
+		wg.Go(func() { errs[i] = rep.Sites[i].measure(r, i, warm, run) })
+	}
+	for i := range rep.Far {
+		wg.Go(func() { errs[len(rep.Sites)+i] = rep.Far[i].measure(r, warm, run) })
 	}
 	wg.Wait()
 	r.goOn()
@@ -43,7 +55,7 @@ func measureSites(r *rig, rep *report) {
 	}
 }
 
-func (s *siteCalls) measure(r *rig, number int) error {
+func (s *siteCalls) measure(r *rig, number int, warm, length time.Duration) error {
 	q := quota{s.Limit, time.Minute}
 	below := make([]*counted, s.Instances)
 	limiters := make([]limiter, s.Instances)
@@ -78,13 +90,13 @@ func (s *siteCalls) measure(r *rig, number int) error {
 		wg.Wait()
 		return decisions, granted, err
 	}
-	if _, _, err := run(pick(r, siteWarm, time.Second)); err != nil {
+	if _, _, err := run(warm); err != nil {
 		return err
 	}
 	for _, c := range below {
 		c.reset()
 	}
-	decisions, granted, err := run(pick(r, 20*time.Second, time.Second))
+	decisions, granted, err := run(length)
 	if err != nil {
 		return err
 	}
