@@ -156,6 +156,10 @@ func (b *Body) value(f *Field) (string, Outcome) {
 	data, consumed := b.Bytes(), b.consumed()
 	switch {
 	case b.complete && !consumed && len(data) == 0:
+		if f.inQuery(b.query) {
+			// Where the query's field is taken for one of the body, no body is needed.
+			return "", Ambiguous
+		}
 		return "", Missing
 	case b.content.kind == kindOther:
 		return "", OtherType

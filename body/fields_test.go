@@ -257,6 +257,10 @@ func TestQuery(t *testing.T) {
 		{"form.user", "username=bob", urlencoded, "user=ann", Found},
 		{"json.user", "user=bob", jsonType, `{"user":"ann"}`, Ambiguous},
 		{"json.user.name", "user=bob", jsonType, `{"user":{"name":"ann"}}`, Found},
+		{"form.user", "user=bob", urlencoded, "", Ambiguous},
+		{"form.user", "user=bob", "", "", Ambiguous},
+		{"json.user", "user=bob", jsonType, "", Ambiguous},
+		{"form.user", "a=b", urlencoded, "", Missing},
 	} {
 		_, outcome := open(t, "/login?"+test.query, test.contentType, test.data).Value(mustField(t, test.field))
 		if outcome != test.outcome {
