@@ -157,7 +157,8 @@ func statusOf(err error) int {
 // as there is for a decision: what is not settled in time is settled a little later.
 func (c *charges) left() time.Duration { return max(c.budget-c.waited, 0) }
 
-// giveBack corrects what placeholders and headers tell of a zone.
+// giveBack corrects what placeholders and headers tell of a zone. An error route that
+// has the same limit charges the request anew: what came back must not stand for it.
 func (c *charges) giveBack(zone *Zone, units int64) {
 	if c.told.counted && c.told.zone == zone && c.told.outcome == outcomeGranted {
 		c.told.remaining += units
@@ -165,6 +166,7 @@ func (c *charges) giveBack(zone *Zone, units int64) {
 	for i := range c.zones {
 		if z := &c.zones[i]; z.zone == zone && z.charged && z.counted {
 			z.remaining += units
+			z.charged = false
 		}
 	}
 	if c.headers == nil {

@@ -292,6 +292,30 @@ http://z.test {
 	}
 }
 
+// What an error gave back does not stand for a guess that an error route lets through:
+// a client that makes the first backend fail would guess at the second for nothing.
+func TestErrorRoutesChargeAnewWhatCameBack(t *testing.T) {
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit 2 1h z {
+		count_if status 401
+	}
+	error 502
+	handle_errors 502 {
+		distributed_ratelimit 2 1h z {
+			count_if status 401
+		}
+		respond 401
+	}
+}`)
+	for range 2 {
+		e.status(http.StatusUnauthorized, alice, "http://a.test/")
+	}
+	e.refused(alice, "http://a.test/")
+	e.sample("settled_requests_total", "given_back z", 2)
+	e.sample("settled_requests_total", "counted z", 2)
+}
+
 // Two handlers settle each its own.
 func TestTwoHandlersSettleEachItsOwn(t *testing.T) {
 	e := start(t, `
