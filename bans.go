@@ -69,8 +69,9 @@ func (b *bans) makeRoom(now time.Time) {
 			delete(b.known, client)
 		}
 	}
+	// Many at a time: else each request of a flood would look through all of them.
 	for client := range b.known {
-		if len(b.known) < bansKept {
+		if len(b.known) <= bansKept/2 {
 			return
 		}
 		delete(b.known, client)
