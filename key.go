@@ -239,9 +239,7 @@ func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (k
 		var short lack
 		b.buf, short = b.appendPart(b.buf, part, client, v4, v6)
 		if t.normal.any() && short == lackNothing && part.normalizable() {
-			if b.buf = t.normal.normalize(b.buf, start); len(b.buf) == start {
-				short = lackMissing
-			}
+			b.buf, short = t.normal.normalize(b.buf, start)
 		}
 		if part.kind == partBody {
 			inBody.add(short)

@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"sync"
@@ -92,11 +93,19 @@ type collator struct {
 	buffer collate.Buffer
 }
 
-// normalize makes the values alike that dst ends with, from start on.
-func (n normalization) normalize(dst []byte, start int) []byte {
+// maxNormalized is the longest value that is made alike, in bytes, as the longest of
+// a body: a collator takes up to a second of a processor for a header of a megabyte.
+const maxNormalized = 4 << 10
+
+// normalize makes the values alike that dst ends with, from start on, and tells if that
+// leaves nothing. A value that is too long is left out.
+func (n normalization) normalize(dst []byte, start int) ([]byte, lack) {
 	if n.trim {
-		value := strings.TrimFunc(string(dst[start:]), unseen)
+		value := bytes.TrimFunc(dst[start:], unseen)
 		dst = append(dst[:start], value...)
+	}
+	if len(dst)-start > maxNormalized {
+		return dst[:start], lackAmbiguous
 	}
 	if n.lower && len(dst) > start {
 		c := collators.Get().(*collator)
@@ -104,7 +113,10 @@ func (n normalization) normalize(dst []byte, start int) []byte {
 		c.buffer.Reset()
 		collators.Put(c)
 	}
-	return dst
+	if len(dst) == start {
+		return dst, lackMissing
+	}
+	return dst, lackNothing
 }
 
 // unseen reports whether a character is not seen at the end of a value.

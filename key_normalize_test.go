@@ -13,7 +13,10 @@ func FuzzNormalize(f *testing.F) {
 	}
 	both := normalization{lower: true, trim: true}
 	f.Fuzz(func(t *testing.T, value string) {
-		key := func(value string) string { return string(both.normalize([]byte("x"+value), 1)) }
+		key := func(value string) string {
+			normal, _ := both.normalize([]byte("x"+value), 1)
+			return string(normal)
+		}
 		want := key(value)
 		if again := key(value); again != want {
 			t.Errorf("normalize(%q): got %q and then %q", value, want, again)
@@ -30,4 +33,24 @@ func FuzzNormalize(f *testing.F) {
 			t.Errorf("normalize(%q): got %q, in upper case %q", value, want, upper)
 		}
 	})
+}
+
+// A collator is slow: what a client makes it read is bounded, whatever the client sends.
+func TestLongValuesAreNotNormalized(t *testing.T) {
+	both := normalization{lower: true, trim: true}
+	for _, row := range []struct {
+		value string
+		want  lack
+	}{
+		{strings.Repeat("a", maxNormalized), lackNothing},
+		{strings.Repeat(" ", 1<<20) + "ann", lackNothing}, // this is no work
+		{strings.Repeat("a", maxNormalized+1), lackAmbiguous},
+		{strings.Repeat("가", 1<<18), lackAmbiguous},
+		{strings.Repeat("\u0301", 10), lackMissing},
+	} {
+		normal, lacked := both.normalize([]byte("x"+row.value), 1)
+		if lacked != row.want || (len(normal) > 1) != (row.want == lackNothing) {
+			t.Errorf("normalize of %d bytes %.6q...: got %d bytes, %q, want %q", len(row.value), row.value, len(normal)-1, lacked, row.want)
+		}
+	}
 }

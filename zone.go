@@ -75,7 +75,8 @@ type Zone struct {
 	// How the values in the key are made alike: `lower` makes those one that
 	// differ only in case, accents, width or characters that are not seen, as
 	// databases do that do not care for case; `trim` leaves out white space around
-	// them. Or `off` alone. Values that become one share a limit. Addresses and
+	// them. Or `off` alone. Values that become one share a limit; one of more than
+	// 4 KiB is empty. Addresses and
 	// hosts have one spelling anyway. Default: both, if the key reads a body;
 	// else off.
 	KeyNormalize []string `json:"key_normalize,omitempty"`
