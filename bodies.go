@@ -89,7 +89,7 @@ func (h *Handler) checkBodyReading() *configError {
 		set  bool
 	}{{"body_limit", h.BodyLimit != 0}, {"body_timeout", h.BodyTimeout != 0}} {
 		if word.set {
-			return wrong(word.name, "no zone here reads a body; remove %s, or write {form.<field>} or {json.<path>} in key, cost or tier", word.name)
+			return wrong(word.name, "no zone here reads a body; remove %s, or write usage, or {form.<field>} or {json.<path>} in key, cost or tier", word.name)
 		}
 	}
 	return nil

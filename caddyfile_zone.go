@@ -165,6 +165,7 @@ func (p *handlerParser) tier(z *Zone) error {
 		return err
 	}
 	z.Tier = t
+	amounts, numbers := 0, 0
 	for nesting := p.Nesting(); p.NextBlock(nesting); {
 		plan, text := p.Val(), ""
 		if first, ok := p.at[place{z.Name, tierRow(plan)}]; ok {
@@ -184,8 +185,11 @@ func (p *handlerParser) tier(z *Zone) error {
 				return err
 			}
 			limit.Events = micro
+			amounts++
 		} else if n, err := strconv.ParseInt(text, 10, 64); err == nil {
-			limit.Events = n
+			if limit.Events = n; n > 0 {
+				numbers++
+			}
 		} else if limit.Unlimited = text == wordUnlimited; !limit.Unlimited {
 			limit.Plan = text
 		}
@@ -194,6 +198,9 @@ func (p *handlerParser) tier(z *Zone) error {
 			continue
 		}
 		t.Default = &limit
+	}
+	if amounts > 0 && numbers > 0 {
+		return p.Err("some limits of tier are in dollars and others are not; write $ before each, or before none")
 	}
 	if t.Default != nil && t.Default.Plan == "" && !t.Default.Unlimited {
 		if row, ok := t.Limits[t.Default.String()]; ok {

@@ -113,6 +113,9 @@ func (e *evaluation) gather() error {
 			return caddyhttp.Error(http.StatusTooEarly,
 				errors.New("the address of a client that sends early data is not verified yet"))
 		}
+		if zone.meter != nil && e.api == "" {
+			e.api = llm.API(zone.Usage.API)
+		}
 		switch {
 		case !zone.needsBody:
 			e.add(zone)

@@ -13,9 +13,6 @@ import (
 // meets looks at a request before its body is read, for a zone with usage: it reports
 // whether the body says what the request may cost.
 func (e *evaluation) meets(zone *Zone) bool {
-	if e.api == "" {
-		e.api = llm.API(zone.Usage.API)
-	}
 	switch zone.meter.Route(e.r.Method, e.r.URL.EscapedPath()) {
 	case llm.Free:
 		e.exempt = append(e.exempt, zone)
