@@ -12,7 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
 
-// Every Caddyfile in the documentation, and the example, is one that Caddy
+// Every Caddyfile in the documentation, and every example, is one that Caddy
 // takes, without the Redis that they name.
 func TestDocumentedCaddyfiles(t *testing.T) {
 	t.Setenv("REDIS_URL", "redis://:secret@127.0.0.1:1")
@@ -35,6 +35,18 @@ func TestDocumentedCaddyfiles(t *testing.T) {
 	}
 	texts["Caddyfile.example"] = string(example)
 	texts["Caddyfile.example on Redis"] = strings.ReplaceAll(string(example), "{$RATELIMIT_STORE:memory}", "redis {env.REDIS_URL}")
+
+	recipes, err := filepath.Glob("../../examples/*/Caddyfile")
+	if err != nil || len(recipes) == 0 {
+		t.Fatalf("%d examples, %v", len(recipes), err)
+	}
+	for _, path := range recipes {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts["examples/"+filepath.Base(filepath.Dir(path))] = string(text)
+	}
 
 	for name, text := range texts {
 		t.Run(name, func(t *testing.T) {
