@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -10,8 +11,9 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
 )
 
-// A plan changes while its user asks for as much as there is, from two instances:
-// the new limit holds at once, for what was granted under the old one too.
+// A plan changes while its user asks for as much as there is, from three instances:
+// the new limit holds at once, for what was granted under the old one too, and all of a
+// larger one is there at once.
 func TestPlanChanges(t *testing.T) {
 	const (
 		window    = 2 * time.Second
@@ -29,16 +31,28 @@ func TestPlanChanges(t *testing.T) {
 			window 2s
 		}
 	}`, 1)
-	instances := newInstances(t, 2, config)
-	var plan [2]atomic.Value // as each instance knows it
+	instances := newInstances(t, 3, config)
+	var plan [3]atomic.Value // as each instance knows it
 	know := func(p string, instances ...int) {
 		for _, i := range instances {
 			plan[i].Store(p)
 		}
 	}
-	know("pro", 0, 1)
+	know("pro", 0, 1, 2)
 
 	var rec record
+	var mu sync.Mutex
+	var refused []storetest.Span // by the larger plan
+	ask := func(in int, p string) reply {
+		r := instances[in].get(client, "X-Plan", p)
+		rec.add(r)
+		if p == "pro" && !r.granted() {
+			mu.Lock()
+			defer mu.Unlock()
+			refused = append(refused, r.span)
+		}
+		return r
+	}
 	done := make(chan struct{})
 	asked := make(chan struct{})
 	go func() {
@@ -50,43 +64,38 @@ func TestPlanChanges(t *testing.T) {
 					return
 				default:
 				}
-				in := i % 2
-				rec.add(instances[in].get(client, "X-Plan", plan[in].Load().(string)))
+				in := i % len(instances)
+				ask(in, plan[in].Load().(string))
 				time.Sleep(time.Millisecond)
 			}
 		})
 	}()
-	one := func(in int, p string) reply {
-		r := instances[in].get(client, "X-Plan", p)
-		rec.add(r)
-		return r
-	}
 
 	time.Sleep(window + window/2)
 	// Down: one instance knows it half a second before the other.
 	know("free", 0)
-	if r := one(0, "free"); r.granted() {
+	if r := ask(0, "free"); r.granted() {
 		t.Error("the first request of the smaller plan was granted: what the larger one granted is forgotten")
 	}
 	time.Sleep(window / 4)
-	know("free", 1)
+	know("free", 1, 2)
 	time.Sleep(50 * time.Millisecond) // requests of the old plan end
 	down := time.Now()
-	if one(0, "free").granted() || one(1, "free").granted() {
+	if ask(0, "free").granted() || ask(1, "free").granted() || ask(2, "free").granted() {
 		t.Error("granted where the larger plan has just granted ten times the smaller limit")
 	}
 	time.Sleep(2*window + window/2)
 	// Up: the refusals that are remembered are the smaller plan's, and go on for a
 	// second and more.
 	for until := time.Now().Add(3 * window); time.Now().Before(until); time.Sleep(time.Millisecond) {
-		if one(0, "free").retryAfter == window && one(1, "free").retryAfter == window {
+		if ask(0, "free").retryAfter == window && ask(1, "free").retryAfter == window && ask(2, "free").retryAfter == window {
 			break
 		}
 	}
 	up := time.Now()
-	know("pro", 0, 1)
+	know("pro", 0, 1, 2)
 	for in := range instances {
-		if !one(in, "pro").granted() {
+		if !ask(in, "pro").granted() {
 			t.Errorf("the first request of the larger plan was refused on instance %d", in)
 		}
 	}
@@ -112,5 +121,19 @@ func TestPlanChanges(t *testing.T) {
 	}
 	if len(later) < 3*free {
 		t.Errorf("%d granted in the window after the change to the plan of %d", len(later), pro)
+	}
+	// What leases hold is missing to others: a 64th of the limit each, two an instance.
+	const leased = 2 * 3 * (pro/64 + 1)
+	for _, r := range refused {
+		spent := 0
+		for _, s := range rec.spans {
+			if s.From.Before(r.To) && s.To.After(r.From.Add(-window*33/32)) {
+				spent++
+			}
+		}
+		if spent < pro-leased {
+			t.Errorf("refused %v after the larger plan began, with %d of %d spent", r.From.Sub(up), spent, pro)
+			break
+		}
 	}
 }
