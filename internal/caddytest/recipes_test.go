@@ -323,7 +323,9 @@ func TestRecipePlans(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		w.Header().Set("X-User", user)
+		if user != "" {
+			w.Header().Set("X-User", user)
+		}
 		if plan != "" {
 			w.Header().Set("X-Plan", plan)
 		}
@@ -345,6 +347,9 @@ func TestRecipePlans(t *testing.T) {
 	for range 70 {
 		e.status(http.StatusOK, alice, localSite+"/", with("Authorization", "Bearer eve/partner"))
 	}
+	e.status(http.StatusForbidden, alice, localSite+"/", with("Authorization", "Bearer /pro"), cheat)
+	e.log.says(0, "the client writes what this tier reads")
+	e.log.says(0, "the client chooses a part of this key")
 	counts := e.atOnce(80, http.MethodGet, localSite+"/", with("Authorization", "Bearer ann/free"), cheat)
 	if counts[http.StatusOK] != 59 || counts[http.StatusTooManyRequests] != 21 {
 		t.Errorf("80 requests on the plan of 60, of which one was spent: %v", counts)
