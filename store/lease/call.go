@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"hash/maphash"
 	"sync"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 // part is what this process has for one request of a call.
 type part struct {
+	hash    uint64        // of the key
 	held    holding       // units taken out of leases
 	refused bool          // by a remembered refusal
 	short   int64         // units to ask the store for
@@ -39,11 +39,11 @@ func (w *desk) clear() {
 }
 
 // takeBelow decides a call for which the store is needed, or that has several
-// requests.
-func (l *Store) takeBelow(wait time.Duration, requests []store.Request, decisions []store.Decision, now moment, reporting bool) error {
+// requests. hash is that of the first one's key.
+func (l *Store) takeBelow(wait time.Duration, requests []store.Request, decisions []store.Decision, hash uint64, now moment, reporting bool) error {
 	w := desks.Get().(*desk)
 	defer w.clear()
-	if l.prepare(w, requests, decisions, now, reporting) {
+	if l.prepare(w, requests, decisions, hash, now, reporting) {
 		// The store need not be asked to know that nothing is charged; so
 		// nobody knows what it would have said to the others.
 		for i := range requests {
@@ -75,10 +75,13 @@ func (l *Store) takeBelow(wait time.Duration, requests []store.Request, decision
 // store is to be asked for. It reports whether the call is known to be refused.
 // If something is reported the store must hear of it, so that nothing is decided
 // here; leases in hand stay what they are, since they were counted before.
-func (l *Store) prepare(w *desk, requests []store.Request, decisions []store.Decision, now moment, reporting bool) (refused bool) {
+func (l *Store) prepare(w *desk, requests []store.Request, decisions []store.Decision, hash uint64, now moment, reporting bool) (refused bool) {
 	w.parts = append(w.parts, make([]part, len(requests))...)
 	for i := range requests {
 		p := &w.parts[i]
+		if p.hash = hash; i > 0 {
+			p.hash = l.hash(&requests[i].Key)
+		}
 		if reporting {
 			p.short = requests[i].Units
 		} else {
@@ -151,11 +154,11 @@ func (l *Store) call(wait time.Duration, requests []store.Request, decisions []s
 // hold takes what the process has for a request out of its leases, and tells what
 // is missing. If the request is known to be refused it says so, and decides it.
 func (l *Store) hold(request *store.Request, p *part, decision *store.Decision, now moment) {
-	s := l.shard(request.Key)
+	s := l.shard(p.hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.short = request.Units
-	k := s.keys[request.Key]
+	k := s.keyLocked(p.hash, &request.Key)
 	if k == nil || k.limit != request.Limit || request.Units > request.Limit {
 		return
 	}
@@ -198,10 +201,9 @@ func (p *part) returned(k *leaseKey) {
 // release undoes hold: units are restored into the lease that they came from. If
 // it has ended meanwhile they are refunded.
 func (l *Store) release(request *store.Request, p *part, now moment) {
-	key := request.Key
-	s := l.shard(key)
+	s := l.shard(p.hash)
 	s.mu.Lock()
-	if k := s.keys[key]; k != nil {
+	if k := s.keyLocked(p.hash, &request.Key); k != nil {
 		p.returned(k)
 		for i := range p.held {
 			b := &p.held[i]
@@ -209,10 +211,10 @@ func (l *Store) release(request *store.Request, p *part, now moment) {
 				*b = batch{}
 			}
 		}
-		l.watchLocked(key, k, now)
+		l.watchLocked(k, now)
 	}
 	s.mu.Unlock()
-	l.refundSoon(key, &p.held)
+	l.refundSoon(request.Key, &p.held)
 }
 
 // spend decides a request that is granted, from what was held and, if reply is not
@@ -223,10 +225,9 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 		*decision = *reply
 		decision.Lease = 0
 	}
-	key := request.Key
-	s := l.shard(key)
+	s := l.shard(p.hash)
 	s.mu.Lock()
-	k := s.keys[key]
+	k := s.keyLocked(p.hash, &request.Key)
 	if request.Exact {
 		// Nothing is held of it, and all there is to learn is that no ban goes on.
 		if k != nil {
@@ -235,8 +236,8 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 		s.mu.Unlock()
 		return
 	}
-	if k == nil && s.cameBeforeLocked(maphash.Comparable(l.seed, key)) {
-		k = s.addLocked(key, l.max, now)
+	if k == nil && s.cameBeforeLocked(p.hash) {
+		k = s.addLocked(p.hash, &request.Key, l.max, now)
 	}
 	var useless holding
 	if k != nil {
@@ -252,7 +253,7 @@ func (l *Store) spend(request *store.Request, p *part, decision *store.Decision,
 		}
 	}
 	s.mu.Unlock()
-	l.refundSoon(key, &useless)
+	l.refundSoon(request.Key, &useless)
 
 	// Units of several charges are refunded as of the earliest: what is taken
 	// from an entry before the right one leaves other units held for longer,
@@ -286,20 +287,20 @@ func (l *Store) refuse(request *store.Request, p *part, decision *store.Decision
 		// but less may be asked for, with the units that were released.
 		return
 	}
-	l.remember(request, reply, sent, now)
+	l.remember(request, p.hash, reply, sent, now)
 }
 
-// remember takes in that the store refused a request, all of it.
-func (l *Store) remember(request *store.Request, reply *store.Decision, sent, now moment) {
+// remember takes in that the store refused a request, all of it. hash is that of its key.
+func (l *Store) remember(request *store.Request, hash uint64, reply *store.Decision, sent, now moment) {
 	if request.Exact && !reply.Blocked {
 		return
 	}
-	s := l.shard(request.Key)
+	s := l.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.keys[request.Key]
+	k := s.keyLocked(hash, &request.Key)
 	if k == nil {
-		k = s.addLocked(request.Key, l.max, now)
+		k = s.addLocked(hash, &request.Key, l.max, now)
 	}
 	if k == nil || !k.follow(request.Limit) {
 		return

@@ -149,10 +149,10 @@ func (l load) measure(t *testing.T) (m measured) {
 		}
 		hand := func(i int) int64 {
 			p := processes[i]
-			shard := p.shard(a.Key)
+			shard, known := p.of(a.Key)
 			shard.mu.Lock()
 			defer shard.mu.Unlock()
-			if k := shard.keys[a.Key]; k != nil {
+			if k := known(); k != nil {
 				return k.first.units + k.second.units
 			}
 			return 0

@@ -59,10 +59,10 @@ func TestLeasesThoughTheQueueIsLong(t *testing.T) {
 func TestLeasesDoNotFlap(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		may := func() bool {
-			s := r.shard(r.request.Key)
+			s, known := r.of(r.request.Key)
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			k := s.keys[r.request.Key]
+			k := known()
 			held := k.second // of no account here
 			k.second = batch{}
 			size, _ := r.leaseLocked(k, &r.request, r.clock())

@@ -9,8 +9,11 @@ import (
 // leaseKey is what a process knows of a key: its leases, its demand, and what
 // the store said last.
 type leaseKey struct {
-	limit     int64 // that the rest is about
-	first     batch // ends first, and is spent first
+	key       store.Key
+	hash      uint64 // of key
+	at        int    // in the shard's ring
+	limit     int64  // that the rest is about
+	first     batch  // ends first, and is spent first
 	second    batch
 	refilling bool          // a lease has been asked for; the key stays
 	timer     *time.Timer   // waits for the end of a lease, if not nil; the key stays

@@ -127,7 +127,7 @@ func newStore(inner store.Store, o Options, clock func() moment) *Store {
 	l := &Store{inner: inner, reading: func(time.Time) moment { return clock() }, clock: clock, seed: maphash.MakeSeed(), max: max(1, o.MaxKeys/shardCount)}
 	l.timed, _ = inner.(timed)
 	for i := range l.shards {
-		l.shards[i].keys = make(map[store.Key]*leaseKey)
+		l.shards[i].keys = make(map[uint64]*leaseKey)
 	}
 	return l
 }
@@ -155,11 +155,15 @@ func (l *Store) take(now moment, wait time.Duration, requests []store.Request, d
 		}
 		reporting = reporting || len(requests[i].Unreported) > 0
 	}
+	if len(requests) == 0 {
+		return nil
+	}
+	hash := l.hash(&requests[0].Key)
 	if len(requests) == 1 && !reporting {
 		request := &requests[0]
-		s := l.shard(request.Key)
+		s := l.shard(hash)
 		s.mu.Lock()
-		k := s.keys[request.Key]
+		k := s.keyLocked(hash, &request.Key)
 		if k != nil && k.decide(request, &decisions[0], now) {
 			units, span := l.refillLocked(k, request, now)
 			s.mu.Unlock()
@@ -170,7 +174,7 @@ func (l *Store) take(now moment, wait time.Duration, requests []store.Request, d
 		}
 		s.mu.Unlock()
 	}
-	return l.takeBelow(wait, requests, decisions, now, reporting)
+	return l.takeBelow(wait, requests, decisions, hash, now, reporting)
 }
 
 // Close refunds all leases, and waits at most about wait in all, also for what is

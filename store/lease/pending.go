@@ -91,9 +91,9 @@ func (l *Store) learnPending(requests []store.Request, parts []part, replies []s
 		}
 		switch {
 		case reply.Charged():
-			l.grantedPending(request, p.short, reply, p.span, sent, now)
+			l.grantedPending(request, p.hash, p.short, reply, p.span, sent, now)
 		case whole && !reply.Granted && !reply.Skipped:
-			l.remember(request, reply, sent, now)
+			l.remember(request, p.hash, reply, sent, now)
 		}
 	}
 	return decisions
@@ -104,7 +104,7 @@ func (l *Store) refilledPending(err error, request store.Request, sent moment) {
 	if e, ok := errors.AsType[*store.Error](err); ok && e.Pending != nil {
 		request.Unreported = nil
 		e.Pending.Then(func(replies []store.Decision) {
-			l.grantedPending(&request, 0, &replies[0], request.LeaseSpan, sent, l.clock())
+			l.grantedPending(&request, l.hash(&request.Key), 0, &replies[0], request.LeaseSpan, sent, l.clock())
 		})
 	}
 }
@@ -112,11 +112,10 @@ func (l *Store) refilledPending(err error, request store.Request, sent moment) {
 // grantedPending takes in that short units were granted for a request, and a
 // lease, which is good until the same moment as if it had come in time. A part of
 // what the request needs is of no use to anybody, and is refunded.
-func (l *Store) grantedPending(request *store.Request, short int64, reply *store.Decision, span time.Duration, sent, now moment) {
-	key := request.Key
-	s := l.shard(key)
+func (l *Store) grantedPending(request *store.Request, hash uint64, short int64, reply *store.Decision, span time.Duration, sent, now moment) {
+	s := l.shard(hash)
 	s.mu.Lock()
-	k := s.keys[key] // it may have been given up meanwhile
+	k := s.keyLocked(hash, &request.Key) // it may have been given up meanwhile
 	useless := l.learnLocked(k, request, reply, span, sent, now)
 	if short == request.Units && k != nil && k.limit == request.Limit {
 		k.demand.add(request.Window, short, now) // Refund subtracts it

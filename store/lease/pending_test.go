@@ -25,10 +25,10 @@ func (r *rig) promptly() {
 
 // drop loses the leases of a key, so that what is needed is asked for.
 func (r *rig) drop(a store.Request) {
-	s := r.shard(a.Key)
+	s, known := r.of(a.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.keys[a.Key]
+	k := known()
 	k.first, k.second = batch{}, batch{}
 }
 
@@ -204,10 +204,10 @@ func TestPendingLeaseOfNoUse(t *testing.T) {
 			}
 		}},
 		{"refunded up", 300 * time.Millisecond, func(r *rig) {
-			s := r.shard(r.request.Key)
+			s, known := r.of(r.request.Key)
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			delete(s.keys, r.request.Key)
+			s.dropLocked(known())
 		}},
 	}
 	for _, test := range tests {

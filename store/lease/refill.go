@@ -77,9 +77,10 @@ func (l *Store) refill(request store.Request, units int64, span time.Duration) {
 	err := l.call(min(span, maxShort), []store.Request{request}, replies[:], sent)
 	now := l.clock()
 
-	s := l.shard(request.Key)
+	hash := l.hash(&request.Key)
+	s := l.shard(hash)
 	s.mu.Lock()
-	k := s.keys[request.Key]
+	k := s.keyLocked(hash, &request.Key)
 	k.refilling = false
 	var useless holding
 	if err != nil {
@@ -112,13 +113,13 @@ func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.De
 		useless.add(&b, b.units)
 		return useless
 	}
-	l.watchLocked(request.Key, k, now)
+	l.watchLocked(k, now)
 	return useless
 }
 
 // watchLocked sees to it that what is left of a key's leases is refunded when they
 // end.
-func (l *Store) watchLocked(key store.Key, k *leaseKey, now moment) {
+func (l *Store) watchLocked(k *leaseKey, now moment) {
 	if k.first.empty() {
 		return
 	}
@@ -130,19 +131,20 @@ func (l *Store) watchLocked(key store.Key, k *leaseKey, now moment) {
 		}
 	}
 	k.watched = k.first.end.mono
-	k.timer = time.AfterFunc(k.first.end.mono-now.mono, func() { l.end(key, k) })
+	k.timer = time.AfterFunc(k.first.end.mono-now.mono, func() { l.end(k) })
 }
 
-func (l *Store) end(key store.Key, k *leaseKey) {
-	s := l.shard(key)
+// end is called by the timer of a key, which has its place until that is nil.
+func (l *Store) end(k *leaseKey) {
+	s := l.shard(k.hash)
 	s.mu.Lock()
 	now := l.clock()
-	left := k.takeEnded(now)
+	key, left := k.key, k.takeEnded(now)
 	// The wait must be short beside what leases hold units for anyhow. What the store
 	// told last may be old: of a burst, for example, that has used up the limit since.
 	hurry := k.remaining < k.limit/2 || leaveTime > shortest(key.Window) || l.closed.Load()
 	k.timer = nil
-	l.watchLocked(key, k, now)
+	l.watchLocked(k, now)
 	s.mu.Unlock()
 	if hurry {
 		l.refundSoon(key, &left)

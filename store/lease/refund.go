@@ -24,13 +24,13 @@ func (l *Store) Refund(wait time.Duration, refunds []store.Refund) error {
 	var rest []store.Refund
 	for i := range refunds {
 		refund := &refunds[i]
-		key := refund.Key
-		s := l.shard(key)
+		hash := l.hash(&refund.Key)
+		s := l.shard(hash)
 		s.mu.Lock()
-		k := s.keys[key]
+		k := s.keyLocked(hash, &refund.Key)
 		restored := false
 		if k != nil {
-			k.demand.add(key.Window, -refund.Units, now)
+			k.demand.add(refund.Key.Window, -refund.Units, now)
 			restored = refund.Source == store.FromLease && !l.closed.Load() && k.restoreRefund(refund, now)
 		}
 		s.mu.Unlock()
@@ -50,10 +50,10 @@ func (l *Store) refundAll(left func() time.Duration) (err error) {
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
-		for key, k := range s.keys {
+		for _, k := range s.ring {
 			for _, b := range [...]*batch{&k.first, &k.second} {
 				if !b.empty() {
-					refunds = append(refunds, b.refund(key))
+					refunds = append(refunds, b.refund(k.key))
 					*b = batch{}
 				}
 			}
@@ -145,10 +145,11 @@ func (l *Store) refundNow(wait time.Duration, refunds []store.Refund) error {
 	// refusals, and refusals that are still on their way, are outdated.
 	now := l.clock()
 	for i := range refunds {
-		key := refunds[i].Key
-		s := l.shard(key)
+		key := &refunds[i].Key
+		hash := l.hash(key)
+		s := l.shard(hash)
 		s.mu.Lock()
-		if k := s.keys[key]; k != nil {
+		if k := s.keyLocked(hash, key); k != nil {
 			k.roomAt = now.mono
 			k.refusal = refusal{}
 		}

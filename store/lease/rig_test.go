@@ -178,10 +178,10 @@ func (r *rig) refused(a store.Request, units int64) store.Decision {
 
 // key is a copy of what the process knows of a key.
 func (r *rig) key(a store.Request) leaseKey {
-	s := r.shard(a.Key)
+	s, known := r.of(a.Key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k := s.keys[a.Key]; k != nil {
+	if k := known(); k != nil {
 		return *k
 	}
 	return leaseKey{}

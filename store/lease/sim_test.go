@@ -399,9 +399,9 @@ func (p plan) play(t *testing.T) (s *simulation) {
 			fail("process %d has %d goroutines left", i, n)
 		}
 		for j := range proc.shards {
-			for key, k := range proc.shards[j].keys {
+			for _, k := range proc.shards[j].ring {
 				if !k.first.empty() || !k.second.empty() || k.refilling || k.timer != nil {
-					fail("process %d still holds %v: %+v", i, key, k)
+					fail("process %d still holds %v: %+v", i, k.key, k)
 				}
 			}
 		}

@@ -16,6 +16,14 @@ func (l *Store) keys() (n int) {
 	return n
 }
 
+// of returns the shard of a key, and what is known of the key, if anything. The caller
+// locks the shard if others use it.
+func (l *Store) of(key store.Key) (*shard, func() *leaseKey) {
+	hash := l.hash(&key)
+	s := l.shard(hash)
+	return s, func() *leaseKey { return s.keyLocked(hash, &key) }
+}
+
 // Keys with leases are not refunded up either; there is no room for others then,
 // and they are asked of the store.
 func TestLeaseTableFull(t *testing.T) {
@@ -154,8 +162,8 @@ func hotLeases(tb testing.TB) (l *Store, hot, full []store.Request) {
 			tb.Fatal(err)
 		}
 	}
-	k := l.shard(hot[0].Key).keys[hot[0].Key]
-	k.first = batch{units: 1 << 50, Charge: store.Charge{Stamp: 1, Mark: 1}, end: now.add(time.Second)}
+	_, known := l.of(hot[0].Key)
+	known().first = batch{units: 1 << 50, Charge: store.Charge{Stamp: 1, Mark: 1}, end: now.add(time.Second)}
 	return l, hot, full
 }
 

@@ -254,7 +254,8 @@ func TestLeaseTakeAtTheCallersTime(t *testing.T) {
 	source(now)
 	source(now) // a key has a place when it comes again
 	key := requests[0].Key
-	l.shard(key).keys[key].first = batch{units: 10, Charge: store.Charge{Stamp: 1, Mark: 1}, end: l.reading(now.Add(time.Second))}
+	_, known := l.of(key)
+	known().first = batch{units: 10, Charge: store.Charge{Stamp: 1, Mark: 1}, end: l.reading(now.Add(time.Second))}
 	if got := source(now.Add(time.Second - time.Nanosecond)); got != store.FromLease {
 		t.Errorf("right before its end: source %v, want the lease", got)
 	}
