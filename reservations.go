@@ -105,6 +105,7 @@ func (rs *reservations) settleCounted(status int, header http.Header) {
 		}
 		held.zone.counters.settle(settledGivenBack)
 		rs.charges.giveBack(held.zone, held.Units())
+		rs.charges.chargeAnew(held.zone)
 		back = append(back, fallback.Settlement{Reservation: held.Reservation})
 	}
 	if len(back) > 0 {
@@ -157,8 +158,17 @@ func statusOf(err error) int {
 // as there is for a decision: what is not settled in time is settled a little later.
 func (c *charges) left() time.Duration { return max(c.budget-c.waited, 0) }
 
-// giveBack corrects what placeholders and headers tell of a zone. An error route that
-// has the same limit charges the request anew: what came back must not stand for it.
+// chargeAnew lets an error route that has the same limit charge the request again: what
+// came back must not stand for what is done there.
+func (c *charges) chargeAnew(zone *Zone) {
+	for i := range c.zones {
+		if z := &c.zones[i]; z.zone == zone {
+			z.charged = false
+		}
+	}
+}
+
+// giveBack corrects what placeholders and headers tell of a zone.
 func (c *charges) giveBack(zone *Zone, units int64) {
 	if c.told.counted && c.told.zone == zone && c.told.outcome == outcomeGranted {
 		c.told.remaining += units
@@ -166,7 +176,6 @@ func (c *charges) giveBack(zone *Zone, units int64) {
 	for i := range c.zones {
 		if z := &c.zones[i]; z.zone == zone && z.charged && z.counted {
 			z.remaining += units
-			z.charged = false
 		}
 	}
 	if c.headers == nil {

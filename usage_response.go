@@ -129,6 +129,7 @@ func (s *spending) settle(rs *reservations, how *ended) {
 			settlements = append(settlements, fallback.Settlement{Reservation: m.Reservation, Spent: spent})
 			rs.charges.giveBack(m.zone, max(reserved-spent, 0))
 		}
+		rs.charges.chargeAnew(m.zone) // each upstream bills what it does
 		s.tell(rs, m, said, how)
 	}
 	if len(settlements) > 0 {

@@ -302,3 +302,20 @@ func TestSeveralBudgets(t *testing.T) {
 		t.Errorf("a request that is free does not pass: %v", ledger)
 	}
 }
+
+// A backend in an error route bills what it does, whatever the first one has cost: what
+// the limit had reserved for that, and given back, does not stand for it.
+func TestErrorRoutesReserveAnew(t *testing.T) {
+	backend := llmtest.Start(t)
+	site := budgetSite(backend, "", tokenBudget)
+	limit, proxy, _ := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(site, "\nhttp://a.test {"), "}"), "\treverse_proxy")
+	e := start(t, "http://a.test {\nroute {"+limit+"@down header Down *\nerror @down 502\nreverse_proxy"+proxy+"}\nhandle_errors 502 {\nroute {"+limit+"reverse_proxy"+proxy+"}\n}\n}")
+	before := e.left()
+	a := e.ask("/v1/chat/completions", "input=30,output=100", chatBody(""), "Down", "yes")
+	if a.StatusCode != http.StatusOK {
+		t.Fatalf("got status %d, %s, want 200 from the second backend", a.StatusCode, a.body)
+	}
+	if after := e.left(); after >= before {
+		t.Errorf("the second backend's work was free: %d were left before it, and %d after", before, after)
+	}
+}
