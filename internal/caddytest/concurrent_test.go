@@ -162,15 +162,30 @@ http://%s {
 }`, host, zone, more, u.address())
 }
 
+// left waits until so many responses are open. An upstream notices that a response was
+// aborted a little later than Caddy, whose slot is free by then.
+func (u *upstream) left(t *testing.T, n int64) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); u.open.Load() != n; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d responses are open, want %d", u.open.Load(), n)
+		}
+	}
+}
+
 func TestConcurrent(t *testing.T) {
 	u := newUpstream(t)
 	e := start(t, streaming(u, "a.test", "streams", ""))
 	open := e.streams(2, "a.test")
 	e.busy("a.test")
 	open[0].Body.Close()
+	u.left(t, 1)
 	e.free(1, "a.test")
+	u.left(t, 1)
 	open[1].Body.Close()
+	u.left(t, 0)
 	e.free(2, "a.test")
+	u.left(t, 0)
 	for range 10 {
 		if response := e.stream("a.test", "/quick"); response.StatusCode != http.StatusOK && response.StatusCode != http.StatusTooManyRequests {
 			t.Errorf("status %d", response.StatusCode)
