@@ -31,10 +31,14 @@ func (e *evaluation) logRefusal(v *verdict) {
 	if wait == useless {
 		wait = 0
 	}
+	status := cmp.Or(refusals[why].status, e.h.Status)
+	if v.refusal != nil && v.reason == why {
+		status = v.refusal.Status
+	}
 	fields := []zap.Field{
 		zap.String("zone", v.zone.Name),
 		zap.Stringer("reason", v.reason),
-		zap.Int("status", cmp.Or(refusals[why].status, e.h.Status)),
+		zap.Int("status", status),
 		zap.Stringer("client_ip", e.charges.client),
 		zap.String("host", bounded(e.r.Host)),
 		zap.String("method", bounded(e.r.Method)),
