@@ -319,3 +319,16 @@ func TestErrorRoutesReserveAnew(t *testing.T) {
 		t.Errorf("the second backend's work was free: %d were left before it, and %d after", before, after)
 	}
 }
+
+// While the store is away nobody knows what is left of a budget, whatever the handler
+// says of its other zones.
+func TestBudgetWithoutStore(t *testing.T) {
+	backend := llmtest.Start(t)
+	e := start(t, "{\n\tdistributed_ratelimit {\n\t\tstore redis redis://"+freeAddress(t)+"\n\t\ton_store_error local\n\t}\n}"+budgetSite(backend, "", tokenBudget))
+	a := e.ask("/v1/chat/completions", "", chatBody(""))
+	if a.StatusCode != http.StatusServiceUnavailable || !strings.Contains(a.body, `"code":"store_away"`) || len(backend.Ledger()) > 0 {
+		t.Errorf("status %d, the backend was asked %d times: %s", a.StatusCode, len(backend.Ledger()), a.body)
+	}
+	a.header(t, "X-Should-Retry", "")
+	a.header(t, "Retry-After", "1")
+}
