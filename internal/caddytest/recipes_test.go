@@ -350,7 +350,12 @@ func TestRecipePlans(t *testing.T) {
 	e.status(http.StatusForbidden, alice, localSite+"/", with("Authorization", "Bearer /pro"), cheat)
 	e.log.says(0, "the client writes what this tier reads")
 	e.log.says(0, "the client chooses a part of this key")
-	counts := e.atOnce(80, http.MethodGet, localSite+"/", with("Authorization", "Bearer ann/free"), cheat)
+	// One after the other: Caddy's transport reads variables while it dials in the
+	// background, and forward_auth writes them, which is a race of its own.
+	counts := make(map[int]int)
+	for i := range 80 {
+		counts[e.send(address(100+i), http.MethodGet, localSite+"/", with("Authorization", "Bearer ann/free"), cheat).StatusCode]++
+	}
 	if counts[http.StatusOK] != 59 || counts[http.StatusTooManyRequests] != 21 {
 		t.Errorf("80 requests on the plan of 60, of which one was spent: %v", counts)
 	}
