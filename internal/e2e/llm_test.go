@@ -64,7 +64,12 @@ func llmPost(ctx context.Context, site, path, behaviour string, request any, hea
 	if err != nil {
 		return nil, err
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, site+path, strings.NewReader(string(text)))
+	return llmSend(ctx, http.MethodPost, site+path, behaviour, string(text), header...)
+}
+
+// llmSend is llmPost for any text.
+func llmSend(ctx context.Context, method, url, behaviour, body string, header ...string) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
