@@ -93,6 +93,46 @@ func TestBudgetHolds(t *testing.T) {
 	}
 }
 
+// TestBudgetIsUsed: requests that spend half of what they reserve use at least
+// 90 % of the budget, and no interval of the window holds more than the budget.
+func TestBudgetIsUsed(t *testing.T) {
+	const (
+		limit   = 50_000
+		window  = 4 * time.Second
+		windows = 4
+	)
+	redis, backend := redistest.Start(t), llmtest.Start(t)
+	site := budgeted{events: strconv.Itoa(limit), window: window.String(), upstream: backend.Addr}
+	var caddys []*process
+	for range 3 {
+		caddys = append(caddys, site.start(t, redis))
+	}
+	var rec llmRecord
+	began := time.Now()
+	crowd(30, func(i int) {
+		for n := 0; time.Since(began) < windows*window; n++ {
+			e := llmEndpoints[i%2] // one zone
+			request := e.request(1000, "stream", n%2 == 0)
+			granted, wait := rec.ask(t, caddys[i%3].url(), e, 100_000*i+n, "output=500,every=5ms", request)
+			if !granted {
+				// Not all of it: who waits for the moment that was named comes
+				// after whoever asks all the time.
+				time.Sleep(min(wait, window/50))
+			}
+		}
+	})
+	ledger := backend.Since(0)
+	if most, at := storetest.Most(rec.spans(ledger), window); most > limit {
+		t.Errorf("%d spent within the %v from %v, budget %d", most, window, at, limit)
+	}
+	spent, _ := llmtest.Spent(ledger)
+	share := float64(spent) / (limit * windows)
+	t.Logf("%d requests of %d spent %d tokens in %d windows, %.1f %% of the budget", len(ledger), len(rec.sent), spent, windows, 100*share)
+	if share < 0.9 {
+		t.Errorf("%.1f %% of the budget used, want at least 90 %%", 100*share)
+	}
+}
+
 // TestBudgetOfDollars: what is charged is what the ledger bills, to the
 // micro-dollar.
 func TestBudgetOfDollars(t *testing.T) {
