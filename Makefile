@@ -16,7 +16,7 @@ build: ## build Caddy with the plugin to bin/caddy
 
 test: ## run all tests with the race detector; installs redis-server on Debian and Ubuntu
 	scripts/test-needs
-	go test -race -timeout 15m ./...
+	go test -race -timeout 20m ./...
 
 # What a package's own tests do not reach, tests of another package may.
 cover: ## run all tests and write coverage of all packages to cover.out
