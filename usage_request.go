@@ -13,16 +13,8 @@ import (
 // meets looks at a request before its body is read, for a zone with usage: it reports
 // whether the body says what the request may cost.
 func (e *evaluation) meets(zone *Zone) bool {
-	switch zone.meter.Route(e.r.Method, e.r.URL.EscapedPath()) {
-	case llm.Free:
-		e.exempt = append(e.exempt, zone)
-		return false
-	case llm.Unmetered:
-		e.refuse(zone, zone.limit, reasonUnmetered)
-		return false
-	}
 	if !zone.key.body && zone.whenEmpty(&zone.key) != emptyKeyClient {
-		// Nobody makes this process read long bodies whom the key refuses anyway.
+		// Whom the key refuses makes nobody read a long body, and reads nothing that is free.
 		switch _, found := zone.client(&e.keys, e.charges); found {
 		case keyDenied:
 			e.refuse(zone, zone.limit, reasonEmptyKey)
@@ -30,6 +22,14 @@ func (e *evaluation) meets(zone *Zone) bool {
 		case keySkipped:
 			return false
 		}
+	}
+	switch zone.meter.Route(e.r.Method, e.r.URL.EscapedPath()) {
+	case llm.Free:
+		e.exempt = append(e.exempt, zone)
+		return false
+	case llm.Unmetered:
+		e.refuse(zone, zone.limit, reasonUnmetered)
+		return false
 	}
 	return true
 }

@@ -139,6 +139,9 @@ func (s *spending) settle(rs *reservations, how *ended) {
 	}
 }
 
+// statusTimeoutOfCDN is what Cloudflare answers when its upstream takes too long.
+const statusTimeoutOfCDN = 524
+
 // costsNothing reports whether a request that ended with an error status has certainly
 // cost nothing.
 func (s *spending) costsNothing(rs *reservations, how *ended) bool {
@@ -151,6 +154,8 @@ func (s *spending) costsNothing(rs *reservations, how *ended) bool {
 		return true // nobody has sent anything, as when the upstream cannot be reached
 	case how.err != nil:
 		return false // nobody knows what the upstream has done
+	case s.status == http.StatusRequestTimeout, s.status == http.StatusGatewayTimeout, s.status == statusTimeoutOfCDN:
+		return false // somebody on the way has lost patience, and what was asked may go on
 	}
 	// reverse_proxy says what its upstream has said. Where it says nothing another handler
 	// has written the response: a 5xx may be about what it had sent elsewhere.

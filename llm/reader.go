@@ -15,11 +15,12 @@ type facts struct {
 	model    string
 	stream   bool
 
-	bounded        bool  // the request bounds its output
-	maxOutput      int64 // by this, the largest of its bounds
-	choices        int64 // how many of them it asks for; 0 is one
-	thinking       int64 // budget for thinking
-	describedTools int64 // sets of tools that the API describes to the model
+	bounded        bool     // the request bounds its output
+	boundNames     []string // in these fields
+	maxOutput      int64    // by this, the largest of its bounds
+	choices        int64    // how many of them it asks for; 0 is one
+	thinking       int64    // budget for thinking
+	describedTools int64    // sets of tools that the API describes to the model
 
 	unknown         string // the first thing that may change anything
 	unbounded       string // the first thing whose input bytes do not bound
@@ -262,6 +263,7 @@ func (r *reader) bound(name string, least int64) {
 	}
 	r.maxOutput = max(r.maxOutput, r.count(name, least))
 	r.bounded = true
+	r.boundNames = append(r.boundNames, name)
 }
 
 // suspect notes what is not known, unless the configuration accepts its name.

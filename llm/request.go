@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -184,6 +185,10 @@ func (m *Meter) output(e endpoint, f *facts) (int64, []edit) {
 		if !m.cfg.EnforceOff {
 			edits = append(edits, f.set(m.field(e), tokens))
 		}
+	} else if e == chat && m.cfg.MaxOutputField == "max_tokens" && m.cfg.MaxOutput > 0 && !m.cfg.EnforceOff && !slices.Contains(f.boundNames, "max_tokens") {
+		// A server that obeys only max_tokens would take no notice of the bound that
+		// the client has chosen. (OpenAI refuses both fields in one request.)
+		edits = append(edits, f.set("max_tokens", tokens))
 	}
 	// With interleaved thinking the budget for thinking may exceed max_tokens
 	// and is spent beside it. Below max_tokens it is a part of it.

@@ -455,3 +455,20 @@ func TestReserveCacheWrites(t *testing.T) {
 		}
 	}
 }
+
+// A server that obeys only max_tokens must get the client's bound in that field, too:
+// what a client has bounded by another one would be unbounded there.
+func TestBoundInTheFieldThatIsObeyed(t *testing.T) {
+	meter := newMeter(t, Config{API: OpenAI, MaxOutput: 4096, MaxOutputField: "max_tokens"})
+	for body, want := range map[string]string{
+		`{"max_completion_tokens":10}`:                 `"max_tokens":10`,
+		`{"max_completion_tokens":10,"max_tokens":20}`: `"max_tokens":20`,
+		`{"max_tokens":20}`:                            `"max_tokens":20`,
+		`{}`:                                           `"max_tokens":4096`,
+	} {
+		rsv := reserve(t, meter, chatPath, body)
+		if !strings.Contains(string(rsv.Body), want) || strings.Count(string(rsv.Body), `"max_tokens"`) != 1 {
+			t.Errorf("%s became %s, want %s in it", body, rsv.Body, want)
+		}
+	}
+}

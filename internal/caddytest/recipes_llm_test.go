@@ -68,8 +68,11 @@ func TestRecipeLLMDemo(t *testing.T) {
 	if a := e.askAt(alice, "/v1/messages", "", body("claude-haiku-4-5")); a.StatusCode != http.StatusTooManyRequests || !strings.Contains(a.body, "rate_limit_error") {
 		t.Errorf("the eleventh in a minute: status %d: %s", a.StatusCode, a.body)
 	}
-	if a := e.askAt(bob, "/v1/messages", "", `{"model":"claude-haiku-4-5","max_tokens":400000,"messages":[]}`); a.StatusCode != http.StatusTooManyRequests || !strings.Contains(a.body, "too_costly") {
-		t.Errorf("more than a visitor's tokens: status %d: %s", a.StatusCode, a.body)
+	if a := e.askAt(bob, "/v1/messages", "", `{"model":"claude-haiku-4-5","max_tokens":400000,"messages":[]}`); a.StatusCode < 400 || !strings.Contains(a.body, "too_costly") {
+		t.Errorf("more than one request may reserve: status %d: %s", a.StatusCode, a.body)
+	}
+	if a := e.askAt(bob, "/v1/messages", "", strings.Replace(body("x"), "1000", "7000", 1)); a.StatusCode != http.StatusTooManyRequests || !strings.Contains(a.body, "too_costly") {
+		t.Errorf("more than a visitor's dollars, for a model that nobody knows: status %d: %s", a.StatusCode, a.body)
 	}
 	if got := api.Ledger()[0].Header.Get("X-Api-Key"); got != "provider" {
 		t.Errorf("the API gets the key %q", got)

@@ -78,6 +78,7 @@ var budgetCases = []budgetCase{
 	{name: "upstream 429", behaviour: "status=429,retry-after=7", want: givenBack, status: 429},
 	{name: "upstream 500", behaviour: "status=500", want: givenBack, status: 500},
 	{name: "upstream 502 of its own", behaviour: "status=502", want: givenBack, status: 502},
+	{name: "upstream 504 of its own", behaviour: "status=504", want: kept, status: 504},
 	{name: "upstream 529", behaviour: "status=529", want: givenBack, status: 529},
 	{name: "upstream 500 that costs", behaviour: "status=500,usage=error,input=3,output=4", want: settled, status: 500},
 	{name: "upstream 400 with a huge body", behaviour: "status=400", text: filled, want: givenBack, status: 400},
