@@ -332,3 +332,20 @@ func TestBudgetWithoutStore(t *testing.T) {
 	a.header(t, "X-Should-Retry", "")
 	a.header(t, "Retry-After", "1")
 }
+
+// Free paths are no way round the key: what they show was bought with the operator's own
+// key of the provider.
+func TestFreePathsAskForTheKey(t *testing.T) {
+	backend := llmtest.Start(t)
+	e := start(t, budgetSite(backend, "", tokenBudget))
+	const path = "/v1/responses/input_tokens"
+	if a := e.ask(path, "", `{"model":"gpt-5","input":"hi"}`, "User", ""); a.StatusCode != http.StatusForbidden {
+		t.Errorf("without a key: status %d: %s", a.StatusCode, a.body)
+	}
+	if n := len(backend.Ledger()); n != 0 {
+		t.Errorf("%d requests without a key reached the provider", n)
+	}
+	if a := e.ask(path, "", `{"model":"gpt-5","input":"hi"}`); a.StatusCode == http.StatusForbidden {
+		t.Errorf("with a key: status %d: %s", a.StatusCode, a.body)
+	}
+}
