@@ -512,7 +512,7 @@ func sameAsWithout(t *testing.T, try func(front int) string) {
 	possible := []string{try(0)}
 	for i := 1; i < len(fronts); i++ {
 		got := try(i)
-		for n := 0; n < 50 && !slices.Contains(possible, got); n++ {
+		for n := 0; n < 1000 && !slices.Contains(possible, got); n++ {
 			possible = append(possible, try(0))
 		}
 		if !slices.Contains(possible, got) {
