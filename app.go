@@ -57,6 +57,7 @@ type App struct {
 	shared   *backend // opened by the first handler that needs it
 	backends []*backend
 	zones    map[zoneID]*Zone
+	handlers []*Handler
 }
 
 // zoneID is the identity of a limit within a configuration: its name, in the
@@ -121,14 +122,21 @@ func (a *App) Start() error {
 	for _, b := range a.backends {
 		b.start()
 	}
+	running.add(a)
 	return nil
 }
 
-// Stop does nothing: requests may still be on their way through handlers.
-func (a *App) Stop() error { return nil }
+// Stop ends nothing but what the admin API knows of the app: requests may still be on
+// their way through handlers.
+func (a *App) Stop() error {
+	running.remove(a)
+	return nil
+}
 
-// Cleanup releases the backends.
+// Cleanup releases the backends. An app whose configuration failed to start is not
+// always stopped.
 func (a *App) Cleanup() error {
+	running.remove(a)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var err error
