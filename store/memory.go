@@ -127,6 +127,9 @@ func (m *Memory) SetMaxKeys(n int) {
 // not dropped yet. Overflow logs are not counted.
 func (m *Memory) Len() int { return int(m.held.Load()) }
 
+// MaxKeys is the most keys that are held.
+func (m *Memory) MaxKeys() int { return int(m.max.Load()) }
+
 // String returns "memory".
 func (m *Memory) String() string { return "memory" }
 

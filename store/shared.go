@@ -28,6 +28,10 @@ const (
 	Removed                  // it does not belong to the store any more
 )
 
+var conditionNames = [...]string{"unknown", "up", "slow", "away", "removed"}
+
+func (c Condition) String() string { return conditionNames[c] }
+
 // Report tells how a server behind a store fares.
 type Report struct {
 	// Server names the server, without secrets.

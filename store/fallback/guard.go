@@ -243,6 +243,7 @@ func (g *Guard) withoutStore(c *Call, err error) {
 			// One server of the store has decided this, and others are away.
 			refused = refused || !d.Granted && !c.Requests[i].Shadow
 		case policy == Allow:
+			g.allowed.Store(time.Now().UnixNano())
 			*d = store.Decision{Granted: true, Source: store.FromPolicy}
 		case policy == Deny:
 			*d = store.Decision{Source: store.FromPolicy}
@@ -300,6 +301,7 @@ func (g *Guard) decideHere(c *Call) {
 	if len(few) == 0 {
 		return
 	}
+	g.decided.Store(time.Now().UnixNano())
 	fates := make([]store.Fate, len(few))
 	for i, at := range c.index {
 		fates[i] = c.fates[at]

@@ -71,6 +71,9 @@ type State struct {
 	lost      atomic.Pointer[time.Time] // the last loss, nil if there was none
 	away      atomic.Bool               // servers are known, and none of them is up
 	instances atomic.Int64              // when a server answered last, or as recalled; 0 if not known
+	// When this process last decided something because the store did not, and when it
+	// last let something pass uncounted, in ns; 0 if never.
+	decided, allowed atomic.Int64
 
 	// calm: the last call of a store that does not report went well, and that
 	// is known.
@@ -89,7 +92,11 @@ type State struct {
 // server is what is known of one server.
 type server struct {
 	condition store.Condition
+	since     time.Time    // it has had the condition
+	last      store.Report // that changed the condition
 	lost      time.Time
+	how       string // the loss showed
+	losses    int
 }
 
 // NewState returns a state in which nothing is known.
@@ -294,7 +301,7 @@ func (s *State) followLocked(g *Guard, r store.Report) {
 	if r.Condition == before || r.Condition == store.Unknown {
 		return
 	}
-	of.condition = r.Condition
+	of.condition, of.since, of.last = r.Condition, time.Now(), r
 	s.updateAwayLocked()
 	g.observer.ServerChanged(before, r)
 	switch r.Condition {
@@ -325,7 +332,8 @@ func (s *State) loseLocked(r store.Report) {
 	if !of.lost.IsZero() && now.Sub(of.lost) < sameLoss {
 		return
 	}
-	of.lost = now
+	of.lost, of.how = now, r.Lost
+	of.losses++
 	s.leaderLocked().observer.Lost(r)
 }
 

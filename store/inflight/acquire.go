@@ -27,6 +27,7 @@ func (s *Slot) Release() {
 	}
 	s.over = true
 	s.entry.held--
+	t.held--
 	t.touchLocked(s.entry)
 }
 
@@ -187,5 +188,6 @@ func (t *Table) decideLocked(e *entry, limit int64, source store.Source) (*Slot,
 
 func (t *Table) grantLocked(e *entry) *Slot {
 	e.held++
+	t.held++
 	return &Slot{table: t, entry: e}
 }

@@ -34,6 +34,7 @@ import (
 type Table struct {
 	mu       sync.Mutex
 	entries  map[Key]*entry
+	held     int64      // by all of them
 	limiters []*Limiter // the last one leads: its store is told what is released
 	last     Shared     // the store that was last used
 	trouble  bool       // the last call failed
