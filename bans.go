@@ -113,7 +113,7 @@ func (e *evaluation) noteBan(v *verdict) {
 		zap.Int64("suppressed", suppressed),
 	}
 	if e.h.LogKey {
-		fields = append(fields, zap.String("key", bounded(e.keys.readable(&v.zone.key, e.charges.client, v.zone.v4, v.zone.v6))))
+		fields = append(fields, zap.String("key", v.zone.readable(&e.keys, e.charges.client, v.client)))
 	}
 	e.h.logger.Info("client banned", fields...)
 }

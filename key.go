@@ -255,20 +255,31 @@ func (b *keyBuilder) build(t *keyTemplate, client ipident.Result, v4, v6 int) (k
 		if part.kind != partLiteral && n > 0 {
 			empty = false
 		}
-		var prefix [binary.MaxVarintLen64]byte
-		b.buf = slices.Insert(b.buf, start, prefix[:binary.PutUvarint(prefix[:], uint64(n))]...)
+		b.buf = prefixed(b.buf, start)
 	}
 	if t.body && inBody.lacked() != lackNothing {
 		return nil, true, inBody.lacked()
 	}
-	if len(b.buf) > store.MaxClientBytes {
-		sum := sha256.Sum256(b.buf)
-		b.buf = append(append(b.buf[:0], formHash), sum[:16]...)
-	}
+	b.buf = hashed(b.buf)
 	if lacked == lackMissing && !empty {
 		lacked = lackNothing
 	}
 	return b.buf, empty, lacked
+}
+
+// prefixed puts the length of a key's part, from start on, before it.
+func prefixed(key []byte, start int) []byte {
+	var prefix [binary.MaxVarintLen64]byte
+	return slices.Insert(key, start, prefix[:binary.PutUvarint(prefix[:], uint64(len(key)-start))]...)
+}
+
+// hashed is what stands for a key in the store.
+func hashed(key []byte) []byte {
+	if len(key) <= store.MaxClientBytes {
+		return key
+	}
+	sum := sha256.Sum256(key)
+	return append(append(key[:0], formHash), sum[:16]...)
 }
 
 func (b *keyBuilder) appendPart(dst []byte, part *keyPart, client ipident.Result, v4, v6 int) ([]byte, lack) {
@@ -317,13 +328,4 @@ func (b *keyBuilder) appendPart(dst []byte, part *keyPart, client ipident.Result
 		}
 	}
 	return append(dst, value...), lacked
-}
-
-// readable returns the key as a person would write it, for logs.
-func (b *keyBuilder) readable(t *keyTemplate, client ipident.Result, v4, v6 int) string {
-	var out []byte
-	for i := range t.parts {
-		out, _ = b.appendPart(out, &t.parts[i], client, v4, v6)
-	}
-	return string(out)
 }

@@ -55,7 +55,7 @@ func (e *evaluation) logRefusal(v *verdict) {
 		fields = append(fields, zap.Duration("window", v.zone.window))
 	}
 	if e.h.LogKey {
-		fields = append(fields, zap.String("key", bounded(e.keys.readable(&v.zone.key, e.charges.client, v.zone.v4, v.zone.v6))))
+		fields = append(fields, zap.String("key", v.zone.readable(&e.keys, e.charges.client, v.client)))
 	}
 	e.h.logger.Info(message, fields...)
 }

@@ -1,0 +1,322 @@
+package distributedratelimit
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+)
+
+// This file is keys as people read and write them: what logs and the admin API show
+// of a key is text that the admin API takes for this very key. There are four forms,
+// of which the first that does is shown:
+//
+//	/login|192.0.2.7          the key as its template makes it of the values
+//	["a|b","c"]               the values of its placeholders, where the text could be
+//	                          several keys or is not printable
+//	hex:6b04...               the key's bytes, if it is longer than readableBytes or
+//	                          not UTF-8
+//	client_ip=192.0.2.7       the address that stands in for an empty key
+//
+// Strangers choose what stands in keys: nobody's key may read like another's.
+
+// readableBytes is the longest key that is shown as text.
+const readableBytes = maxReadable
+
+const (
+	readableHex    = "hex:"
+	readableClient = "client_ip="
+)
+
+// readable returns a key of the request as a person would write it: as text that
+// keyOf takes for the key. key is what client returned; if that is nothing, because
+// the zone refuses all, it is the values that would be in a key.
+func (z *Zone) readable(keys *keyBuilder, client ipident.Result, key string) string {
+	if key != "" && key[0] == formAddress {
+		if !z.key.onlyClient() {
+			return readableClient + key[1:]
+		}
+		return key[1:]
+	}
+	plain, values := keys.values(&z.key, client, z.v4, z.v6)
+	if key == "" {
+		return bounded(plain)
+	}
+	for _, text := range []string{plain, valuesJSON(values)} {
+		if len(text) > readableBytes || !printable(text) {
+			continue
+		}
+		if found, err := z.keyOf(text); err == nil && found == key {
+			return text
+		}
+	}
+	return readableHex + hex.EncodeToString([]byte(key))
+}
+
+// values returns the values in a key, and its text.
+func (b *keyBuilder) values(t *keyTemplate, client ipident.Result, v4, v6 int) (text string, values []string) {
+	var out []byte
+	for i := range t.parts {
+		start := len(out)
+		out, _ = b.appendPart(out, &t.parts[i], client, v4, v6)
+		if t.parts[i].kind != partLiteral {
+			values = append(values, string(out[start:]))
+		}
+	}
+	return string(out), values
+}
+
+// printable reports whether all of a text is seen.
+func printable(text string) bool {
+	return utf8.ValidString(text) && strings.TrimSpace(text) == text &&
+		strings.IndexFunc(text, func(c rune) bool { return !unicode.IsPrint(c) }) < 0
+}
+
+// valuesJSON is a list of values as JSON, with all escaped that is not printable. It
+// is "" if a value is not UTF-8.
+func valuesJSON(values []string) string {
+	var b strings.Builder
+	for i, value := range values {
+		if !utf8.ValidString(value) {
+			return ""
+		}
+		b.WriteString([]string{"[", ","}[min(i, 1)])
+		b.WriteByte('"')
+		for _, c := range value {
+			switch {
+			case c == '"' || c == '\\':
+				b.WriteByte('\\')
+				b.WriteRune(c)
+			case unicode.IsPrint(c):
+				b.WriteRune(c)
+			case c > 0xffff:
+				high, low := utf16.EncodeRune(c)
+				fmt.Fprintf(&b, `\u%04x\u%04x`, high, low)
+			default:
+				fmt.Fprintf(&b, `\u%04x`, c)
+			}
+		}
+		b.WriteByte('"')
+	}
+	b.WriteByte(']')
+	return b.String()
+}
+
+var errKeyEmpty = errors.New("the key is empty; write it as explain or the log show it")
+
+// keyOf returns the key that a person means with a text. Its errors do not hold the
+// text, which may be a secret.
+func (z *Zone) keyOf(text string) (string, error) {
+	if text == "" {
+		return "", errKeyEmpty
+	}
+	if digits, ok := strings.CutPrefix(text, readableHex); ok {
+		key, err := hex.DecodeString(digits)
+		if err == nil && len(key) > 0 && len(key) <= store.MaxClientBytes && strings.IndexByte("akh", key[0]) >= 0 {
+			return string(key), nil
+		}
+	}
+	if address, ok := strings.CutPrefix(text, readableClient); ok && z.mayUseAddress(&z.key) {
+		if key, err := z.keyOfAddress(address); err == nil {
+			return key, nil
+		}
+	}
+	var values []string
+	if text[0] == '[' && json.Unmarshal([]byte(text), &values) == nil && len(values) == z.key.placeholders() {
+		key, ok := z.keyFrom(values)
+		if !ok {
+			return "", fmt.Errorf("these values make no key of the zone, which is %s; write them as explain or the log show them", keyText(z.Key))
+		}
+		return key, nil
+	}
+	return z.keyOfText(text)
+}
+
+// keyOfAddress returns the key of a client that is told by its address alone.
+func (z *Zone) keyOfAddress(address string) (string, error) {
+	switch {
+	case len(z.key.parts) == 1 && z.key.parts[0].kind == partPeer:
+		return z.keyOfText(address)
+	case !z.key.onlyClient() && (!z.key.dynamic() || z.whenEmpty(&z.key) != emptyKeyClient || z.key.neverEmpty()):
+		return "", fmt.Errorf("the key of the zone is %s, which is never an address alone; write key= instead of client_ip=", keyText(z.Key))
+	}
+	text, ok := z.addressText(address)
+	if !ok {
+		return "", z.notAddress()
+	}
+	return string(formAddress) + text, nil
+}
+
+func (z *Zone) notAddress() error {
+	return fmt.Errorf("that is no address; write for example 192.0.2.7, or a network of %d bits, or of %d bits for IPv6", z.v4, z.v6)
+}
+
+// addressText is an address as it stands in the zone's keys.
+func (z *Zone) addressText(text string) (string, bool) {
+	if text == "unix" || text == "unknown" {
+		return text, true
+	}
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return string(ipident.AppendKey(nil, addr, z.v4, z.v6)), true
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return "", false
+	}
+	bits := z.v6
+	if prefix.Addr().Is4() {
+		bits = z.v4
+	}
+	return prefix.String(), prefix.Bits() == bits && bits < prefix.Addr().BitLen() && prefix == prefix.Masked()
+}
+
+// keyOfText finds the values in the text that a key's template makes of them.
+func (z *Zone) keyOfText(text string) (string, error) {
+	if z.key.onlyClient() {
+		return z.keyOfAddress(text)
+	}
+	s := keySearch{zone: z}
+	s.find(0, text)
+	switch {
+	case len(s.found) == 1 && s.steps <= maxKeySteps:
+		return s.found[0], nil
+	case len(s.found) > 0 || s.steps > maxKeySteps:
+		return "", fmt.Errorf("this may be several keys of the zone, whose key is %s; write the values of its %d placeholders as JSON, for example %s",
+			keyText(z.Key), z.key.placeholders(), valuesJSON([]string{"first", "second"}))
+	case len(z.key.parts) == 1 && z.key.parts[0].address():
+		return "", z.notAddress()
+	}
+	return "", fmt.Errorf("this is no key of the zone, whose key is %s; write it as explain or the log show it", keyText(z.Key))
+}
+
+// maxKeySteps bounds the search for values. Beyond it a text counts as ambiguous.
+const maxKeySteps = 20_000
+
+// keySearch looks for all keys that a text may be.
+type keySearch struct {
+	zone   *Zone
+	values []string
+	found  []string // different keys, at most two
+	steps  int
+}
+
+// find goes through the ways in which the template's parts from i on make the text.
+func (s *keySearch) find(i int, text string) {
+	parts := s.zone.key.parts
+	if s.steps++; s.steps > maxKeySteps || len(s.found) > 1 {
+		return
+	}
+	switch {
+	case i == len(parts):
+		if text == "" {
+			s.add()
+		}
+	case parts[i].kind == partLiteral:
+		if rest, ok := strings.CutPrefix(text, parts[i].text); ok {
+			s.find(i+1, rest)
+		}
+	case i == len(parts)-1:
+		s.with(i, text, "")
+	default:
+		for end := range len(text) + 1 {
+			if next := &parts[i+1]; next.kind != partLiteral || strings.HasPrefix(text[end:], next.text) {
+				s.with(i, text[:end], text[end:])
+			}
+		}
+	}
+}
+
+func (s *keySearch) with(i int, value, rest string) {
+	s.values = append(s.values, value)
+	s.find(i+1, rest)
+	s.values = s.values[:len(s.values)-1]
+}
+
+func (s *keySearch) add() {
+	key, ok := s.zone.keyFrom(s.values)
+	if ok && (len(s.found) == 0 || s.found[0] != key) {
+		s.found = append(s.found, key)
+	}
+}
+
+// onlyClient reports whether a key is the client's address alone.
+func (t *keyTemplate) onlyClient() bool { return len(t.parts) == 1 && t.parts[0].kind == partClient }
+
+// placeholders is how many values a key has.
+func (t *keyTemplate) placeholders() int {
+	n := 0
+	for i := range t.parts {
+		if t.parts[i].kind != partLiteral {
+			n++
+		}
+	}
+	return n
+}
+
+// keyFrom builds the key that has these values, as [keyBuilder.build] does for a
+// request that has them. It fails if no request can have the key.
+func (z *Zone) keyFrom(values []string) (string, bool) {
+	t := &z.key
+	if t.onlyClient() {
+		text, ok := z.addressText(values[0])
+		return string(formAddress) + text, ok
+	}
+	normal := make([]string, 0, len(values))
+	form, inJSON := false, false // where values of a body were found
+	for i, n := 0, 0; i < len(t.parts); i++ {
+		part := &t.parts[i]
+		if part.kind == partLiteral {
+			normal = append(normal, part.text)
+			continue
+		}
+		value, ok := z.partText(part, values[n])
+		if n++; !ok {
+			return "", false
+		}
+		if part.kind == partBody && value != "" {
+			isForm := strings.HasPrefix(part.name, "form.")
+			form, inJSON = form || isForm, inJSON || !isForm
+		}
+		normal = append(normal, value)
+	}
+	if form && inJSON || t.body && !form && !inJSON {
+		return "", false // no body is both, and without a value the key is empty
+	}
+	buf, empty := []byte{formTemplate}, t.dynamic()
+	for i := range t.parts {
+		part := &t.parts[i]
+		if part.kind == partBody && strings.HasPrefix(part.name, "form.") != form {
+			continue
+		}
+		empty = empty && (part.kind == partLiteral || normal[i] == "")
+		start := len(buf)
+		buf = prefixed(append(buf, normal[i]...), start)
+	}
+	return string(hashed(buf)), !empty
+}
+
+// partText is the value of a part as it stands in keys.
+func (z *Zone) partText(part *keyPart, value string) (string, bool) {
+	switch part.kind {
+	case partClient, partPeer:
+		text, ok := z.addressText(value)
+		return text, ok
+	case partHost, partHostLabel, partServerName:
+		value = string(appendFolded(nil, value))
+	case partCredentials:
+		value = string(appendCredentials(nil, value))
+	}
+	if value == "" || !z.key.normal.any() || !part.normalizable() {
+		return value, true
+	}
+	normal, lacked := z.key.normal.normalize([]byte(value), 0)
+	return string(normal), lacked != lackAmbiguous
+}
