@@ -22,6 +22,7 @@ type charges struct {
 	refused bool          // by a limit; later handlers charge nothing
 	budget  time.Duration // the largest of the handlers so far
 	waited  time.Duration // for stores
+	at      int64         // when a store was first to decide, in microseconds since the epoch; 0 for never
 	zones   []zoneRecord
 	told    placeholders
 	headers *headerWriter // set by the first handler that sends headers always
@@ -53,6 +54,7 @@ func chargesOf(ctx context.Context, vars map[string]any) *charges {
 	c.zones = c.few[:0]
 	vars[chargesVar] = c
 	c.repl.Map(c.placeholder)
+	c.annotate(ctx)
 	return c
 }
 

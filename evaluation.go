@@ -237,7 +237,11 @@ func (e *evaluation) decide() {
 		// nothing is charged.
 		return
 	}
-	e.h.backend.Decide(time.Now(), e.charges.rest(e.h.budget), &e.call)
+	now := time.Now()
+	if e.charges.at == 0 {
+		e.charges.at = now.UnixMicro()
+	}
+	e.h.backend.Decide(now, e.charges.rest(e.h.budget), &e.call)
 	e.charges.waited += e.call.Waited
 	for i := range requests {
 		v := &e.verdicts[e.index[i]]

@@ -33,6 +33,9 @@ func init() {
 // charged to all the zones that apply to it, or, when one refuses, to none.
 // What a handler has charged stays charged when a later handler refuses.
 //
+// The access log tells the outcome, the zone, the reason and the source of the decision
+// in the field rate_limit, without configuration.
+//
 // These placeholders are set for what runs after the handler, for error
 // routes and for the access log:
 //

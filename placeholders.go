@@ -11,8 +11,8 @@ type placeholders struct {
 	zone       *Zone // nil if none applied
 	limit      int64
 	remaining  int64
-	reset      int64 // s
-	retryAfter int64 // s, 0 if not refused
+	reset      int32 // s
+	retryAfter int32 // s, 0 if not refused
 	outcome    outcome
 	reason     reason
 	counted    bool // there are numbers
@@ -35,12 +35,12 @@ func (c *charges) publish(e *evaluation) {
 	}
 	told := placeholders{
 		outcome: outcomeGranted, zone: shown.zone, source: shown.Source, reason: shown.reason,
-		counted: shown.counted, limit: shown.limit, remaining: shown.Remaining, reset: wholeSeconds(shown.Reset),
+		counted: shown.counted, limit: shown.limit, remaining: shown.Remaining, reset: int32(wholeSeconds(shown.Reset)),
 	}
 	switch {
 	case !e.passes():
 		told.outcome = outcomeRefused
-		told.retryAfter = wholeSeconds(shown.RetryAfter)
+		told.retryAfter = int32(wholeSeconds(shown.RetryAfter))
 	case shown.reason != reasonNone:
 		told.outcome = outcomeDryRun
 	}
@@ -129,9 +129,9 @@ func (c *charges) placeholder(key string) (any, bool) {
 	case "remaining":
 		return numberIf(told.counted, told.remaining), true
 	case "reset":
-		return numberIf(told.counted, told.reset), true
+		return numberIf(told.counted, int64(told.reset)), true
 	case "retry_after":
-		return numberIf(told.retryAfter > 0, told.retryAfter), true
+		return numberIf(told.retryAfter > 0, int64(told.retryAfter)), true
 	case "source":
 		if told.outcome == outcomeNone {
 			return "", true

@@ -48,7 +48,7 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, e *evaluation) 
 	problem := h.problem(e)
 	header := w.Header()
 	header.Set("Cache-Control", "no-store")
-	e.charges.told.retryAfter = problem.retryAfter
+	e.charges.told.retryAfter = int32(problem.retryAfter)
 	if problem.retryAfter > 0 {
 		header.Set("Retry-After", strconv.FormatInt(problem.retryAfter, 10))
 	}

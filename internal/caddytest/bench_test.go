@@ -20,6 +20,7 @@ func BenchmarkHandler(b *testing.B) {
 		{"set", "vars x y"},
 		{"memory", "distributed_ratelimit 1000000000 1h"},
 		{"zones", "distributed_ratelimit {\n\t\t" + fmt.Sprintf(zone, "a") + "\t\t" + fmt.Sprintf(zone, "b") + "\t}"},
+		{"logged", "log\n\tdistributed_ratelimit 1000000000 1h"}, // with the work on the line's fields, without the line
 		{"always", "distributed_ratelimit 1000000000 1h {\n\t\tratelimit_headers always\n\t}"},
 	} {
 		b.Run(c.name, func(b *testing.B) {
