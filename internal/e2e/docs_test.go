@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -83,4 +84,107 @@ func fenced(t *testing.T, path string) []string {
 		blocks = append(blocks, block)
 	}
 	return blocks
+}
+
+// manualPages is README.md, CONTRIBUTING.md and all pages in docs, by path.
+func manualPages(t *testing.T) map[string]string {
+	t.Helper()
+	paths := []string{"README.md", "CONTRIBUTING.md"}
+	docs, err := filepath.Glob(root + "docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range docs {
+		paths = append(paths, "docs/"+filepath.Base(path))
+	}
+	pages := make(map[string]string)
+	for _, path := range paths {
+		pages[path] = pageOf(t, path)
+	}
+	return pages
+}
+
+// TestDocumentedLinks: what the pages link to within the repository is there,
+// headings included.
+func TestDocumentedLinks(t *testing.T) {
+	pages := manualPages(t)
+	links := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	found := 0
+	for path, text := range pages {
+		for _, m := range links.FindAllStringSubmatch(withoutBlocks(text), -1) {
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") || strings.HasPrefix(target, "mailto:") {
+				continue
+			}
+			found++
+			to := filepath.Join(filepath.Dir(path), target)
+			if target == "" {
+				to = path
+			}
+			if _, err := os.Stat(root + to); err != nil {
+				t.Errorf("%s links to %s, and there is no such file", path, m[1])
+				continue
+			}
+			if anchor != "" && strings.HasSuffix(to, ".md") && !anchors(pageOf(t, to))[anchor] {
+				t.Errorf("%s links to %s, and there is no such heading", path, m[1])
+			}
+		}
+	}
+	if found < 100 {
+		t.Errorf("only %d links found", found)
+	}
+}
+
+// anchors is by what names the headings of a page can be linked to, as GitHub
+// makes them.
+func anchors(text string) map[string]bool {
+	names := make(map[string]bool)
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(withoutBlocks(text), -1) {
+		name := strings.ReplaceAll(strings.ToLower(m[1]), " ", "-")
+		names[regexp.MustCompile(`[^a-z0-9_-]`).ReplaceAllString(name, "")] = true
+	}
+	return names
+}
+
+// withoutBlocks is a page without its fenced blocks.
+func withoutBlocks(text string) string {
+	return regexp.MustCompile("(?ms)^ *```.*?^ *```").ReplaceAllString(text, "")
+}
+
+// TestOperatingNamesWhatIsThere: what the page for the person on call quotes of
+// log lines, errors and metrics stands so in the code.
+func TestOperatingNamesWhatIsThere(t *testing.T) {
+	var code strings.Builder
+	for _, folder := range []string{"", "store/redis/", "store/fallback/"} {
+		files, err := filepath.Glob(root + folder + "*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			source, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code.Write(source)
+		}
+	}
+	page := withoutBlocks(pageOf(t, "docs/operating.md"))
+	quoted := 0
+	for _, pattern := range []string{
+		"`([a-z']+(?: [a-z'A-Z]+){2,})`", // three words and more
+		"`((?:store|requests|refusals|identified|empty|bans|usage)_[a-z_]+)(?:\\{[^`]*)?`", // a metric
+	} {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(page, -1) {
+			quoted++
+			if !strings.Contains(code.String(), m[1]) {
+				t.Errorf("the page quotes `%s`, and the code has no such text", m[1])
+			}
+		}
+	}
+	if quoted < 40 {
+		t.Errorf("only %d quotations found", quoted)
+	}
 }

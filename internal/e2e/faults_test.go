@@ -18,7 +18,7 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
 )
 
-var update = flag.Bool("update", false, "write the measured table of faults into docs/operations.md")
+var update = flag.Bool("update", false, "write the measured table of faults into docs/faults-measured.md")
 
 // What every fault meets: some instances on one store, limits shared.
 const (
@@ -473,7 +473,7 @@ const (
 	tableBegin = "<!-- measured by go test ./internal/e2e -run Fault -update -->\n"
 	tableEnd   = "<!-- end of what was measured -->\n"
 	tableHead  = "| fault | what clients saw | largest share of *L* in any *W* | added latency, p99 | connections opened | recovery |\n|---|---|---|---|---|---|\n"
-	manual     = "../../docs/operations.md"
+	manual     = "../../docs/faults-measured.md"
 )
 
 // writeTable puts what was measured into the manual. Rows of faults that were
