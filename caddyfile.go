@@ -47,7 +47,8 @@ type handlerParser struct {
 //	    budget <duration>
 //	    body_limit <size>
 //	    body_timeout <duration>
-//	    ratelimit_headers [draft] [legacy] [refused|always] | off
+//	    ratelimit_headers [draft|draft7|draft6] [legacy|legacy_epoch] [refused|always] | off
+//	    ratelimit_headers_prefix <name>
 //	    refusal auto|error|problem
 //	    status <code>
 //	    jitter <share>|<percent>%
@@ -179,10 +180,11 @@ var handlerOptions = []option[Handler]{
 	{word: "body_timeout", parse: func(p *handlerParser, h *Handler) error { return parseDuration(p.Dispenser, &h.BodyTimeout) }},
 	{word: "ratelimit_headers", parse: func(p *handlerParser, h *Handler) error {
 		if h.RateLimitHeaders = p.RemainingArgs(); len(h.RateLimitHeaders) == 0 {
-			return p.Err("ratelimit_headers needs words: draft, legacy or both, then refused or always; or off")
+			return p.Err("ratelimit_headers needs words: " + headerWords)
 		}
 		return nil
 	}},
+	{word: "ratelimit_headers_prefix", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.RateLimitHeadersPrefix) }},
 	{word: "refusal", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.Refusal) }},
 	{word: "status", parse: func(p *handlerParser, h *Handler) error { return p.integer(&h.Status) }},
 	{word: "jitter", parse: func(p *handlerParser, h *Handler) error { return p.share(&h.Jitter) }},

@@ -79,12 +79,25 @@ type Handler struct {
 	// the budget.
 	BodyReading
 
-	// Which response headers tell clients about their limits: `draft`
-	// (RateLimit and RateLimit-Policy of draft-ietf-httpapi-ratelimit-headers)
-	// and `legacy` (X-RateLimit-Limit, -Remaining and -Reset); and when:
-	// `refused` or `always`. Or `off` alone. With `always`, shared caches may
-	// keep one client's numbers for another. Default: `draft`, `refused`.
+	// Which response headers tell clients about their limits, and when. At most
+	// one version of draft-ietf-httpapi-ratelimit-headers: `draft` (8 and later:
+	// RateLimit and RateLimit-Policy tell of every zone, by its name), `draft7`
+	// (RateLimit: limit=30, remaining=29, reset=60) or `draft6` (RateLimit-Limit,
+	// -Remaining and -Reset). At most one of `legacy` (X-RateLimit-Limit,
+	// -Remaining and -Reset, which is in seconds from now) and `legacy_epoch` (the
+	// same, but that -Reset is in seconds since 1970, by this machine's clock: a
+	// client with another time waits too long or too short). Where one zone only
+	// can be told of, it is the one that refused, else the one nearest to its
+	// limit. When: `refused` or `always`. Or `off` alone. With `always`, shared
+	// caches may keep one client's numbers for another; a draft, or the legacy
+	// fields, are left out if the upstream has set one of them. Default: `draft`,
+	// `refused`.
 	RateLimitHeaders []string `json:"ratelimit_headers,omitempty"`
+
+	// What the names of the legacy fields begin with: `X-Rate-Limit` stands for
+	// X-Rate-Limit-Limit, X-Rate-Limit-Remaining and X-Rate-Limit-Reset. An error
+	// without `legacy` or `legacy_epoch`. Default: `X-RateLimit`.
+	RateLimitHeadersPrefix string `json:"ratelimit_headers_prefix,omitempty"`
 
 	// How a refusal is rendered: `error` returns an error to the error routes
 	// (handle_errors), `problem` writes application/problem+json, and `auto`
@@ -156,7 +169,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.identity.forwarding = &h.app.forwarding
 	h.budget = time.Duration(cmp.Or(h.Budget, h.app.Budget, caddy.Duration(defaultBudget)))
 	h.policy = cmp.Or(h.OnStoreError, h.app.OnStoreError, policyLocal)
-	h.headers = parseHeaderStyle(h.RateLimitHeaders)
+	h.headers = parseHeaderStyle(h.RateLimitHeaders, h.RateLimitHeadersPrefix)
 	if h.Status == 0 {
 		h.Status = http.StatusTooManyRequests
 	}
@@ -261,7 +274,7 @@ func (h *Handler) check() *configError {
 	if mistake := h.checkBodyReading(); mistake != nil {
 		return mistake
 	}
-	if mistake := checkHeaderStyle(h.RateLimitHeaders); mistake != nil {
+	if mistake := checkHeaderStyle(h.RateLimitHeaders, h.RateLimitHeadersPrefix); mistake != nil {
 		return mistake
 	}
 	switch h.Refusal {

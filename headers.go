@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"io"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -13,7 +15,7 @@ import (
 
 // headerStyle says which headers tell clients about their limits, and when.
 type headerStyle struct {
-	draft, legacy bool
+	draft, legacy *headerShape // nil for none
 	when          headersWhen
 }
 
@@ -25,42 +27,79 @@ const (
 	headersAlways
 )
 
-func checkHeaderStyle(words []string) *configError {
+const (
+	headerWords   = "draft, draft7 or draft6, and legacy or legacy_epoch, then refused or always; or off"
+	prefixExample = "ratelimit_headers_prefix X-Rate-Limit"
+)
+
+// checkHeaderStyle finds mistakes in the words and in the prefix of the legacy
+// fields, which is empty unless it is set.
+func checkHeaderStyle(words []string, prefix string) *configError {
+	var draft, legacy, when string
 	for i, word := range words {
-		switch word {
-		case "draft", "legacy", "refused", "always", "off":
-		default:
-			return wrong("ratelimit_headers", "unknown word %q in ratelimit_headers; write draft, legacy or both, then refused or always; or off", word)
-		}
 		if slices.Contains(words[:i], word) {
 			return wrong("ratelimit_headers", "ratelimit_headers has %q twice; remove one", word)
 		}
+		kind, why := &when, "always includes refusals"
+		switch {
+		case draftShapes[word] != nil:
+			kind, why = &draft, "they are versions of the same fields; write the one that your clients read"
+		case legacyWriters[word] != nil:
+			kind, why = &legacy, "they give one field two meanings; write the one that your clients read"
+		case word == "off":
+			if len(words) > 1 {
+				return wrong("ratelimit_headers", "ratelimit_headers off stands alone; remove it or the other words")
+			}
+			continue
+		case word != "refused" && word != "always":
+			return wrong("ratelimit_headers", "unknown word %q in ratelimit_headers; write "+headerWords, word)
+		}
+		if *kind != "" {
+			return wrong("ratelimit_headers", "ratelimit_headers %s and %s exclude each other: %s", *kind, word, why)
+		}
+		*kind = word
 	}
-	if slices.Contains(words, "off") && len(words) > 1 {
-		return wrong("ratelimit_headers", "ratelimit_headers off stands alone; remove it or the other words")
-	}
-	if slices.Contains(words, "refused") && slices.Contains(words, "always") {
-		return wrong("ratelimit_headers", "ratelimit_headers refused and always exclude each other; always includes refusals")
+	return checkHeaderPrefix(prefix, draft, legacy)
+}
+
+// checkHeaderPrefix finds mistakes in the prefix, where these words are written.
+func checkHeaderPrefix(prefix, draft, legacy string) *configError {
+	switch {
+	case prefix == "":
+		return nil
+	case legacy == "":
+		return wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix names the fields of legacy and legacy_epoch; write ratelimit_headers with one of these words, or remove it")
+	case len(prefix) > maxHeaderPrefix || !headerName.MatchString(prefix):
+		return wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix %q does not begin a name of a header; "+
+			"write 1 to %d letters, digits and hyphens without a hyphen at the end, for example: "+prefixExample, prefix, maxHeaderPrefix)
+	case draft == "draft6" && strings.EqualFold(prefix, "RateLimit"):
+		return wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix %s gives the names of draft6 to other fields; remove draft6, or choose another prefix", prefix)
 	}
 	return nil
 }
 
-// parseHeaderStyle reads words that checkHeaderStyle has passed.
-func parseHeaderStyle(words []string) headerStyle {
+const maxHeaderPrefix = 64
+
+var headerName = regexp.MustCompile(`^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$`)
+
+// parseHeaderStyle reads what checkHeaderStyle has passed.
+func parseHeaderStyle(words []string, prefix string) headerStyle {
 	style := headerStyle{when: headersRefused}
 	for _, word := range words {
-		switch word {
-		case "draft":
-			style.draft = true
-		case "legacy":
-			style.legacy = true
-		case "always":
+		switch {
+		case draftShapes[word] != nil:
+			style.draft = draftShapes[word]
+		case legacyWriters[word] != nil:
+			style.legacy = legacyShape(word, cmp.Or(prefix, legacyPrefix))
+		case word == "always":
 			style.when = headersAlways
-		case "off":
+		case word == "off":
 			style.when = headersOff
 		}
 	}
-	style.draft = style.draft || !style.legacy
+	if style.legacy == nil && style.draft == nil {
+		style.draft = draftShapes["draft"]
+	}
 	return style
 }
 
@@ -69,6 +108,9 @@ type headerZone struct {
 	name             string
 	limit, remaining int64
 	window, reset    int64 // s; reset is noReset if waiting does not help
+	decided          int64 // when, in seconds since 1970, rounded up
+	reason           reason
+	wait             time.Duration // if there is a reason
 }
 
 const (
@@ -83,6 +125,9 @@ const (
 // not promise an earlier time. Zones that limit requests in flight have no window, and
 // so no place there.
 func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []headerZone {
+	// A client that waits for a moment must not find it too early. So this is
+	// rounded up, as the seconds from there on are.
+	decided := time.Now().Add(time.Second - 1).Unix()
 	for i := range e.verdicts {
 		v := &e.verdicts[i]
 		if v.zone.DryRun || v.zone.Hide || v.zone.Concurrent != nil || !v.counted && v.reason != reasonTooCostly {
@@ -91,6 +136,7 @@ func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []h
 		zone := headerZone{
 			name: v.zone.Name, limit: v.limit, remaining: v.Remaining,
 			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.Reset),
+			decided: decided, reason: v.reason, wait: v.wait(),
 		}
 		switch {
 		case !v.counted:
@@ -110,36 +156,11 @@ func (s headerStyle) set(header http.Header, zones []headerZone) {
 	if s.when == headersOff || len(zones) == 0 {
 		return
 	}
-	if s.draft {
-		var room [2][128]byte
-		policy, limit := room[0][:0], room[1][:0]
-		for i := range zones {
-			z := &zones[i]
-			policy = appendItem(policy, z.name, "q", z.limit, "w", z.window)
-			if z.remaining != notCounted {
-				limit = appendItem(limit, z.name, "r", z.remaining, "t", z.reset)
-			}
-		}
-		values := []string{string(policy), string(limit)}
-		header["Ratelimit-Policy"] = values[0:1:1]
-		if delete(header, "Ratelimit"); len(limit) > 0 {
-			header["Ratelimit"] = values[1:2:2]
-		}
+	if s.draft != nil {
+		s.draft.set(header, zones)
 	}
-	if s.legacy {
-		// These can tell of one zone only: the one nearest to its limit.
-		z := slices.MinFunc(zones, func(a, b headerZone) int {
-			return cmp.Compare(share(true, a.remaining, a.limit), share(true, b.remaining, b.limit))
-		})
-		header["X-Ratelimit-Limit"] = []string{strconv.FormatInt(z.limit, 10)}
-		delete(header, "X-Ratelimit-Remaining")
-		delete(header, "X-Ratelimit-Reset")
-		if z.remaining != notCounted {
-			header["X-Ratelimit-Remaining"] = []string{strconv.FormatInt(z.remaining, 10)}
-		}
-		if z.reset != noReset {
-			header["X-Ratelimit-Reset"] = []string{strconv.FormatInt(z.reset, 10)}
-		}
+	if s.legacy != nil {
+		s.legacy.set(header, zones)
 	}
 }
 
@@ -188,8 +209,8 @@ func (c *charges) announce(w http.ResponseWriter, style headerStyle, e *evaluati
 	}
 	hw := c.headers
 	hw.style.when = headersAlways
-	hw.style.draft = hw.style.draft || style.draft
-	hw.style.legacy = hw.style.legacy || style.legacy
+	hw.style.draft = cmp.Or(hw.style.draft, style.draft)
+	hw.style.legacy = cmp.Or(hw.style.legacy, style.legacy)
 	hw.zones = e.appendHeaderZones(hw.zones, 0)
 	return w
 }
@@ -217,9 +238,8 @@ func (hw *headerWriter) add() {
 	hw.done = true
 	header := hw.Header()
 	style := hw.style
-	style.draft = style.draft && header["Ratelimit"] == nil && header["Ratelimit-Policy"] == nil
-	style.legacy = style.legacy && header["X-Ratelimit-Limit"] == nil &&
-		header["X-Ratelimit-Remaining"] == nil && header["X-Ratelimit-Reset"] == nil
+	style.draft = style.draft.unlessSet(header)
+	style.legacy = style.legacy.unlessSet(header)
 	style.set(header, hw.zones)
 }
 

@@ -8,7 +8,7 @@ import (
 // What others add to one of the headers does not show in another one.
 func TestHeadersAreApart(t *testing.T) {
 	header := make(http.Header)
-	style := headerStyle{draft: true, when: headersAlways}
+	style := headerStyle{draft: draftShapes["draft"], when: headersAlways}
 	style.set(header, []headerZone{{name: "z", limit: 10, remaining: 9, window: 60, reset: 6}})
 	header.Add("RateLimit-Policy", `"upstream";q=1`)
 	header.Add("RateLimit", `"upstream";r=1`)
