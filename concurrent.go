@@ -226,6 +226,13 @@ func (g *flightGauge) add(zone string, n int64) {
 	}
 }
 
+// of is how many requests of this instance hold a slot of a zone.
+func (g *flightGauge) of(zone string) int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.counts[zone]
+}
+
 // show shows a zone or, with false, hides it.
 func (g *flightGauge) show(zone string, shown bool) {
 	g.mu.Lock()

@@ -123,6 +123,7 @@ type Handler struct {
 
 	logger     *zap.Logger
 	app        *App
+	server     *caddyhttp.Server // that it belongs to, nil if none
 	backend    *backend
 	identity   *identity
 	headers    headerStyle
@@ -130,6 +131,7 @@ type Handler struct {
 	bodyLimits body.Limits
 	policy     string // default of the zones' on_store_error
 	exempt     caddyhttp.MatcherSets
+	about      matchersText
 	held       []string // zones whose metrics this handler holds
 	matchers   bool     // some zone, or the handler, has matchers
 }
@@ -154,6 +156,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the %s app: %v", appID, err)
 	}
 	h.app = app.(*App)
+	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 
 	if err := registerMetrics(ctx); err != nil {
 		return err
@@ -176,6 +179,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 
 	h.warnOfKeys(ctx)
 	h.warnOfRemoteIP("", "exempt", h.ExemptRaw)
+	h.about.exempt = shortMatchers(h.ExemptRaw)
 	if h.exempt, err = loadMatchers(ctx, h, "ExemptRaw", h.ExemptRaw); err != nil {
 		return fmt.Errorf("exempt: %v", err)
 	}

@@ -130,6 +130,7 @@ type Zone struct {
 	Hide bool `json:"hide,omitempty"`
 
 	match, exempt caddyhttp.MatcherSets
+	about         matchersText
 	key           keyTemplate
 	meter         *llm.Meter // or nil
 	needsBody     bool
@@ -163,6 +164,7 @@ const (
 func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	h.warnOfRemoteIP(z.Name, "match", z.MatchRaw)
 	h.warnOfRemoteIP(z.Name, "exempt", z.ExemptRaw)
+	z.about = matchersText{shortMatchers(z.MatchRaw), shortMatchers(z.ExemptRaw)} // loading them empties the fields
 	var err error
 	if z.match, err = loadMatchers(ctx, z, "MatchRaw", z.MatchRaw); err != nil {
 		return fmt.Errorf("match: %v", err)

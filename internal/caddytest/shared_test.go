@@ -29,9 +29,9 @@ func onFar(name, line string) string {
 // soon waits for something that happens in the background.
 func soon(t *testing.T, what string, happened func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !happened(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !happened(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("within 5 s: %s", what)
+			t.Fatalf("within 30 s: %s", what)
 		}
 	}
 }
