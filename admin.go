@@ -56,6 +56,14 @@ func adminRows() []adminRow {
 		{http.MethodGet, "zones/<zone>", adminZone},
 		{http.MethodGet, "stores", adminStores},
 		{http.MethodPost, "explain", adminExplain},
+		{http.MethodGet, "zones/<zone>/keys", adminLook},
+		{http.MethodDelete, "zones/<zone>/keys", adminReset},
+		{http.MethodPut, "zones/<zone>/bans", adminBan},
+		{http.MethodDelete, "zones/<zone>/bans", adminUnban},
+		{http.MethodGet, "bans", adminBans},
+		{http.MethodPut, "zones/<zone>/override", adminOverride},
+		{http.MethodDelete, "zones/<zone>/override", adminEndOverride},
+		{http.MethodGet, "top", adminTop},
 	}
 }
 

@@ -64,12 +64,14 @@ func (c *adminCall) running() (*App, error) {
 // zones returns the limits that the call is about, by the zone in its path and perhaps
 // the parameter store: one, or two if one is in force and the other one a dry run. The
 // first one is in force then.
-func (c *adminCall) zones() ([]*usedZone, error) {
+func (c *adminCall) zones() ([]*usedZone, error) { return c.zonesIn(c.URL.Query().Get("store")) }
+
+// zonesIn is zones for the name of a store, "" for whichever.
+func (c *adminCall) zonesIn(wanted string) ([]*usedZone, error) {
 	app, err := c.running()
 	if err != nil {
 		return nil, err
 	}
-	wanted := c.URL.Query().Get("store")
 	var found []*usedZone
 	var names, stores []string
 	for _, z := range app.usedZones() {

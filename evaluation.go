@@ -284,13 +284,16 @@ func (e *evaluation) report() {
 		case v.silent():
 		case v.reason == reasonNone && passes:
 			v.zone.counters.request(outcomeGranted, v.Source)
+			e.countKey(v, false)
 		case v.reason == reasonNone:
 			// Another zone refused: this one was not charged.
 		case v.zone.DryRun:
 			v.zone.counters.refuse(outcomeDryRun, v.Source, v.reason)
+			e.countKey(v, true)
 			e.logRefusal(v)
 		default:
 			v.zone.counters.refuse(outcomeRefused, v.Source, v.reason)
+			e.countKey(v, true)
 			e.logRefusal(v)
 		}
 	}

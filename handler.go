@@ -208,6 +208,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		_, shared := h.backend.store.(store.Shared)
 		zone.counters.show(zone, shared, len(h.exempt) > 0)
 	}
+	h.provisionTop()
 	h.app.registerHandler(h)
 	return nil
 }

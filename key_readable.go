@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -50,15 +51,66 @@ func (z *Zone) readable(keys *keyBuilder, client ipident.Result, key string) str
 	if key == "" {
 		return bounded(plain)
 	}
+	if text, ok := z.shown(key, plain, values); ok {
+		return text
+	}
+	return readableHex + hex.EncodeToString([]byte(key))
+}
+
+// readableOf is the readable form of a key that was given as a text.
+func (z *Zone) readableOf(key, text string) string {
+	if decoded, ok := z.decoded(key); ok {
+		return decoded
+	}
+	if len(text) <= readableBytes && printable(text) {
+		return text
+	}
+	return readableHex + hex.EncodeToString([]byte(key))
+}
+
+// decoded reads a key back. That fails if its values were made alike or hashed.
+func (z *Zone) decoded(key string) (string, bool) {
+	switch {
+	case !z.decodable(key):
+		return "", false
+	case key[0] == formAddress && z.key.onlyClient():
+		return key[1:], true
+	case key[0] == formAddress:
+		return readableClient + key[1:], true
+	}
+	plain, values := "", []string(nil)
+	parts := 0
+	for rest := []byte(key[1:]); len(rest) > 0; parts++ {
+		length, n := binary.Uvarint(rest)
+		if n <= 0 || length > uint64(len(rest)-n) {
+			return "", false
+		}
+		part := string(rest[n : n+int(length)])
+		rest = rest[n+int(length):]
+		if plain += part; parts < len(z.key.parts) && z.key.parts[parts].kind != partLiteral {
+			values = append(values, part)
+		}
+	}
+	return z.shown(key, plain, values)
+}
+
+// decodable reports whether a key can be read back.
+func (z *Zone) decodable(key string) bool {
+	return key != "" && (key[0] == formAddress || key[0] == formTemplate && !z.key.normal.any())
+}
+
+// shown is the first of the readable forms that stands for the key, unless only its
+// bytes do.
+func (z *Zone) shown(key, plain string, values []string) (string, bool) {
 	for _, text := range []string{plain, valuesJSON(values)} {
 		if len(text) > readableBytes || !printable(text) {
 			continue
 		}
 		if found, err := z.keyOf(text); err == nil && found == key {
-			return text
+			return text, true
 		}
 	}
-	return readableHex + hex.EncodeToString([]byte(key))
+	return "", false
 }
 
 // values returns the values in a key, and its text.

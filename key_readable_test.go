@@ -160,3 +160,29 @@ func TestKeysThatPeopleWrite(t *testing.T) {
 		}
 	}
 }
+
+// A key that was given in any form is shown in the one form that logs have.
+func TestReadableFormOfKeysThatPeopleWrite(t *testing.T) {
+	for _, c := range []struct{ key, text, want string }{
+		{"", "192.0.2.77", "192.0.2.0/24"},
+		{"", "client_ip=192.0.2.77", "192.0.2.0/24"},
+		{"{http.request.remote.host}", "192.0.2.77", "192.0.2.0/24"},
+		{"{http.request.header.X-A}", "client_ip=192.0.2.77", "client_ip=192.0.2.0/24"},
+		{"{http.request.header.X-A}", `["abc"]`, "abc"},
+		{"{http.request.header.X-A}", "hex:" + hex.EncodeToString([]byte("k\x03abc")), "abc"},
+		{"{http.request.header.X-A}", "a\x00b", `["a\u0000b"]`},
+		{"{http.request.header.X-A}", strings.Repeat("long ", 30), strings.Repeat("long ", 30)},
+		{"{http.request.header.X-A}|{http.request.header.X-B}", `["a|b","c"]`, `["a|b","c"]`},
+		{"{form.user}{json.user}", "Bob", "Bob"},
+	} {
+		z := zoneOfKey(t, c.key)
+		key, err := z.keyOf(strings.TrimSpace(c.text))
+		if err != nil {
+			t.Errorf("key %q, %q: %v", c.key, c.text, err)
+			continue
+		}
+		if got := z.readableOf(key, strings.TrimSpace(c.text)); got != strings.TrimSpace(c.want) {
+			t.Errorf("key %q, %q: shown as %q, want %q", c.key, c.text, got, c.want)
+		}
+	}
+}

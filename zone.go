@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/busiest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -144,6 +145,7 @@ type Zone struct {
 	same          *Zone  // stands for the zones of this limit in all handlers
 	counters      zoneCounters
 	explained     explanations
+	top           *busiest.Keys // of the zone that stands for the limit, nil without log_key
 	logger        *zap.Logger
 	bans          bans
 	banLog        logLimiter
