@@ -19,6 +19,7 @@ func BenchmarkHandler(b *testing.B) {
 		{"without", ""},
 		{"set", "vars x y"},
 		{"memory", "distributed_ratelimit 1000000000 1h"},
+		{"log_key", "distributed_ratelimit 1000000000 1h {\n\t\tlog_key\n\t}"},
 		{"zones", "distributed_ratelimit {\n\t\t" + fmt.Sprintf(zone, "a") + "\t\t" + fmt.Sprintf(zone, "b") + "\t}"},
 		{"logged", "log\n\tdistributed_ratelimit 1000000000 1h"}, // with the work on the line's fields, without the line
 		{"always", "distributed_ratelimit 1000000000 1h {\n\t\tratelimit_headers always\n\t}"},
