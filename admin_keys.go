@@ -16,7 +16,7 @@ import (
 type limitAnswer struct {
 	Zone   string `json:"zone"`
 	Store  string `json:"store"`
-	DryRun bool   `json:"dry_run,omitempty"`
+	DryRun bool   `json:"dry_run"`
 }
 
 func (z *usedZone) where() limitAnswer {
@@ -39,14 +39,15 @@ type keyAnswer struct {
 	// Plan is the one whose limit it is, in a zone with a tier.
 	Plan string `json:"plan,omitempty"`
 	// Limit is missing if it is unlimited; Override tells that it was set by hand.
-	Limit    *int64 `json:"limit,omitempty"`
-	Override bool   `json:"override,omitempty"`
+	Limit    *int64  `json:"limit,omitempty"`
+	Window   float64 `json:"window,omitempty"`
+	Override bool    `json:"override,omitempty"`
 	// Used counts what leases hold as well. It is missing if the store is away.
 	Used      *int64 `json:"used,omitempty"`
 	Remaining *int64 `json:"remaining,omitempty"`
 	// Reset is how long it takes until nothing is used any more, in seconds.
 	Reset float64 `json:"reset"`
-	// BlockedUntil is when a ban ends, that BlockedBy set: "hand" or "rule" (block_for).
+	// BlockedUntil is when a ban ends, that BlockedBy set: "hand" or "block_for".
 	BlockedUntil *time.Time `json:"blocked_until,omitempty"`
 	BlockedBy    string     `json:"blocked_by,omitempty"`
 	// Source is who says so: "store", or "local", this instance alone.
@@ -56,7 +57,7 @@ type keyAnswer struct {
 
 const (
 	blockedByHand = "hand"
-	blockedByRule = "rule"
+	blockedByRule = "block_for"
 )
 
 // adminLook is GET zones/<zone>/keys. It changes nothing.
@@ -73,7 +74,7 @@ func adminLook(c *adminCall) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := &keyAnswer{limitAnswer: z.where(), Key: readable}
+	answer := &keyAnswer{limitAnswer: z.where(), Key: readable, Window: seconds(z.window)}
 	limit, err := answer.setLimit(z, p)
 	if err != nil {
 		return nil, err

@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// overrideAnswer is one override, in the answers to what changes it.
-type overrideAnswer struct {
+// overrideChange is one override, in the answers to what changes it.
+type overrideChange struct {
 	limitAnswer
 	Plan   string `json:"plan,omitempty"`
 	Events *int64 `json:"events,omitempty"`
@@ -40,7 +40,7 @@ func adminOverride(c *adminCall) (any, error) {
 		return nil, steeringError(err)
 	}
 	until := time.Now().Add(lasts).Truncate(time.Millisecond)
-	return &overrideAnswer{
+	return &overrideChange{
 		limitAnswer: z.where(), Plan: p["plan"], Events: &events, Note: p["note"], Until: &until,
 		HoldsElsewhereWithin: z.elsewhere(),
 	}, nil
@@ -60,5 +60,5 @@ func adminEndOverride(c *adminCall) (any, error) {
 	if err != nil {
 		return nil, steeringError(err)
 	}
-	return &overrideAnswer{limitAnswer: z.where(), Plan: p["plan"], Found: &found, HoldsElsewhereWithin: z.elsewhere()}, nil
+	return &overrideChange{limitAnswer: z.where(), Plan: p["plan"], Found: &found, HoldsElsewhereWithin: z.elsewhere()}, nil
 }

@@ -80,7 +80,7 @@ func TestAdminLooksAtKeys(t *testing.T) {
 	e.look("zones/pages/keys?key=198.51.100.0/24", 0, 5)
 
 	got := e.look("zones/tokens/keys?key=secret", 3, 0)
-	if got.BlockedUntil == "" || got.BlockedBy != "rule" {
+	if got.BlockedUntil == "" || got.BlockedBy != "block_for" {
 		t.Errorf("the key is not blocked by its rule: %+v", got)
 	}
 	got = e.look("zones/tokens/keys?key="+url.QueryEscape(weird), 1, 2)
