@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,22 @@ type backend struct {
 	hurried  logLimiter
 	limiter  *inflight.Limiter          // of requests in flight; nil if no zone limits them
 	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are deleted
+
+	mu    sync.Mutex
+	zones []*Zone // that handlers have in the store, guarded by mu
+}
+
+// has notes that a zone is in the store.
+func (b *backend) has(z *Zone) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.zones = append(b.zones, z)
+}
+
+func (b *backend) allZones() []*Zone {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.zones)
 }
 
 // lasting is what outlives the configurations that use one store's data.
@@ -70,6 +87,7 @@ func openBackend(s store.Store, logger *zap.Logger, kept storage) (*backend, err
 		b.lasting.memo.recall(b)
 	}
 	b.Guard = b.lasting.Guard(s, b)
+	storeStates.add(b)
 	return b, nil
 }
 
@@ -88,6 +106,7 @@ func (b *backend) start() {
 
 func (b *backend) release() error {
 	b.lasting.memo.stop(b)
+	storeStates.remove(b)
 	b.Close()
 	if b.limiter != nil {
 		b.limiter.Close()

@@ -283,7 +283,7 @@ func (e *evaluation) report() {
 		switch {
 		case v.silent():
 		case v.reason == reasonNone && passes:
-			v.zone.counters.request(outcomeGranted, v.Source)
+			v.zone.counters.grant(v)
 			e.countKey(v, false)
 		case v.reason == reasonNone:
 			// Another zone refused: this one was not charged.

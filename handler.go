@@ -191,6 +191,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		if err := h.app.registerZone(h.backend.store.String(), zone); err != nil {
 			return err
 		}
+		h.backend.has(zone)
 		if err := h.provisionUsage(zone); err != nil {
 			return fmt.Errorf("zone %q: %v", zone.Name, err)
 		}

@@ -23,6 +23,7 @@ var metrics = struct {
 	replaced       *prometheus.CounterVec
 	settled        *prometheus.CounterVec
 	bans           *prometheus.CounterVec
+	nearMisses     *prometheus.CounterVec
 	clients        *prometheus.CounterVec
 	storeDuration  *prometheus.HistogramVec
 	storeErrors    *prometheus.CounterVec
@@ -56,6 +57,10 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "bans_total",
 		Help: "Bans that this instance has begun, or has met first. Each instance that refuses a client for it counts a ban.",
 	}, []string{"zone"}),
+	nearMisses: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "near_misses_total",
+		Help: "Requests that were granted with less than a tenth of the zone's limit left for their client afterwards.",
+	}, []string{"zone"}),
 	clients: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "distributed_ratelimit", Name: "identified_requests_total",
 		Help: "Requests by how the client's address was found.",
@@ -88,7 +93,7 @@ func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	for _, c := range append(usageCollectors, []prometheus.Collector{
 		metrics.requests, metrics.refusals, metrics.emptyKeys, metrics.replaced, metrics.settled, metrics.bans, metrics.clients, metrics.storeDuration, metrics.storeErrors,
-		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight,
+		metrics.storeUp, metrics.storeLosses, metrics.storeInstances, bodyMemoryUsed, inFlight, metrics.nearMisses, storeStates,
 	}...) {
 		var already prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
@@ -144,6 +149,7 @@ var (
 		metrics.replaced.DeletePartialMatch(match)
 		metrics.settled.DeletePartialMatch(match)
 		metrics.bans.DeletePartialMatch(match)
+		metrics.nearMisses.DeletePartialMatch(match)
 		for _, vec := range usageVecs {
 			vec.DeletePartialMatch(match)
 		}
@@ -185,6 +191,7 @@ type zoneCounters struct {
 	replaced  [len(readWords)][lacks]counterSlot
 	settled   [settledResults]counterSlot
 	bans      counterSlot
+	near      counterSlot
 }
 
 type counterSlot = atomic.Pointer[prometheus.Counter]
@@ -192,6 +199,17 @@ type counterSlot = atomic.Pointer[prometheus.Counter]
 func (c *zoneCounters) request(o outcome, s store.Source) {
 	if slot := &c.requests[o][s]; !hit(slot) {
 		c.add(1, slot, metrics.requests, o.String(), s.String())
+	}
+}
+
+// nearParts: a request that leaves less than a nearParts-th of the limit is a near miss.
+const nearParts = 10
+
+// grant counts a request that the zone grants.
+func (c *zoneCounters) grant(v *verdict) {
+	c.request(outcomeGranted, v.Source)
+	if v.counted && v.Remaining <= (v.limit-1)/nearParts && !hit(&c.near) {
+		c.add(1, &c.near, metrics.nearMisses)
 	}
 }
 
@@ -263,6 +281,7 @@ func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
 	if exempt || len(z.exempt) > 0 || z.tier != nil && z.tier.has(unlimited) || z.cost.fixed == 0 && z.cost.least == 0 {
 		c.add(0, &c.requests[outcomeExempt][store.FromPolicy], metrics.requests, outcomeExempt.String(), store.FromPolicy.String())
 	}
+	c.add(0, &c.near, metrics.nearMisses)
 	for _, why := range z.possible() {
 		c.add(0, &c.refusals[outcome][why], metrics.refusals, outcome.String(), why.String())
 		if why != reasonLimit && why != reasonBusy && why != reasonBlocked {

@@ -12,7 +12,7 @@ import (
 func (e *edge) seriesNames() []string {
 	e.t.Helper()
 	var names []string
-	for _, metric := range []string{"requests_total", "refusals_total", "empty_keys_total", "replaced_values_total", "identified_requests_total", "store_duration_seconds", "store_errors_total", "store_up", "store_data_losses_total", "store_instances"} {
+	for _, metric := range []string{"requests_total", "refusals_total", "empty_keys_total", "replaced_values_total", "identified_requests_total", "near_misses_total", "store_duration_seconds", "store_errors_total", "store_up", "store_data_losses_total", "store_instances"} {
 		for labels := range e.series(metric) {
 			names = append(names, metric+" "+labels)
 		}

@@ -214,6 +214,7 @@ func (l *Store) release(request *store.Request, p *part, now moment) {
 		l.watchLocked(k, now)
 	}
 	s.mu.Unlock()
+	l.unspent.Add(p.held.units())
 	l.refundSoon(request.Key, &p.held)
 }
 

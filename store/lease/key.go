@@ -67,6 +67,8 @@ func (h *holding) add(b *batch, units int64) {
 	b.units -= units
 }
 
+func (h *holding) units() int64 { return h[0].units + h[1].units }
+
 // decide decides a request from a lease or from a remembered refusal, if it can.
 func (k *leaseKey) decide(request *store.Request, decision *store.Decision, now moment) bool {
 	if k.limit != request.Limit {

@@ -70,6 +70,8 @@ type Store struct {
 	leftovers  leftovers
 	closed     atomic.Bool
 	background atomic.Int64 // goroutines that ask for leases or refund them
+	leased     atomic.Int64 // units of all leases that were granted
+	unspent    atomic.Int64 // and of them, units that nobody spent
 }
 
 // Options bounds what a [Store] holds.

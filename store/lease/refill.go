@@ -108,9 +108,11 @@ func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.De
 	if reply.Lease == 0 {
 		return useless
 	}
+	l.leased.Add(reply.Lease)
 	b := batch{units: reply.Lease, Charge: reply.Charge, end: sent.add(span - span/driftParts)}
 	if !ours || l.closed.Load() || !k.restore(&b, now) {
 		useless.add(&b, b.units)
+		l.unspent.Add(reply.Lease)
 		return useless
 	}
 	l.watchLocked(k, now)
@@ -146,6 +148,7 @@ func (l *Store) end(k *leaseKey) {
 	k.timer = nil
 	l.watchLocked(k, now)
 	s.mu.Unlock()
+	l.unspent.Add(left.units())
 	if hurry {
 		l.refundSoon(key, &left)
 	} else {

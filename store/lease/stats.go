@@ -8,6 +8,9 @@ type Stats struct {
 	Leased   int   // keys with units in hand
 	Units    int64 // in hand: granted by the store below, and neither spent nor ended
 	Refusals int   // keys of which a refusal is remembered
+	// Granted is how many units all leases so far had, and Unspent how many of them
+	// nobody spent before their lease ended. These are given back to the store.
+	Granted, Unspent int64
 }
 
 // Stats counts what the store holds. It locks one 64th of the table at a time, for some
@@ -16,6 +19,7 @@ func (l *Store) Stats() (sum Stats) {
 	for i := range l.shards {
 		l.shards[i].count(&sum, l.clock())
 	}
+	sum.Granted, sum.Unspent = l.leased.Load(), l.unspent.Load()
 	return sum
 }
 

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // What is in hand counts until the lease's end, and a refusal while it is remembered.
@@ -33,6 +35,30 @@ func TestStats(t *testing.T) {
 		r.want("units that have ended", stats.Units, 0)
 		r.want("refusals that are over", int64(stats.Refusals), 0)
 		r.wire.set(func(w *wire) { w.there = 0 })
+		time.Sleep(2 * time.Hour)
+	})
+}
+
+// Each unit of a lease is spent, in hand, or unspent in the end.
+func TestStatsOfUnits(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		var spent int64
+		for range 2000 {
+			if r.granted(r.request, 1).Source == store.FromLease {
+				spent++
+			}
+			time.Sleep(3 * time.Millisecond)
+		}
+		synctest.Wait()
+		stats := r.Stats()
+		r.want("units granted", stats.Granted, spent+stats.Units+stats.Unspent)
+		time.Sleep(time.Minute) // all leases end
+		synctest.Wait()
+		stats = r.Stats()
+		r.want("units granted in the end", stats.Granted, spent+stats.Unspent)
+		if spent == 0 || stats.Unspent == 0 {
+			t.Errorf("%d units spent and %d unspent: this tests nothing", spent, stats.Unspent)
+		}
 		time.Sleep(2 * time.Hour)
 	})
 }
