@@ -49,6 +49,9 @@ const DefaultMaxKeys = 100_000
 // There is no goroutine: a new key drops what it finds expired in a small
 // sample, so that the table shrinks again as long as new clients come.
 //
+// A key is banned by hand in a log of its own, and emptied only if it has one: for a
+// key that has none while there is no room, Amend fails.
+//
 // # Time
 //
 // The clock is the process's monotonic one, so it never steps back, and
@@ -60,6 +63,7 @@ type Memory struct {
 	max    atomic.Int64
 	held   atomic.Int64 // keys in all shards; never raised above max
 	shards []shard      // a power of two, at most maxShards
+	board  Board
 }
 
 const (
@@ -109,6 +113,7 @@ func NewMemory(maxKeys int) *Memory {
 		m.shards[i].logs = make(map[Key]*memoryLog)
 	}
 	m.max.Store(int64(maxKeys))
+	m.board.Replace(nil)
 	return m
 }
 

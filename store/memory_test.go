@@ -20,6 +20,9 @@ func TestMemory(t *testing.T) {
 func TestMemoryShared(t *testing.T) {
 	m := store.NewMemory(0)
 	storetest.RunShared(t, func(*testing.T) store.Store { return m })
+	t.Run("steered", func(t *testing.T) {
+		storetest.RunSteered(t, func(*testing.T) store.Steered { return m })
+	})
 }
 
 // client asks for one unit of five an hour, of a client with a number.

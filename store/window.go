@@ -295,6 +295,28 @@ func (w *Window) Refund(now int64, g *Refund) {
 	}
 }
 
+// Amend makes the log what an amendment says. It must have been advanced to now.
+//
+// A ban that is ended by hand is like one that has ended by itself: the next one by rule needs
+// units that were granted since.
+func (w *Window) Amend(now int64, amendment *Amendment) {
+	if amendment.Unban && w.banned > now {
+		w.banned, w.byHand = now, false
+	}
+	if amendment.Empty {
+		w.entries, w.total, w.mark = nil, 0, 0
+		if !w.byHand {
+			w.banned = 0
+		}
+	}
+	if amendment.Ban > 0 {
+		w.banned, w.byHand = now+amendment.Ban.Microseconds(), true
+	}
+	if len(w.entries) == 0 && w.banned <= now {
+		w.banned, w.byHand = 0, false
+	}
+}
+
 // Total is how many units count, as of the last Advance.
 func (w *Window) Total() int64 { return w.total }
 

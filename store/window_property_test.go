@@ -83,6 +83,7 @@ type past struct {
 	Refund
 	request Request
 	at      int64
+	life    int          // how often the log had been emptied by hand
 	spent   []exactEntry // what is left of it, by when it is spent
 }
 
@@ -120,6 +121,8 @@ type history struct {
 	span     time.Duration        // and stamped ahead by at most this
 	block    func() time.Duration // requests ban, if it is set
 	hand     func(until int64)    // is told of bans that are set by hand, if it is set
+	amend    func() *Amendment    // what else is done by hand, nil for nothing, if it is set
+	life     int                  // how often the log was emptied by hand
 	seen     func(a *Request, decision Decision)
 	returned func(g *Refund)
 }
@@ -187,8 +190,12 @@ func (h *history) step() {
 		a.Block = h.block()
 	}
 	if h.hand != nil && rapid.IntRange(0, 30).Draw(h.t, "by hand") == 0 {
-		h.w.banned, h.w.byHand = h.now+rapid.Int64Range(1, h.window.Microseconds()).Draw(h.t, "until"), true
+		ban := rapid.Int64Range(1, h.window.Microseconds()).Draw(h.t, "ban")
+		h.w.Amend(h.now, &Amendment{Ban: time.Duration(ban) * time.Microsecond})
 		h.hand(h.w.banned)
+	}
+	if h.amend != nil {
+		h.amended(h.amend())
 	}
 	before := h.w
 	before.entries = slices.Clone(before.entries)
@@ -200,9 +207,35 @@ func (h *history) step() {
 		h.seen(a, decision)
 	}
 	if decision.Charged() {
-		p := &past{request: *a, at: h.now, Refund: Refund{Key: Key{Window: h.window}, Charge: decision.Charge, Units: a.Units + decision.Lease}}
+		p := &past{request: *a, at: h.now, life: h.life, Refund: Refund{Key: Key{Window: h.window}, Charge: decision.Charge, Units: a.Units + decision.Lease}}
 		h.spend(p, decision.Lease > 0)
 		h.past = append(h.past, p)
+	}
+}
+
+// amended does something by hand, and wants of the log what it is then to be.
+func (h *history) amended(a *Amendment) {
+	if a == nil {
+		return
+	}
+	before := h.w
+	before.entries = slices.Clone(before.entries)
+	h.w.Amend(h.now, a)
+	if a.Empty {
+		h.life++
+	}
+	look := &Request{Key: Key{Window: h.window}, Limit: MaxEvents}
+	was, is := before.Check(h.now, look), h.w.Check(h.now, look)
+	blocked := a.Ban > 0 || was.Blocked && !a.Unban && (before.byHand || !a.Empty)
+	switch {
+	case a.Empty && h.w.total != 0, !a.Empty && !slices.Equal(before.entries, h.w.entries), is.Blocked != blocked,
+		a.Ban > 0 && is.RetryAfter != a.Ban:
+		h.t.Fatalf("%+v made %+v\nof %+v", a, h.w, before)
+	}
+	once := h.w
+	once.entries = slices.Clone(once.entries)
+	if h.w.Amend(h.now, a); !slices.Equal(once.entries, h.w.entries) || once.banned != h.w.banned || once.mark != h.w.mark {
+		h.t.Fatalf("%+v twice made %+v\nof %+v", a, h.w, once)
 	}
 }
 
@@ -484,6 +517,61 @@ func TestWindowIsSound(t *testing.T) {
 			h.w.Refund(h.now, g)
 			if err := h.w.sound(); err != nil {
 				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// What operators do never lets more through than they mean: a ban nothing, another limit
+// at most the largest in force, and an empty log the limit once more.
+func TestWindowIsStrictByHand(t *testing.T) {
+	check(t, func(t *rapid.T) {
+		h := newHistory(t)
+		limits := rapid.SampledFrom([][]int64{{1, 2}, {5, 100}, {60, 70, 1000}, {0, 64, 65}, {1000, 1_000_000}}).Draw(t, "limits")
+		limit, largest := limits[0], map[int]int64{}
+		h.limit = func() int64 {
+			if rapid.IntRange(0, 10).Draw(t, "override") == 0 {
+				limit = rapid.SampledFrom(limits).Draw(t, "limit")
+			}
+			return limit
+		}
+		h.back = rapid.Bool().Draw(t, "refund")
+		h.lease = rapid.Bool().Draw(t, "leases")
+		h.span = MaxLeaseSpan
+		if rapid.Bool().Draw(t, "bans") {
+			h.block = func() time.Duration { return h.window / 3 }
+		}
+		banned := int64(0) // until then
+		h.amend = func() *Amendment {
+			if rapid.IntRange(0, 8).Draw(t, "by hand") > 0 {
+				return nil
+			}
+			a := &Amendment{Unban: rapid.Bool().Draw(t, "unban"), Empty: rapid.IntRange(0, 3).Draw(t, "empty") == 0}
+			if rapid.Bool().Draw(t, "ban") {
+				a.Ban = time.Duration(rapid.Int64Range(1, h.window.Microseconds()).Draw(t, "for")) * time.Microsecond
+			}
+			if a.Unban {
+				banned = 0
+			}
+			if a.Ban > 0 {
+				banned = h.now + a.Ban.Microseconds()
+			}
+			return a
+		}
+		h.seen = func(a *Request, decision Decision) {
+			if h.now < banned && (decision.Granted || !decision.Blocked) {
+				t.Fatalf("%+v of %+v, %d µs before the end of a ban", decision, a, banned-h.now)
+			}
+			largest[h.life] = max(largest[h.life], a.Limit)
+		}
+		h.play(200)
+		lives := make(map[int][]exactEntry)
+		for _, p := range h.past {
+			lives[p.life] = append(lives[p.life], p.spent...)
+		}
+		for life, spent := range lives {
+			if units, at := most(spent, h.window); units > largest[life] {
+				t.Fatalf("%d units of %d in the window from %d", units, largest[life], at-start)
 			}
 		}
 	})

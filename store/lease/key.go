@@ -28,9 +28,10 @@ type leaseKey struct {
 	remaining int64         // of the limit, with leases counted as spent
 	resetAt   time.Duration // mono, when all of the limit is free again
 
-	refusal refusal
-	roomAt  time.Duration // mono, when units were refunded last
-	used    time.Duration // mono, when it was last asked of the store
+	refusal   refusal
+	roomAt    time.Duration // mono, when units were refunded last
+	amendedAt time.Duration // mono, when the key was last changed by hand here
+	used      time.Duration // mono, when it was last asked of the store
 }
 
 // batch is the units of one lease. They leave it to be spent, or to be refunded;
@@ -149,6 +150,17 @@ func (k *leaseKey) restoreRefund(refund *store.Refund, now moment) bool {
 func (k *leaseKey) takeEnded(now moment) (left holding) {
 	for _, b := range [...]*batch{&k.first, &k.second} {
 		if !b.empty() && !now.before(b.end) {
+			left.add(b, b.units)
+		}
+	}
+	k.tidy()
+	return left
+}
+
+// takeAll takes all leases out of the key.
+func (k *leaseKey) takeAll() (left holding) {
+	for _, b := range [...]*batch{&k.first, &k.second} {
+		if !b.empty() {
 			left.add(b, b.units)
 		}
 	}

@@ -110,7 +110,7 @@ func (l *Store) learnLocked(k *leaseKey, request *store.Request, reply *store.De
 	}
 	l.leased.Add(reply.Lease)
 	b := batch{units: reply.Lease, Charge: reply.Charge, end: sent.add(span - span/driftParts)}
-	if !ours || l.closed.Load() || !k.restore(&b, now) {
+	if !ours || l.closed.Load() || sent.mono < k.amendedAt || !k.restore(&b, now) {
 		useless.add(&b, b.units)
 		l.unspent.Add(reply.Lease)
 		return useless

@@ -90,8 +90,11 @@ func (c *call) fail(err error) {
 // work is how much the script has to do for the call: its requests or refunds, and
 // what they report.
 func (c *call) work() int {
-	if c.kind == kindClaim {
+	switch c.kind {
+	case kindClaim:
 		return 1
+	case kindAmend, kindBoard:
+		return maxRun // by itself
 	}
 	work := len(c.items)
 	for i := range c.items {
@@ -102,8 +105,13 @@ func (c *call) work() int {
 
 // script is the one that decides the call.
 func (c *call) script() *script {
-	if c.kind == kindClaim {
+	switch c.kind {
+	case kindClaim:
 		return inflightScript
+	case kindAmend:
+		return amendScript
+	case kindBoard:
+		return boardScript
 	}
 	return windowScript
 }
@@ -114,6 +122,8 @@ func (c *call) replySize(reply string) int {
 	switch c.kind {
 	case kindClaim:
 		return claimSize(reply)
+	case kindAmend, kindBoard:
+		return len(reply) // it is a run by itself
 	case kindRefund:
 		return refundReply * len(c.items)
 	}

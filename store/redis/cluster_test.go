@@ -30,6 +30,9 @@ func TestCluster(t *testing.T) {
 		shared := func(t *testing.T) store.Store { return open(t, r.options()) }
 		storetest.Run(t, shared)
 		t.Run("shared", func(t *testing.T) { storetest.RunShared(t, shared) })
+		t.Run("steered", func(t *testing.T) {
+			storetest.RunSteered(t, func(t *testing.T) store.Steered { return warmed(t, r.options()) })
+		})
 	})
 	for _, test := range []struct {
 		name string
@@ -518,6 +521,14 @@ func clusterRights(t *testing.T, r *clusterRig) {
 	})
 	r.StartMigration(t, slot, r.Nodes[0], r.Nodes[1])
 	r.MoveKeys(t, slot, 1)
+	granted(t, s, a)
+	if err := s.Amend(patience, a.Key, store.Amendment{Ban: time.Minute, Unban: true}); err != nil {
+		t.Errorf("Amend while the slot moves: %v", err)
+	}
+	postedBy(t, s, "notice", time.Minute)
+	if err := s.Amend(patience, a.Key, store.Amendment{Unban: true}); err != nil {
+		t.Errorf("Amend while the slot moves: %v", err)
+	}
 	granted(t, s, a)
 	everywhere("ACL", "SETUSER", "limiter", "-asking")
 	e := errorOf(t, s, a)

@@ -6,6 +6,7 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/lease"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/storetest"
 )
 
@@ -14,6 +15,14 @@ func TestConformance(t *testing.T) {
 	shared := func(t *testing.T) store.Store { return open(t, Options{Address: server.Addr}) }
 	storetest.Run(t, shared)
 	t.Run("shared", func(t *testing.T) { storetest.RunShared(t, shared) })
+	t.Run("steered", func(t *testing.T) {
+		storetest.RunSteered(t, func(t *testing.T) store.Steered { return warmed(t, Options{Address: server.Addr}) })
+	})
+	t.Run("steered with leases", func(t *testing.T) {
+		storetest.RunSteered(t, func(t *testing.T) store.Steered {
+			return lease.New(warmed(t, Options{Address: server.Addr}), lease.Options{})
+		})
+	})
 }
 
 func TestInflightConformance(t *testing.T) {

@@ -134,6 +134,7 @@ func withClock(t testing.TB, script string) string {
 type clocked struct {
 	conn   *redistest.Conn
 	sha    string
+	amend  string // name of the script that amends
 	keys   *keys
 	origin int64 // of the server
 }
@@ -141,7 +142,8 @@ type clocked struct {
 func newClocked(t testing.TB, server *redistest.Server) *clocked {
 	t.Helper()
 	sha := server.Do(t, "SCRIPT", "LOAD", withClock(t, source)).(string)
-	return &clocked{conn: server.Dial(t), sha: sha, keys: newKeys(DefaultKeyPrefix, nil), origin: identityOf(t, server)}
+	amend := server.Do(t, "SCRIPT", "LOAD", withClock(t, amendSource)).(string)
+	return &clocked{conn: server.Dial(t), sha: sha, amend: amend, keys: newKeys(DefaultKeyPrefix, nil), origin: identityOf(t, server)}
 }
 
 // identityOf is the identity of a server's data.
@@ -158,7 +160,11 @@ func identityOf(t testing.TB, server *redistest.Server) int64 {
 // send sends a command of the script, to be executed at a moment.
 func (c *clocked) send(now int64, command []any) error {
 	n := command[2].(int)
-	args := append([]any{"EVALSHA", c.sha}, command[2:3+n]...)
+	sha := c.sha
+	if command[1] == amendScript.sha {
+		sha = c.amend
+	}
+	args := append([]any{"EVALSHA", sha}, command[2:3+n]...)
 	args = append(args, strconv.FormatInt(now/1e6, 10), strconv.FormatInt(now%1e6, 10))
 	return c.conn.Send(append(args, command[3+n:]...)...)
 }

@@ -72,6 +72,16 @@ func (m *model) refund(now int64, refunds []store.Refund) (units []int64, writte
 	return units, written
 }
 
+// amend changes a log by hand, which always writes it.
+func (m *model) amend(now int64, key store.Key, amendment store.Amendment) (written map[string]time.Duration) {
+	written = make(map[string]time.Duration)
+	name := m.name(key)
+	log := m.advanced(now, name, key.Window, written)
+	log.Amend(now, &amendment)
+	m.logs[name], written[name] = log, key.Window
+	return written
+}
+
 // advanced returns a copy of a log as of now. A clock that stepped back is
 // the one reason to write it back at once.
 func (m *model) advanced(now int64, name string, window time.Duration, written map[string]time.Duration) *store.Window {

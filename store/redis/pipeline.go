@@ -182,7 +182,7 @@ func (n *node) send(client *client, life time.Duration, batch []*call) *store.Er
 
 // loadsOf are the commands that load the scripts of some calls.
 func loadsOf(calls []*call) (loads []redis.Cmder) {
-	for _, s := range []*script{windowScript, inflightScript} {
+	for _, s := range []*script{windowScript, inflightScript, amendScript, boardScript} {
 		if slices.ContainsFunc(calls, func(c *call) bool { return c.script() == s }) {
 			loads = append(loads, redis.NewStringCmd(background, "script", "load", s.source))
 		}

@@ -61,7 +61,8 @@ func (r *run) release() {
 // add appends a call.
 func (r *run) add(c *call) {
 	r.script = c.script()
-	if c.kind != kindClaim {
+	ofWindow := r.script == windowScript
+	if ofWindow {
 		r.packed = append(r.packed, c.kind, byte(len(c.items)>>8), byte(len(c.items)))
 	}
 	for i := range c.items {
@@ -73,7 +74,7 @@ func (r *run) add(c *call) {
 			r.places[it.key] = place
 		}
 		r.packed = append(r.packed, byte(place>>8), byte(place))
-		if c.kind != kindClaim {
+		if ofWindow {
 			r.packed = append(r.packed, it.packed[:]...)
 		}
 		if it.bans {

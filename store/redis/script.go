@@ -41,7 +41,10 @@ const (
 const (
 	kindTake   = 0
 	kindRefund = 1
-	kindClaim  = 2 // of another script, see inflight.lua
+	// Those of other scripts:
+	kindClaim = 2 // see inflight.lua
+	kindAmend = 3 // see amend.lua
+	kindBoard = 4 // see board.lua
 )
 
 // item is a request or a refund of a call as the script reads it, but for the

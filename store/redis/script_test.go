@@ -20,6 +20,8 @@ type step struct {
 	decisions []store.Decision
 	refunds   []store.Refund
 	units     []int64
+	amended   *store.Key
+	amendment store.Amendment
 	logs      []state
 	joins     bool // the run of the call before
 }
@@ -33,7 +35,10 @@ type state struct {
 }
 
 func (s *step) String() string {
-	if s.requests != nil {
+	switch {
+	case s.amended != nil:
+		return fmt.Sprintf("at %d: amend %+v: %+v", s.now, *s.amended, s.amendment)
+	case s.requests != nil:
 		return fmt.Sprintf("at %d: take %+v", s.now, s.requests)
 	}
 	return fmt.Sprintf("at %d: refund %+v", s.now, s.refunds)
@@ -130,6 +135,7 @@ type history struct {
 	dense   bool // as many entries as there can be
 	joins   bool // the next call is in the run of the one before
 	reports int  // one request in so many and one reports units, none if it is 0
+	hands   int  // one step in so many and one is by hand, none if it is 0
 	bans    int  // so many requests of so many and one ban, none if it is 0
 	now     int64
 	steps   []step
@@ -155,6 +161,7 @@ func (h *history) draw(t *rapid.T) {
 	}
 	h.reports = rapid.SampledFrom([]int{0, 0, 1, 4}).Draw(t, "reports")
 	h.bans = rapid.SampledFrom([]int{0, 1, 5}).Draw(t, "bans")
+	h.hands = rapid.SampledFrom([]int{0, 1, 5, 20}).Draw(t, "by hand")
 	share := rapid.SampledFrom([]int{0, 0, 1, 10}).Draw(t, "calls that share a run")
 	for i := range rapid.IntRange(least, most).Draw(t, "steps") {
 		if i > 0 && rapid.IntRange(0, 10).Draw(t, "joins") < share {
@@ -166,12 +173,28 @@ func (h *history) draw(t *rapid.T) {
 		if h.dense {
 			refunds = []bool{false, false, false, false, false, true}
 		}
-		if rapid.SampledFrom(refunds).Draw(t, "refund") && len(h.refunds) > 0 {
+		switch {
+		case !h.joins && h.hands > 0 && rapid.IntRange(0, h.hands).Draw(t, "hands") == 0:
+			h.amend(t, window)
+		case rapid.SampledFrom(refunds).Draw(t, "refund") && len(h.refunds) > 0:
 			h.refund(t)
-		} else {
+		default:
 			h.take(t, window, limits)
 		}
 	}
+}
+
+// amend adds what an operator does.
+func (h *history) amend(t *rapid.T, window time.Duration) {
+	key := store.Key{Zone: h.zone, Client: fmt.Sprint("client", rapid.IntRange(0, 1).Draw(t, "client")), Window: window}
+	a := store.Amendment{
+		Unban: rapid.IntRange(0, 2).Draw(t, "unban") == 0,
+		Empty: rapid.IntRange(0, 2).Draw(t, "empty") == 0,
+		Ban:   rapid.SampledFrom([]time.Duration{0, 0, time.Microsecond, time.Second, window / 10, 2 * window, store.MaxWindow}).Draw(t, "ban"),
+	}
+	a.Ban = min(a.Ban.Truncate(time.Microsecond), store.MaxWindow)
+	s := step{now: h.now, amended: &key, amendment: a}
+	h.add(s, h.model.amend(h.now, key, a))
 }
 
 // tick moves the clock.
@@ -325,6 +348,9 @@ func (h *history) add(s step, written map[string]time.Duration) {
 	for i := range s.refunds {
 		note(s.refunds[i].Key)
 	}
+	if s.amended != nil {
+		note(*s.amended)
+	}
 	s.joins, h.joins = h.joins, false
 	h.steps = append(h.steps, s)
 }
@@ -344,9 +370,12 @@ func replay(t rapid.TB, script *clocked, steps []step) {
 		n := sharing(steps[i:])
 		var calls []*call
 		for _, s := range steps[i : i+n] {
-			if s.requests != nil {
+			switch {
+			case s.amended != nil:
+				calls = append(calls, script.keys.amendCall(patience, s.amended, &s.amendment))
+			case s.requests != nil:
 				calls = append(calls, script.keys.takeCall(patience, s.requests))
-			} else {
+			default:
 				calls = append(calls, script.keys.refundCall(patience, s.refunds))
 			}
 		}
@@ -386,7 +415,7 @@ func replay(t rapid.TB, script *clocked, steps []step) {
 // sharing is how many steps share the run of the first one.
 func sharing(steps []step) int {
 	n := 1
-	for n < len(steps) && steps[n].joins {
+	for n < len(steps) && steps[n].joins && steps[0].amended == nil {
 		n++
 	}
 	return n
@@ -402,6 +431,9 @@ func receive(script *clocked, steps []step, results []result) {
 	for i := range steps {
 		s, r := &steps[i], &results[i]
 		size := takeSize(script.keys.takeCall(patience, s.requests).items, len(s.requests)) + refundReply*len(s.refunds)
+		if s.amended != nil {
+			size = 1
+		}
 		r.err = err
 		r.reply, rest = rest[:min(size, len(rest))], rest[min(size, len(rest)):]
 		for j := range s.logs {
@@ -429,7 +461,12 @@ func compare(t rapid.TB, script *clocked, s *step, r *result, took time.Duration
 	if r.err != nil {
 		t.Fatalf("%v\ngot %v", s, r.err)
 	}
-	if s.requests != nil {
+	switch {
+	case s.amended != nil:
+		if r.reply != "\x01" {
+			t.Errorf("%v\ngot %q", s, r.reply)
+		}
+	case s.requests != nil:
 		decisions := make([]store.Decision, len(s.requests))
 		if err := readDecisions(r.reply, script.keys.takeCall(patience, s.requests).items, decisions); err != nil {
 			t.Fatalf("%v\ngot %v", s, err)
@@ -437,7 +474,7 @@ func compare(t rapid.TB, script *clocked, s *step, r *result, took time.Duration
 		if !slices.Equal(decisions, s.decisions) {
 			t.Errorf("%v\ngot  %+v\nwant %+v", s, decisions, s.decisions)
 		}
-	} else {
+	default:
 		var want []byte
 		for _, units := range s.units {
 			want = appendNumber(want, units, refundReply)

@@ -24,6 +24,9 @@ func TestSentinel(t *testing.T) {
 		shared := func(t *testing.T) store.Store { return open(t, behind(r)) }
 		storetest.Run(t, shared)
 		t.Run("shared", func(t *testing.T) { storetest.RunShared(t, shared) })
+		t.Run("steered", func(t *testing.T) {
+			storetest.RunSteered(t, func(t *testing.T) store.Steered { return warmed(t, behind(r)) })
+		})
 	})
 	for _, test := range []struct {
 		name string

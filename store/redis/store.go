@@ -45,11 +45,12 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// Store is a [store.Shared] on Redis. It has a goroutine for each server, and
+// Store is a [store.Shared] and a [store.Steered] on Redis. It has a goroutine for each server, and
 // others while calls are under way; connections stay open in between.
 type Store struct {
 	*environment
 	servers
+	board  *board
 	cancel context.CancelFunc // of everything in the background
 }
 
@@ -62,7 +63,7 @@ func Open(o Options) (*Store, error) {
 	o = o.withDefaults()
 	ctx, cancel := context.WithCancel(background)
 	env := newEnvironment(o)
-	s := &Store{environment: env, servers: servers{keys: newKeys(o.KeyPrefix, o.KeySecret), timeout: o.Timeout}, cancel: cancel}
+	s := &Store{environment: env, servers: servers{keys: newKeys(o.KeyPrefix, o.KeySecret), timeout: o.Timeout}, board: newBoard(ctx, o.KeyPrefix), cancel: cancel}
 	switch {
 	case len(o.Cluster) > 0:
 		s.cluster = newCluster(ctx, env)

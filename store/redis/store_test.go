@@ -167,6 +167,20 @@ func TestLeastRights(t *testing.T) {
 		t.Errorf("%d units used after all were refunded", got)
 	}
 
+	// What is done by hand takes no more.
+	if err := s.Amend(patience, request.Key, store.Amendment{Ban: time.Minute}); err != nil {
+		t.Errorf("Amend: %v", err)
+	}
+	if err := s.Amend(patience, request.Key, store.Amendment{Unban: true}); err != nil {
+		t.Errorf("Amend: %v", err)
+	}
+	names := watchedNames(t, s)
+	postedBy(t, s, "notice", time.Minute)
+	eventually(t, "the notice is there", func() bool { return names() == "notice" })
+	if found, err := s.Withdraw(patience, 'x', "notice"); !found || err != nil {
+		t.Errorf("Withdraw: %v, %v", found, err)
+	}
+
 	// Many at once, which share runs of the script.
 	server.Do(t, "CONFIG", "RESETSTAT")
 	var group sync.WaitGroup
