@@ -21,6 +21,7 @@ import (
 func Parent(cmd *cobra.Command) {
 	// By itself cobra shows the help for a word that is no command, with status 0.
 	cmd.Args = cobra.ArbitraryArgs
+	cmd.FParseErrWhitelist.UnknownFlags = true // else they are what is complained about
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()

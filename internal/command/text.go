@@ -70,8 +70,13 @@ func span(seconds float64) string {
 		return fmt.Sprintf("%dd", d/(24*time.Hour))
 	case d >= 10*time.Second:
 		text := d.Round(time.Second).String()
-		text = strings.TrimSuffix(text, "m0s") + strings.Repeat("m", strings.Count(text, "m0s"))
-		return strings.TrimSuffix(text, "h0m") + strings.Repeat("h", strings.Count(text, "h0m"))
+		if strings.HasSuffix(text, "m0s") {
+			text = strings.TrimSuffix(text, "0s")
+		}
+		if strings.HasSuffix(text, "h0m") {
+			text = strings.TrimSuffix(text, "0m")
+		}
+		return text
 	}
 	return d.Round(time.Millisecond).String()
 }
