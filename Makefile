@@ -40,6 +40,7 @@ fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
 
 bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-server, wrk, node and npm
 	cd bench && go run .
+	go run ./internal/worstwindow
 
 clean: ## remove what was built
 	rm -rf bin caddy cover.out

@@ -13,15 +13,19 @@ import (
 func render(rep *report, images string) string {
 	d := &document{images: images}
 	d.head(rep)
-	d.table("", []string{"goal", "want", "measured", ""}, goalRows(rep))
-	if bad := failedGoals(rep); bad != "" {
-		d.text("Not met in this run: " + bad + ".")
+	if len(rep.Accuracy) > 0 && images == "benchmarks" {
+		// Drawn from this page by internal/worstwindow.
+		d.image("worst", "the most that each limiter granted within one window, in percent of the limit")
 	}
 	if len(rep.Speeds) > 0 {
 		d.image("decisions", "decisions per second of each limiter in each situation")
 	}
 	if len(rep.Calls) > 0 {
 		d.image("calls", "scripts in Redis for 1000 decisions of each limiter in each traffic")
+	}
+	d.table("", []string{"goal", "want", "measured", ""}, goalRows(rep))
+	if bad := failedGoals(rep); bad != "" {
+		d.text("Not met in this run: " + bad + ".")
 	}
 	d.decisions(rep)
 	d.script(rep)
