@@ -3,7 +3,7 @@
 
 FUZZTIME ?= 10s
 
-.PHONY: help run build test cover soak lint fuzz bench clean
+.PHONY: help run build test cover soak lint fuzz migration bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -37,6 +37,10 @@ lint: ## check format, code, go.mod files and who imports what
 
 fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
 	scripts/fuzz $(FUZZTIME)
+
+migration: ## test what docs/migrating.md says of other limiters; installs nginx and haproxy on Debian, wants node and npm
+	scripts/test-needs nginx haproxy
+	go -C migration test -timeout 10m ./...
 
 bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-server, wrk, node and npm
 	cd bench && go run .
