@@ -70,15 +70,3 @@ func adminUnban(c *adminCall) (any, error) {
 	answer.Found, answer.Kept = &found, &keep
 	return answer, nil
 }
-
-// bannedByHand reports whether a ban of a key was set by hand, as far as lists tell.
-func (z *usedZone) bannedByHand(key, readable string) bool {
-	for _, h := range z.handlers {
-		for _, b := range h.app.bansByHand() {
-			if b.zone == z.Name && b.store == z.store && b.dryRun == z.DryRun && b.key == readable {
-				return true
-			}
-		}
-	}
-	return false
-}

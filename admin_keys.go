@@ -139,7 +139,7 @@ func (a *keyAnswer) look(z *usedZone, key string, limit int64) {
 	if d.Blocked {
 		until := time.Now().Add(d.RetryAfter).Truncate(time.Millisecond)
 		a.BlockedUntil, a.BlockedBy = &until, blockedByRule
-		if z.bannedByHand(key, a.Key) {
+		if _, ok := z.bannedByHand(key); ok {
 			a.BlockedBy = blockedByHand
 		}
 	}
@@ -162,7 +162,7 @@ func (a *keyAnswer) look(z *usedZone, key string, limit int64) {
 // lookInFlight asks how many requests are in flight.
 func (a *keyAnswer) lookInFlight(z *usedZone, key string, limit int64) {
 	d := z.backend.limiter.Look(steerTime, inflight.Request{
-		Key: inflight.Key{Zone: z.storeName, Client: key}, Limit: limit, Alone: z.alone(z.backend.Guard.Instances()),
+		Key: inflight.Key{Zone: z.storeName, Client: key}, Limit: limit, Alone: z.alone(limit, z.backend.Guard.Instances()),
 	})
 	a.Source = d.Source.String()
 	remaining := max(0, limit-d.InFlight)

@@ -41,6 +41,8 @@ func (b *backend) has(z *Zone) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.zones = append(b.zones, z)
+	z.backend = b
+	b.lasting.steering.add(z)
 }
 
 func (b *backend) allZones() []*Zone {
@@ -55,6 +57,8 @@ type lasting struct {
 	slots  *inflight.Table
 	losses logLimiter
 	memo   memo
+
+	steering steering
 }
 
 // Destruct implements caddy.Destructor.
@@ -102,10 +106,12 @@ func (b *backend) start() {
 		b.limiter.Start()
 	}
 	b.lasting.memo.start(b)
+	b.lasting.steering.start(b)
 }
 
 func (b *backend) release() error {
 	b.lasting.memo.stop(b)
+	b.lasting.steering.leave(b, b.allZones())
 	storeStates.remove(b)
 	b.Close()
 	if b.limiter != nil {

@@ -198,11 +198,11 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 	case body.ErrMemory:
 		e.h.app.warnOfBodyMemory()
 		for _, zone := range e.later {
-			e.refuse(zone, zone.limit, reasonBodyMemory)
+			e.refuse(zone, zone.limitShown(), reasonBodyMemory)
 		}
 	default:
 		for _, zone := range e.later {
-			e.refuse(zone, zone.limit, reasonSlowBody)
+			e.refuse(zone, zone.limitShown(), reasonSlowBody)
 		}
 		// Nor can a dry run let the request pass: its body is lost.
 		e.reason = max(e.reason, reasonSlowBody)

@@ -80,15 +80,16 @@ func (l *lasting) leave() {
 	}
 }
 
-// alone is how many requests of a key an instance may have in flight by itself.
-func (z *Zone) alone(instances int) int64 {
+// alone is how many requests of a key an instance may have in flight by itself, under a
+// limit.
+func (z *Zone) alone(limit int64, instances int) int64 {
 	switch z.policy {
 	case fallback.Allow:
 		return inflight.Unlimited
 	case fallback.Deny:
 		return -1
 	}
-	return max(1, z.limit/int64(max(1, instances)))
+	return max(1, limit/int64(max(1, instances)))
 }
 
 // takeSlots decides zones that limit how many requests are in flight, one after
@@ -102,7 +103,7 @@ func (e *evaluation) takeSlots() {
 		b := e.h.backend
 		slot, d := b.limiter.Acquire(e.charges.rest(e.h.budget), inflight.Request{
 			Key:   inflight.Key{Zone: v.zone.storeName, Client: v.client},
-			Limit: v.limit, Alone: v.zone.alone(b.Guard.Instances()),
+			Limit: v.limit, Alone: v.zone.alone(v.limit, b.Guard.Instances()),
 		})
 		e.charges.waited += d.Waited
 		v.counted = d.Source != store.FromPolicy

@@ -117,6 +117,8 @@ func (e *evaluation) gather() error {
 			e.api = llm.API(zone.Usage.API)
 		}
 		switch {
+		case zone.refusesAll():
+			e.refuse(zone, 0, reasonZero)
 		case !zone.needsBody:
 			e.add(zone)
 		case zone.meter == nil || e.meets(zone):
@@ -148,26 +150,26 @@ func (e *evaluation) showAddresses() (restore func()) {
 // add adds the verdict of a zone that applies, and the request for it unless it
 // is clear without the store.
 func (e *evaluation) add(zone *Zone) {
-	if zone.tier == nil && zone.limit == 0 {
-		e.refuse(zone, 0, reasonZero)
-		return
-	}
 	client, found := zone.client(&e.keys, e.charges)
 	switch {
 	case found == keyDenied:
-		e.refuse(zone, zone.limit, reasonEmptyKey)
+		e.refuse(zone, zone.limitShown(), reasonEmptyKey)
 		return
 	case found == keySkipped, e.charges.has(zone.same, client):
 		return
 	}
-	if zone.Concurrent != nil {
-		e.slots = append(e.slots, len(e.verdicts))
-		e.verdicts = append(e.verdicts, verdict{zone: zone, limit: zone.limit, client: client})
+	limit := zone.limitOf(&e.keys, e.charges.client)
+	if ban, ok := zone.bannedByHand(client); ok {
+		e.refuseBanned(zone, client, limit, time.Until(ban.until))
 		return
 	}
-	limit := zone.limitOf(&e.keys, e.charges.client)
 	if limit == 0 {
 		e.refuse(zone, 0, reasonZero)
+		return
+	}
+	if zone.Concurrent != nil {
+		e.slots = append(e.slots, len(e.verdicts))
+		e.verdicts = append(e.verdicts, verdict{zone: zone, limit: limit, client: client})
 		return
 	}
 	var units int64
@@ -209,6 +211,16 @@ func (e *evaluation) refuse(zone *Zone, limit int64, why reason) {
 		Decision: store.Decision{Source: store.FromPolicy},
 	})
 	e.heed(zone, why)
+}
+
+// refuseBanned adds the verdict of a zone whose key is banned by hand, for some time yet. It is
+// known without the store, and whatever is in hand of a lease.
+func (e *evaluation) refuseBanned(zone *Zone, client string, limit int64, rest time.Duration) {
+	e.verdicts = append(e.verdicts, verdict{
+		zone: zone, client: client, limit: max(limit, 0), reason: reasonBlocked, counted: true,
+		Decision: store.Decision{Blocked: true, RetryAfter: rest, Reset: rest, Source: store.FromCache},
+	})
+	e.heed(zone, reasonBlocked)
 }
 
 // heed takes in why a zone refuses.

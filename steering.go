@@ -2,23 +2,33 @@ package distributedratelimit
 
 import (
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
 
 // This file is what operators change by hand while a configuration runs: bans of
-// keys, resets, and overrides of limits. All instances that use the store are told.
+// keys, resets, and overrides of limits. All instances that use the store are told, see
+// steering_board.go.
 //
 // All of it is safe for concurrent use, waits for the store for steerTime at most, and
 // may be repeated after any error. Errors are for operators, name the remedy, and hold
 // no secret and no key. An error that is a *steerError is a mistake of the caller; one that
-// wraps a *[store.Error] is the store's.
+// wraps a *[store.Error] is the store's, and one that wraps [store.ErrBoardFull] is for want of
+// room.
 
 const (
 	// steerTime is how long an operator's change may wait for the store.
 	steerTime = 2 * time.Second
 	// maxOverrides and maxBansByHand are how many the board of a store holds.
 	maxOverrides  = 100
-	maxBansByHand = 1000
+	maxBansByHand = store.MaxNotices
 	// maxNote bounds the note of an override, in bytes.
 	maxNote = 200
 	// maxReadable bounds the readable key of a ban, in bytes.
@@ -28,75 +38,226 @@ const (
 // steerError is a mistake in what an operator asks for.
 type steerError struct{ error }
 
-// banByHand is a ban that an operator has set, on whatever instance.
-type banByHand struct {
-	store  string // name of the data that the key is in
-	zone   string // name of the zone; whether this configuration has it or not
-	dryRun bool   // it is of the dry run of that name, which refuses nobody
-	// key is the readable key, if whoever set the ban gave it, shortened to maxReadable;
-	// "" otherwise.
-	key   string
-	set   time.Time // by the clock of the instance that set it
-	until time.Time // by the clock of this one
+func mistaken(format string, args ...any) error {
+	return &steerError{fmt.Errorf(format, args...)}
 }
 
-// override is another limit for a while that an operator has set, on whatever
-// instance.
-type override struct {
-	store  string // name of the data that the zone is in
-	zone   string // name of the zone; whether this configuration has it or not
-	dryRun bool   // it is of the dry run of that name
-	plan   string // whose limit it replaces; "" in a zone without a tier
-	events int64  // the limit, 0 to store.MaxEvents; 0 refuses everything
-	note   string // why, in the operator's words; may be empty
-	set    time.Time
-	until  time.Time
+// steered is the zone's store, if it can be changed by hand.
+func (z *Zone) steered() (store.Steered, error) {
+	if z.backend != nil {
+		if s, ok := z.backend.store.(store.Steered); ok {
+			return s, nil
+		}
+	}
+	return nil, errors.New("the store of this zone cannot be changed by hand: its module does not implement store.Steered")
 }
 
-var errNotYet = errors.New("not yet")
+// key is a key of the zone in its store.
+func (z *Zone) keyIn(client string) store.Key {
+	return store.Key{Zone: z.storeName, Client: client, Window: z.window}
+}
 
-// zonesOf returns the limits of a name: one for each store that a zone of the name uses,
-// and for its dry run. Each stands for the zones of the limit in all handlers. Limits in
-// force come before dry runs. It is empty if the configuration has no such zone.
-func (a *App) zonesOf(name string) []*Zone { return nil }
+// lasting checks how long something is to hold, and rounds it.
+func lastingBy(what string, lasts time.Duration) (time.Duration, error) {
+	if lasts < store.MinNotice || lasts > store.MaxWindow {
+		return 0, mistaken("%s of %v is not between %s and %s", what, lasts, windowText(store.MinNotice), windowText(store.MaxWindow))
+	}
+	return lasts.Truncate(time.Microsecond), nil
+}
 
 // ban refuses a key of the zone for so long from now on, 1 s to store.MaxWindow, in the
 // place of any other ban of it, on all instances: about a second later at the latest. client
 // is the key as [Zone.client] returns it; readable is what lists show, and may be
 // empty: it is then shown nowhere, and no store holds it.
-func (z *Zone) ban(client, readable string, lasts time.Duration) error { return errNotYet }
+//
+// The board is what instances go by, without asking the store. The log has the ban as well,
+// for instances that do not know the board yet. Zones with concurrent have no log.
+func (z *Zone) ban(client, readable string, lasts time.Duration) error {
+	s, err := z.steered()
+	if err != nil {
+		return err
+	}
+	if lasts, err = lastingBy("a ban", lasts); err != nil {
+		return err
+	}
+	began := time.Now()
+	notice := z.banNotice(client, readable, began)
+	notice.Lasts = lasts
+	switch err := s.Post(steerTime, notice, maxBansByHand); {
+	case errors.Is(err, store.ErrBoardFull):
+		return fmt.Errorf("%d bans by hand are in force, which is the most; end some, or keep these clients out with a matcher: %w", maxBansByHand, err)
+	case err != nil:
+		return fmt.Errorf("posting the ban: %w", err)
+	}
+	if err := z.amend(s, steerTime-time.Since(began), client, store.Amendment{Ban: lasts}); err != nil && !z.alonely() {
+		return fmt.Errorf("the ban is in force, but not in the log of the key, where an instance that is just starting would find it; repeat it: %w", err)
+	}
+	return nil
+}
+
+// alonely reports whether the store is of this process alone, which knows its board.
+func (z *Zone) alonely() bool {
+	_, shared := z.backend.store.(store.Shared)
+	return !shared
+}
 
 // unban ends any ban of a key, that of block_for included. Unless keep is true it also
 // forgets the units that count, as reset does. It reports whether a ban set by hand was
 // on the board.
-func (z *Zone) unban(client string, keep bool) (found bool, err error) { return false, errNotYet }
+func (z *Zone) unban(client string, keep bool) (found bool, err error) {
+	s, err := z.steered()
+	if err != nil {
+		return false, err
+	}
+	began := time.Now()
+	if found, err = s.Withdraw(steerTime, classBan, z.banName(client)); err != nil {
+		return false, fmt.Errorf("withdrawing the ban: %w", err)
+	}
+	if err := z.amend(s, steerTime-time.Since(began), client, store.Amendment{Unban: true, Empty: !keep}); err != nil {
+		return found, fmt.Errorf("a ban by hand is withdrawn, but the log of the key is as it was; repeat it: %w", err)
+	}
+	return found, nil
+}
 
 // reset forgets the units that count for a key, and a ban of block_for with them, but no
 // ban set by hand. Refusals that other instances remember end within a second. It is
 // a mistake for a zone with concurrent.
-func (z *Zone) reset(client string) error { return errNotYet }
+func (z *Zone) reset(client string) error {
+	s, err := z.steered()
+	if err != nil {
+		return err
+	}
+	if z.Concurrent != nil {
+		return mistaken("zone %s limits how many requests are in flight and counts nothing else: its slots are free when these are over", z.Name)
+	}
+	if err := z.amend(s, steerTime, client, store.Amendment{Empty: true}); err != nil {
+		return fmt.Errorf("resetting the key: %w", err)
+	}
+	return nil
+}
+
+// amend changes the log of a key, and what this instance counts by itself. A zone with
+// concurrent has no log.
+func (z *Zone) amend(s store.Steered, wait time.Duration, client string, amendment store.Amendment) error {
+	if z.Concurrent != nil {
+		return nil
+	}
+	key := z.keyIn(client)
+	if err := s.Amend(wait, key, amendment); err != nil {
+		return err
+	}
+	z.backend.Amended(key, amendment)
+	return nil
+}
 
 // override replaces the limit of the zone for so long, 1 s to store.MaxWindow, on all
 // instances. A zone with a tier needs the plan: one of the table, or "default" for all
 // that are not in it; others need "". note is why, up to maxNote bytes, and may be empty.
 func (z *Zone) override(plan string, events int64, lasts time.Duration, note string) error {
-	return errNotYet
+	s, err := z.steered()
+	if err != nil {
+		return err
+	}
+	if err := z.checkPlan(plan); err != nil {
+		return err
+	}
+	most := int64(store.MaxEvents)
+	if z.Concurrent != nil {
+		most = inflight.MaxLimit
+	}
+	switch {
+	case events < 0 || events > most:
+		return mistaken("a limit of %d is not between 0 and %d", events, most)
+	case len(note) > maxNote:
+		return mistaken("the note has %d bytes; %d is the most", len(note), maxNote)
+	case !utf8.ValidString(note):
+		return mistaken("the note is not UTF-8")
+	}
+	if lasts, err = lastingBy("an override", lasts); err != nil {
+		return err
+	}
+	notice := z.overrideNotice(plan, events, note, time.Now())
+	notice.Lasts = lasts
+	if notice.Validate(maxOverrides) != nil {
+		return mistaken("the name of the plan is too long to be on the board; rename it")
+	}
+	switch err := s.Post(steerTime, notice, maxOverrides); {
+	case errors.Is(err, store.ErrBoardFull):
+		return fmt.Errorf("%d overrides are in force, which is the most; end some, or change the configuration: %w", maxOverrides, err)
+	case err != nil:
+		return fmt.Errorf("posting the override: %w", err)
+	}
+	return nil
 }
 
 // endOverride ends the override of a zone, of one plan if the zone has a tier, and reports
 // whether there was one.
-func (z *Zone) endOverride(plan string) (found bool, err error) { return false, errNotYet }
+func (z *Zone) endOverride(plan string) (found bool, err error) {
+	s, err := z.steered()
+	if err != nil {
+		return false, err
+	}
+	if err := z.checkPlan(plan); err != nil {
+		return false, err
+	}
+	if found, err = s.Withdraw(steerTime, classOverride, z.overrideName(plan)); err != nil {
+		return false, fmt.Errorf("withdrawing the override: %w", err)
+	}
+	return found, nil
+}
+
+// checkPlan checks that an override is of a plan exactly if the zone has plans.
+func (z *Zone) checkPlan(plan string) error {
+	if z.tier == nil {
+		if plan != "" {
+			return mistaken("zone %s has no plans; leave the plan out", z.Name)
+		}
+		return nil
+	}
+	if _, ok := z.tier.limits[plan]; ok || plan == wordDefault {
+		return nil
+	}
+	plans := strings.Join(append(slices.Sorted(maps.Keys(z.tier.limits)), wordDefault), ", ")
+	if plan == "" {
+		return mistaken("zone %s has plans; say which one: %s", z.Name, plans)
+	}
+	return mistaken("zone %s has no plan %q; there are: %s", z.Name, bounded(plan), plans)
+}
 
 // overrides lists the overrides in force of a zone, by plan.
-func (z *Zone) overrides() []override { return nil }
+func (z *Zone) overrides() []override {
+	if z.backend == nil {
+		return nil
+	}
+	return slices.DeleteFunc(z.backend.lasting.steering.allOverrides(), func(o override) bool { return o.storeName != z.storeName })
+}
 
 // bansByHand is how many bans set by hand are in force in a zone.
-func (z *Zone) bansByHand() int { return 0 }
+func (z *Zone) bansByHand() int { return len(z.steering.Load().allBans()) }
+
+// bannedByHand returns the ban that was set by hand of a key, if one is in force.
+func (z *Zone) bannedByHand(client string) (banByHand, bool) {
+	return z.steering.Load().ban(z, client, time.Now())
+}
 
 // bansByHand lists the bans set by hand in the stores of the configuration, those of
 // zones that it does not have included, the first one to end first.
-func (a *App) bansByHand() []banByHand { return nil }
+func (a *App) bansByHand() (list []banByHand) {
+	for _, b := range a.stores() {
+		list = append(list, b.lasting.steering.allBans()...)
+	}
+	slices.SortStableFunc(list, func(a, b banByHand) int { return a.until.Compare(b.until) })
+	return list
+}
 
-// overrides lists the overrides in the stores of the configuration, those of zones that
-// it does not have included, by zone and plan.
-func (a *App) overrides() []override { return nil }
+// stores are the backends of the configuration, one for each store's data.
+func (a *App) stores() (list []*backend) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range a.backends {
+		if !slices.ContainsFunc(list, func(other *backend) bool { return other.name == b.name }) {
+			list = append(list, b)
+		}
+	}
+	return list
+}

@@ -101,9 +101,29 @@ func (m *MemoryStore) Refund(wait time.Duration, refunds []store.Refund) error {
 // String implements store.Store.
 func (m *MemoryStore) String() string { return m.pooled.String() }
 
+// Amend implements store.Steered.
+func (m *MemoryStore) Amend(wait time.Duration, key store.Key, amendment store.Amendment) error {
+	return m.pooled.Amend(wait, key, amendment)
+}
+
+// Post implements store.Steered.
+func (m *MemoryStore) Post(wait time.Duration, notice store.Notice, most int) error {
+	return m.pooled.Post(wait, notice, most)
+}
+
+// Withdraw implements store.Steered.
+func (m *MemoryStore) Withdraw(wait time.Duration, class byte, name string) (found bool, err error) {
+	return m.pooled.Withdraw(wait, class, name)
+}
+
+// WatchBoard implements store.Steered.
+func (m *MemoryStore) WatchBoard(do func([]store.Notice)) (stop func()) {
+	return m.pooled.WatchBoard(do)
+}
+
 // Interface guards
 var (
-	_ store.Store         = (*MemoryStore)(nil)
+	_ store.Steered       = (*MemoryStore)(nil)
 	_ Starter             = (*MemoryStore)(nil)
 	_ fallback.Configured = (*MemoryStore)(nil)
 )

@@ -170,10 +170,10 @@ func (s *RedisStore) Provision(ctx caddy.Context) error {
 			return nil, err
 		}
 		if s.Lease != nil && !*s.Lease {
-			return &pooledRedis{Store: opened, redis: opened}, nil
+			return &pooledRedis{Steered: opened, redis: opened}, nil
 		}
 		leases := lease.New(opened, lease.Options{})
-		return &pooledRedis{Store: leases, leases: leases, redis: opened}, nil
+		return &pooledRedis{Steered: leases, leases: leases, redis: opened}, nil
 	})
 	if err != nil {
 		return err
@@ -202,7 +202,7 @@ func (s *RedisStore) literalSecret() string {
 
 // pooledRedis is a store that is shared by configurations.
 type pooledRedis struct {
-	store.Store
+	store.Steered
 	leases *lease.Store // nil if there are none
 	redis  *redis.Store
 }
@@ -265,8 +265,29 @@ func (s *RedisStore) Instances() int { return s.pooled.redis.Instances() }
 // Watch implements store.Shared.
 func (s *RedisStore) Watch(do func(store.Report)) (stop func()) { return s.pooled.redis.Watch(do) }
 
+// Amend implements store.Steered.
+func (s *RedisStore) Amend(wait time.Duration, key store.Key, amendment store.Amendment) error {
+	return s.pooled.Amend(wait, key, amendment)
+}
+
+// Post implements store.Steered.
+func (s *RedisStore) Post(wait time.Duration, notice store.Notice, most int) error {
+	return s.pooled.Post(wait, notice, most)
+}
+
+// Withdraw implements store.Steered.
+func (s *RedisStore) Withdraw(wait time.Duration, class byte, name string) (found bool, err error) {
+	return s.pooled.Withdraw(wait, class, name)
+}
+
+// WatchBoard implements store.Steered.
+func (s *RedisStore) WatchBoard(do func([]store.Notice)) (stop func()) {
+	return s.pooled.WatchBoard(do)
+}
+
 // Interface guards
 var (
 	_ store.Shared        = (*RedisStore)(nil)
+	_ store.Steered       = (*RedisStore)(nil)
 	_ fallback.Configured = (*RedisStore)(nil)
 )

@@ -205,17 +205,24 @@ func (t *tier) has(limit int64) bool {
 
 // limitOf is the limit that holds for a request, or unlimited.
 func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
+	f := z.steering.Load()
 	if z.tier == nil {
-		return z.limit
+		return f.limit("", z.limit)
 	}
 	value, lacked := keys.value(&z.tier.plan, client, z.v4, z.v6)
 	if lacked == lackNothing {
 		limit, ok := z.tier.limits[string(value)]
 		if ok {
-			return limit
+			return f.limitOf(value, limit)
 		}
 		lacked = lackListed
 	}
 	z.replaces(readTier, &z.tier.plan, lacked)
-	return z.tier.byDefault
+	return f.limit(wordDefault, z.tier.byDefault)
 }
+
+// limitShown is the limit of a zone without a tier, for refusals that have other reasons.
+func (z *Zone) limitShown() int64 { return z.steering.Load().limit("", z.limit) }
+
+// refusesAll reports whether the limit is 0, whatever the request's plan is.
+func (z *Zone) refusesAll() bool { return z.tier == nil && z.limitShown() == 0 }

@@ -17,7 +17,7 @@ func (e *evaluation) meets(zone *Zone) bool {
 		// Whom the key refuses makes nobody read a long body, and reads nothing that is free.
 		switch _, found := zone.client(&e.keys, e.charges); found {
 		case keyDenied:
-			e.refuse(zone, zone.limit, reasonEmptyKey)
+			e.refuse(zone, zone.limitShown(), reasonEmptyKey)
 			return false
 		case keySkipped:
 			return false
@@ -28,7 +28,7 @@ func (e *evaluation) meets(zone *Zone) bool {
 		e.exempt = append(e.exempt, zone)
 		return false
 	case llm.Unmetered:
-		e.refuse(zone, zone.limit, reasonUnmetered)
+		e.refuse(zone, zone.limitShown(), reasonUnmetered)
 		return false
 	}
 	return true
@@ -101,7 +101,7 @@ func (e *evaluation) rewrite() {
 		e.h.app.warnOfBodyMemory()
 		for _, zone := range e.later {
 			if zone.meter != nil {
-				e.refuse(zone, zone.limit, reasonBodyMemory)
+				e.refuse(zone, zone.limitShown(), reasonBodyMemory)
 			}
 		}
 		return

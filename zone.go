@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -142,7 +143,9 @@ type Zone struct {
 	v4, v6        int
 	policy        fallback.Policy
 	storeName     string // of the log: a dry run has one of its own
-	same          *Zone  // stands for the zones of this limit in all handlers
+	backend       *backend
+	steering      atomic.Pointer[inForce] // what operators have changed, nil for nothing
+	same          *Zone                   // stands for the zones of this limit in all handlers
 	counters      zoneCounters
 	explained     explanations
 	top           *busiest.Keys // of the zone that stands for the limit, nil without log_key
@@ -158,6 +161,10 @@ const (
 	emptyKeyClient = "client"
 	emptyKeySkip   = "skip"
 	emptyKeyDeny   = "deny"
+
+	// dryRunSuffix is in the store's name of a zone that is tried out. No name of a
+	// zone holds this character.
+	dryRunSuffix = "~dry"
 
 	defaultIPv4Prefix = 32
 	defaultIPv6Prefix = 64
@@ -178,7 +185,7 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 		return err
 	}
 	z.key.normal = newNormalization(z.KeyNormalize, z.key.body)
-	z.needsBody = z.writtenWithBody() && (z.Events == nil || *z.Events > 0)
+	z.needsBody = z.writtenWithBody()
 	z.window = time.Duration(z.Window)
 	if z.tier, err = newTier(z.Tier); err != nil {
 		return err
@@ -199,8 +206,8 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	if z.DryRun {
 		// A zone of this name may be in force elsewhere, while this one is
 		// being tried out: requests that a dry run lets pass must not use up
-		// that limit. No name of a zone holds this character.
-		z.storeName += "~dry"
+		// that limit.
+		z.storeName += dryRunSuffix
 	}
 	z.counters.zone = z.Name
 	z.logger = h.logger

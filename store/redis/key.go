@@ -47,6 +47,13 @@ func newKeys(prefix string, secret []byte) *keys {
 type clientHash [22]byte
 
 func (k *keys) hash(client string) (h clientHash) {
+	sum := k.digest(client)
+	base64.RawURLEncoding.Encode(h[:], sum[:])
+	return h
+}
+
+// digest is the hash itself.
+func (k *keys) digest(client string) [hashSize]byte {
 	var buf [store.MaxClientBytes]byte
 	var sum [sha256.Size]byte
 	if k.secret {
@@ -58,8 +65,7 @@ func (k *keys) hash(client string) (h clientHash) {
 	} else {
 		sum = sha256.Sum256(append(buf[:0], client...))
 	}
-	base64.RawURLEncoding.Encode(h[:], sum[:hashSize])
-	return h
+	return [hashSize]byte(sum[:hashSize])
 }
 
 // of is the key of a log.

@@ -72,6 +72,10 @@ func steeringCall(kind byte, wait time.Duration, key string, packed []byte) *cal
 	return c
 }
 
+// HashKey hashes a client's key as the names of keys have it: with the secret, if there
+// is one.
+func (s *Store) HashKey(client string) [16]byte { return s.keys.digest(client) }
+
 // Post puts a notice on the board, see [store.Steered].
 func (s *Store) Post(wait time.Duration, notice store.Notice, most int) error {
 	if err := notice.Validate(most); err != nil {
