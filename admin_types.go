@@ -155,3 +155,71 @@ func momentOf(t time.Time) *time.Time {
 	t = t.UTC().Round(time.Millisecond)
 	return &t
 }
+
+// explainAnswer is the answer to POST explain.
+type explainAnswer struct {
+	Server string `json:"server"`
+	// Granted: no handler that the request reaches would refuse it.
+	Granted  bool               `json:"granted"`
+	Handlers []explainedHandler `json:"handlers"`
+	// Ends is what would respond.
+	Ends string `json:"ends"`
+	// Assumed is what the explanation takes for granted.
+	Assumed []string `json:"assumed"`
+}
+
+// explainedHandler is what one distributed_ratelimit handler would do.
+type explainedHandler struct {
+	Client     explainedClient `json:"client"`
+	Granted    bool            `json:"granted"`
+	Reason     string          `json:"reason,omitempty"`
+	Status     int             `json:"status,omitempty"`
+	Error      string          `json:"error,omitempty"`       // of a matcher: the request fails
+	StoreError string          `json:"store_error,omitempty"` // why the store did not answer
+	Zones      []explainedZone `json:"zones"`
+}
+
+type explainedClient struct {
+	IP      string `json:"ip"`
+	Rule    string `json:"rule"`
+	Because string `json:"because"`
+}
+
+// explainedZone is what one zone says.
+type explainedZone struct {
+	Zone    string `json:"zone"`
+	Store   string `json:"store"`
+	DryRun  bool   `json:"dry_run"`
+	Applies bool   `json:"applies"`
+	// Because is why it does not apply: not_matched, exempt, empty_key, charged, free or
+	// unread.
+	Because string          `json:"because,omitempty"`
+	Exempt  string          `json:"exempt,omitempty"` // which matchers
+	Lacks   []explainedLack `json:"lacks,omitempty"`
+
+	Key       string   `json:"key,omitempty"`
+	Plan      string   `json:"plan,omitempty"`
+	Unlimited bool     `json:"unlimited,omitempty"`
+	Limit     *int64   `json:"limit,omitempty"`
+	Window    float64  `json:"window,omitempty"`
+	Share     *int64   `json:"share,omitempty"` // of the limit, that this instance grants while the store is away
+	Units     int64    `json:"units,omitempty"`
+	Used      *int64   `json:"used,omitempty"`
+	Remaining *int64   `json:"remaining,omitempty"`
+	Reset     *float64 `json:"reset,omitempty"`
+
+	BlockedUntil *time.Time `json:"blocked_until,omitempty"`
+	BlockedBy    string     `json:"blocked_by,omitempty"` // hand or block_for
+	MayBan       bool       `json:"may_ban,omitempty"`
+
+	Granted *bool  `json:"granted,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	Detail  string `json:"detail,omitempty"`
+	Source  string `json:"source,omitempty"`
+}
+
+// explainedLack is a word of a zone for which the request has no value.
+type explainedLack struct {
+	Word string `json:"word"`
+	Why  string `json:"why"`
+}

@@ -89,6 +89,10 @@ func (z *usedZone) configured() zoneAnswer {
 			answer.Usage.Unit = "micro-dollars"
 		}
 	}
+	for _, o := range z.Zone.overrides() {
+		answer.Overrides = append(answer.Overrides, overrideAnswer{Plan: o.plan, Events: o.events, Note: o.note, Set: *momentOf(o.set), Until: *momentOf(o.until)})
+	}
+	answer.BansByHand = z.Zone.bansByHand()
 	for _, h := range z.handlers {
 		answer.Exempt = append(answer.Exempt, h.about.exempt...)
 	}

@@ -215,6 +215,9 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 	for i := range e.verdicts {
 		e.verdicts[i].charged = false
 	}
+	if len(first) == 0 {
+		return
+	}
 	began := time.Now()
 	e.h.backend.Settle(e.charges.rest(e.h.budget), first)
 	e.charges.waited += time.Since(began)
@@ -236,7 +239,7 @@ func (e *evaluation) openBody(w http.ResponseWriter) (read *body.Body, err error
 
 // reservations are what the evaluation has charged so far, as none of it were spent.
 func (e *evaluation) reservations() []fallback.Settlement {
-	if len(e.call.Requests) == 0 {
+	if len(e.call.Requests) == 0 || e.keys.probe != nil {
 		return nil
 	}
 	settlements := make([]fallback.Settlement, len(e.call.Requests))

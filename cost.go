@@ -138,13 +138,13 @@ func (z *Zone) unitsOf(keys *keyBuilder, client ipident.Result) int64 {
 		case err != nil && !errors.Is(err, strconv.ErrRange): // else n is the nearest number
 			lacked = lackNumber
 		case n > c.most:
-			z.replaces(readCost, &c.from, lackBound)
+			z.replaces(keys, readCost, &c.from, lackBound)
 			return c.most
 		default:
 			return max(n, c.least)
 		}
 	}
-	z.replaces(readCost, &c.from, lacked)
+	z.replaces(keys, readCost, &c.from, lacked)
 	return c.byDefault
 }
 

@@ -84,6 +84,7 @@ func (e *evaluation) release() {
 	e.keys.repl = nil
 	e.keys.request = nil
 	e.keys.body = nil
+	e.keys.probe = nil
 	evaluations.Put(e)
 }
 
@@ -103,9 +104,11 @@ func (e *evaluation) gather() error {
 		}
 		if free || applies && exempt {
 			e.exempt = append(e.exempt, zone)
+			e.keys.probe.absent(zone, absentExempt)
 			continue
 		}
 		if !applies {
+			e.keys.probe.absent(zone, absentUnmatched)
 			continue
 		}
 		if zone.keyedOnAddress() && isEarlyData(e.r) {
@@ -155,7 +158,11 @@ func (e *evaluation) add(zone *Zone) {
 	case found == keyDenied:
 		e.refuse(zone, zone.limitShown(), reasonEmptyKey)
 		return
-	case found == keySkipped, e.charges.has(zone.same, client):
+	case found == keySkipped:
+		e.keys.probe.absent(zone, absentEmptyKey)
+		return
+	case e.charges.has(zone.same, client):
+		e.keys.probe.absent(zone, absentCharged)
 		return
 	}
 	limit := zone.limitOf(&e.keys, e.charges.client)
@@ -184,9 +191,11 @@ func (e *evaluation) add(zone *Zone) {
 	default:
 		units = zone.unitsOf(&e.keys, e.charges.client)
 	}
+	e.keys.probe.costs(zone, limit, units)
 	switch {
 	case units == 0:
 		e.exempt = append(e.exempt, zone)
+		e.keys.probe.absent(zone, absentFree)
 		return
 	case units > limit:
 		e.refuse(zone, limit, reasonTooCostly)
@@ -242,6 +251,10 @@ func isEarlyData(r *http.Request) bool {
 // none takes nothing of a window, and a request that a window refuses gives its
 // slots back.
 func (e *evaluation) decide() {
+	if e.keys.probe != nil {
+		e.look()
+		return
+	}
 	e.takeSlots()
 	requests := e.call.Requests
 	if len(requests) == 0 || !e.passes() {

@@ -186,26 +186,10 @@ func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
 		zap.Stringer("peer", peer), zap.String("header", name), zap.Int64("suppressed", suppressed))
 }
 
-// client decides who the client of r is, which has these variables.
+// client decides who the client of r is, which has these variables. It counts and tells
+// how it was found.
 func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result {
-	peer := true // comes first, and once
-	var ranges ipident.Ranges
-	client := id.rules.Client(remoteAddr(r), r.Header, func(hop netip.Addr) bool {
-		first := peer
-		peer = false
-		switch {
-		case !hop.IsValid():
-			// No list of ranges holds a Unix socket.
-			return trustsUnix(r)
-		case id.ranges == nil:
-			return id.server.trusts(r, vars, hop, first)
-		case first:
-			// Once for all hops: a list that changes in between would lead to
-			// an address that neither list yields.
-			ranges = id.ranges.of(r)
-		}
-		return ranges.Contains(hop)
-	})
+	client := id.find(r, vars)
 	identityMetric(client.Reason).Inc()
 	switch client.Reason {
 	case ipident.ReasonMalformed, ipident.ReasonDuplicate, ipident.ReasonTooLong, ipident.ReasonTooFewHops, ipident.ReasonBadPeer:
@@ -223,4 +207,26 @@ func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result 
 		})
 	}
 	return client
+}
+
+// find decides who the client of r is.
+func (id *identity) find(r *http.Request, vars map[string]any) ipident.Result {
+	peer := true // comes first, and once
+	var ranges ipident.Ranges
+	return id.rules.Client(remoteAddr(r), r.Header, func(hop netip.Addr) bool {
+		first := peer
+		peer = false
+		switch {
+		case !hop.IsValid():
+			// No list of ranges holds a Unix socket.
+			return trustsUnix(r)
+		case id.ranges == nil:
+			return id.server.trusts(r, vars, hop, first)
+		case first:
+			// Once for all hops: a list that changes in between would lead to
+			// an address that neither list yields.
+			ranges = id.ranges.of(r)
+		}
+		return ranges.Contains(hop)
+	})
 }

@@ -208,6 +208,7 @@ type keyBuilder struct {
 	repl    *caddy.Replacer
 	request *http.Request
 	body    *body.Body // nil until it is read
+	probe   *probe     // of an evaluation that only explains; else nil
 	buf     []byte
 }
 

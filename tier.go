@@ -217,7 +217,7 @@ func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
 		}
 		lacked = lackListed
 	}
-	z.replaces(readTier, &z.tier.plan, lacked)
+	z.replaces(keys, readTier, &z.tier.plan, lacked)
 	return f.limit(wordDefault, z.tier.byDefault)
 }
 

@@ -20,12 +20,14 @@ func (e *evaluation) meets(zone *Zone) bool {
 			e.refuse(zone, zone.limitShown(), reasonEmptyKey)
 			return false
 		case keySkipped:
+			e.keys.probe.absent(zone, absentEmptyKey)
 			return false
 		}
 	}
 	switch zone.meter.Route(e.r.Method, e.r.URL.EscapedPath()) {
 	case llm.Free:
 		e.exempt = append(e.exempt, zone)
+		e.keys.probe.absent(zone, absentFree)
 		return false
 	case llm.Unmetered:
 		e.refuse(zone, zone.limitShown(), reasonUnmetered)

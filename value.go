@@ -63,7 +63,10 @@ func (b *keyBuilder) value(t *valueTemplate, client ipident.Result, v4, v6 int) 
 }
 
 // replaces counts a value that a default or a bound stands for.
-func (z *Zone) replaces(word readWord, t *valueTemplate, lacked lack) {
+func (z *Zone) replaces(keys *keyBuilder, word readWord, t *valueTemplate, lacked lack) {
+	if keys.probe.lacks(z, word.String(), lacked) {
+		return
+	}
 	z.counters.replace(word, lacked)
 	z.explain(word.String(), &t.keyTemplate, lacked)
 }

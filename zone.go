@@ -310,7 +310,7 @@ const (
 // otherwise.
 func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
 	bytes, empty, lacked := keys.build(&z.key, c.client, z.v4, z.v6)
-	if lacked != lackNothing {
+	if lacked != lackNothing && !keys.probe.lacks(z, "key", lacked) {
 		z.counters.emptyKey(lacked)
 		z.explain("key", &z.key, lacked)
 	}
