@@ -31,6 +31,7 @@ type explainedZone struct {
 	Applies, Unlimited                                       bool
 	Limit, Used, Remaining, Share                            *int64
 	Units                                                    int64
+	Window                                                   float64
 	Granted                                                  *bool
 	BlockedUntil                                             string `json:"blocked_until"`
 	BlockedBy                                                string `json:"blocked_by"`
