@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -44,7 +45,11 @@ func (c *adminCall) params(names ...string) (params, error) {
 		p[name] = value
 		return nil
 	}
-	for name, values := range c.URL.Query() {
+	query, err := url.ParseQuery(c.URL.RawQuery)
+	if err != nil { // it might hold a part of a key
+		return nil, adminError(http.StatusBadRequest, "the parameters in the URL cannot be read; write %%25 for a percent sign and %%3B for a semicolon, or all of them into a JSON object in the body")
+	}
+	for name, values := range query {
 		for _, value := range values {
 			if err := add(name, value); err != nil {
 				return nil, err

@@ -101,6 +101,8 @@ func TestAdminLooksAtKeys(t *testing.T) {
 	e.adminFails(http.StatusBadRequest, http.MethodGet, "zones/pages/keys", "", "key", "client_ip")
 	e.adminFails(http.StatusBadRequest, http.MethodGet, "zones/pages/keys?key=a&key=b", "", "twice")
 	e.adminFails(http.StatusBadRequest, http.MethodGet, "zones/pages/keys?kye=a", "", `"kye"`, "client_ip")
+	e.adminFails(http.StatusBadRequest, http.MethodGet, "zones/tokens/keys?key=50%zz", "", "%25")
+	e.adminFails(http.StatusBadRequest, http.MethodGet, "zones/tokens/keys?key=a;b", "", "%3B")
 	e.adminFails(http.StatusBadRequest, http.MethodGet, "zones/pages/keys?key=nobody", "", "no address")
 	e.adminFails(http.StatusNotFound, http.MethodGet, "zones/page/keys?key=a", "", "pages, paths, tokens")
 	e.adminFails(http.StatusMethodNotAllowed, http.MethodPost, "zones/pages/keys?key=a", "", "GET or DELETE")

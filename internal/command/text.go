@@ -78,6 +78,9 @@ func span(seconds float64) string {
 		}
 		return text
 	}
+	if d >= time.Second {
+		return d.Round(100 * time.Millisecond).String()
+	}
 	return d.Round(time.Millisecond).String()
 }
 
