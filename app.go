@@ -49,6 +49,7 @@ type App struct {
 	ctx      caddy.Context
 	logger   *zap.Logger
 	ipSource caddyhttp.IPRangeSource
+	events   *emitter
 
 	bodyWarnings logLimiter
 	forwarding   logLimiter // of the warning about headers that are not believed
@@ -83,8 +84,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx); err != nil {
 		return err
 	}
+	var err error
+	if a.events, err = newEmitter(ctx); err != nil {
+		return err
+	}
 	if a.TrustedProxiesRaw != nil {
-		var err error
 		if a.ipSource, err = loadIPSource(ctx, &a.ClientAddress); err != nil {
 			return err
 		}
@@ -183,7 +187,7 @@ func (a *App) newBackendLocked(module any, logger *zap.Logger) (*backend, error)
 	if !ok {
 		return nil, fmt.Errorf("module %T is not a store: it must implement the interface store.Store", module)
 	}
-	b, err := openBackend(s, logger, a.ctx.Storage())
+	b, err := openBackend(s, logger, a.ctx.Storage(), a.events)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +30,8 @@ type backend struct {
 	lasting  *lasting
 	storage  storage // outlives the process; or nil
 	hurried  logLimiter
+	events   *emitter
+	here     bool                       // the store is in this process
 	limiter  *inflight.Limiter          // of requests in flight; nil if no zone limits them
 	duration func() prometheus.Observer // looked up once, when it is needed; nil if the series are deleted
 
@@ -71,7 +74,7 @@ var lastingPool = caddy.NewUsagePool()
 
 // openBackend makes a backend of a store. It must be released. Without a
 // storage nothing is kept for the next process.
-func openBackend(s store.Store, logger *zap.Logger, kept storage) (*backend, error) {
+func openBackend(s store.Store, logger *zap.Logger, kept storage, events *emitter) (*backend, error) {
 	name := s.String()
 	pooled, _, err := lastingPool.LoadOrNew(name, func() (caddy.Destructor, error) {
 		return &lasting{State: fallback.NewState(), slots: inflight.NewTable()}, nil
@@ -81,11 +84,14 @@ func openBackend(s store.Store, logger *zap.Logger, kept storage) (*backend, err
 	}
 	storeSeries.retain(name)
 	b := &backend{
-		store: s, name: name, logger: logger, lasting: pooled.(*lasting), storage: kept,
+		store: s, name: name, logger: logger, lasting: pooled.(*lasting), storage: kept, events: events,
 		duration: sync.OnceValue(func() (o prometheus.Observer) {
 			storeSeries.ifHeld(name, func() { o = metrics.storeDuration.WithLabelValues(name) })
 			return o
 		}),
+	}
+	if c, ok := s.(fallback.Configured); ok {
+		b.here = c.FallbackSettings().Infallible
 	}
 	if _, shared := s.(store.Shared); shared {
 		b.lasting.memo.recall(b)
@@ -153,13 +159,20 @@ func (b *backend) ServerChanged(before store.Condition, r store.Report) {
 		up = 1
 		if before != store.Unknown {
 			b.logger.Info("the store is back; limits are shared again", fields...)
+			b.events.emit(eventStoreBack, map[string]any{"store": b.name, "server": r.Server})
 		}
 	case store.Slow:
 		b.logger.Warn("the store answers too late; limits are now per instance",
 			append(fields, zap.Duration("took", r.Took), zap.Duration("budget", r.Wait))...)
+		b.events.emit(eventStoreAway, map[string]any{
+			"store": b.name, "server": r.Server, "condition": r.Condition.String(), "took": r.Took.Seconds(), "budget": r.Wait.Seconds(),
+		})
 	case store.Away:
 		b.logger.Warn("the store gives no answer; until it is back, requests follow on_store_error, and limits that are kept locally are per instance",
 			append(fields, zap.Error(r.Err))...)
+		b.events.emit(eventStoreAway, map[string]any{
+			"store": b.name, "server": r.Server, "condition": r.Condition.String(), "error": fmt.Sprint(r.Err),
+		})
 	}
 	metrics.storeUp.WithLabelValues(b.name, r.Server).Set(up)
 }
@@ -181,6 +194,9 @@ func (b *backend) Lost(r store.Report) {
 	b.logger.Warn("the store has lost counts; clients may be granted up to one limit more",
 		zap.String("store", b.name), zap.String("server", r.Server), zap.String("how", r.Lost),
 		zap.String("on_data_loss", policy), zap.Int64("suppressed", suppressed))
+	b.events.emit(eventDataLost, map[string]any{
+		"store": b.name, "server": r.Server, "how": r.Lost, "on_data_loss": policy, "suppressed": suppressed,
+	})
 }
 
 // Instances implements fallback.Observer.

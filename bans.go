@@ -97,17 +97,22 @@ func (e *evaluation) noteBan(v *verdict) {
 		return
 	}
 	v.zone.counters.ban()
-	if !e.h.logger.Core().Enabled(zap.InfoLevel) {
-		return
-	}
 	suppressed, ok := v.zone.banLog.allow(refusalLines, logSecond)
 	if !ok {
+		return
+	}
+	blockFor := time.Duration(v.zone.BlockFor)
+	e.h.app.events.emit(eventKeyBlocked, map[string]any{
+		"zone": v.zone.Name, "client_ip": e.charges.client.String(), "block_for": blockFor.Seconds(),
+		"retry_after": v.RetryAfter.Seconds(), "dry_run": v.zone.DryRun, "suppressed": suppressed,
+	})
+	if !e.h.logger.Core().Enabled(zap.InfoLevel) {
 		return
 	}
 	fields := []zap.Field{
 		zap.String("zone", v.zone.Name),
 		zap.Stringer("client_ip", e.charges.client),
-		zap.Duration("block_for", time.Duration(v.zone.BlockFor)),
+		zap.Duration("block_for", blockFor),
 		zap.Duration("retry_after", v.RetryAfter),
 		zap.Bool("dry_run", v.zone.DryRun),
 		zap.Int64("suppressed", suppressed),

@@ -95,7 +95,7 @@ func (z *Zone) alone(limit int64, instances int) int64 {
 // takeSlots decides zones that limit how many requests are in flight, one after
 // the other, until one in force refuses.
 func (e *evaluation) takeSlots() {
-	for _, i := range e.slots {
+	for n, i := range e.slots {
 		if !e.passes() {
 			break
 		}
@@ -115,6 +115,7 @@ func (e *evaluation) takeSlots() {
 			}
 			e.flight.add(v.zone, slot)
 			v.charged = true
+			e.traceCall(d.Waited, e.slots[n:n+1])
 			continue
 		case v.counted:
 			v.reason, v.RetryAfter = reasonBusy, unknownWait
@@ -122,6 +123,7 @@ func (e *evaluation) takeSlots() {
 			v.reason = reasonStoreAway
 		}
 		e.heed(v.zone, v.reason)
+		e.traceCall(d.Waited, e.slots[n:n+1])
 	}
 	e.slots = e.slots[:0] // zones that need the body take theirs later
 }

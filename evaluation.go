@@ -291,6 +291,7 @@ func (e *evaluation) decide() {
 			e.metered = append(e.metered, metered{reservation: reservation{v.zone, e.call.Reservation(i)}, price: v.price})
 		}
 	}
+	e.traceCall(e.call.Waited, e.index)
 }
 
 // passes reports whether no zone that is in force refuses.
@@ -326,6 +327,7 @@ func (e *evaluation) report() {
 		zone.counters.request(outcomeExempt, store.FromPolicy)
 	}
 	e.charges.publish(e)
+	e.charges.traceDecision(e)
 }
 
 // wait is how long a refused client has to wait, useless if that does not help.
