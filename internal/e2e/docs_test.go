@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -186,5 +187,38 @@ func TestOperatingNamesWhatIsThere(t *testing.T) {
 	}
 	if quoted < 40 {
 		t.Errorf("only %d quotations found", quoted)
+	}
+}
+
+// TestDocumentedCommands: every command of this plugin that the manual names is
+// there, with its flags.
+func TestDocumentedCommands(t *testing.T) {
+	binary, err := caddyBinary()
+	if err != nil {
+		t.Fatalf("building Caddy: %v", err)
+	}
+	help := make(map[string]string)
+	found := 0
+	for path, text := range manualPages(t) {
+		for _, m := range regexp.MustCompile("caddy distributed-ratelimit ([a-z]+)([^`\n]*)").FindAllStringSubmatch(text, -1) {
+			command, args := m[1], m[2]
+			if help[command] == "" {
+				out, err := exec.Command(binary, "distributed-ratelimit", command, "--help").CombinedOutput()
+				if err != nil || !strings.Contains(string(out), "caddy distributed-ratelimit "+command+" ") {
+					t.Errorf("%s names the command %s: %v\n%s", path, command, err, out)
+					continue
+				}
+				help[command] = string(out)
+			}
+			found++
+			for _, flag := range regexp.MustCompile(`--[a-z-]+`).FindAllString(args, -1) {
+				if !strings.Contains(help[command], flag+" ") {
+					t.Errorf("%s: %s has no flag %s", path, command, flag)
+				}
+			}
+		}
+	}
+	if found < 8 {
+		t.Errorf("only %d commands found", found)
 	}
 }
