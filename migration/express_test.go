@@ -3,10 +3,14 @@ package migration
 import (
 	"encoding/json"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 )
 
 // express runs a site with express-rate-limit.
@@ -150,6 +154,38 @@ func TestClientsReadTheShapes(t *testing.T) {
 					t.Errorf("answer %d is read as %+v, want 30, %v and a minute", i, found, remaining)
 				}
 			}
+		})
+	}
+}
+
+// The two configurations of the page: a hundred for /api/, but for its /health.
+func TestFromExpressPage(t *testing.T) {
+	script := "import express from 'express'\nimport { rateLimit } from 'express-rate-limit'\nconst app = express()\n" +
+		block(t, "express-rate-limit", "js") +
+		"\napp.use((request, response) => response.send('hello'))\napp.listen(Number(process.env.PORT), '127.0.0.1')\n"
+	if err := os.WriteFile(filepath.Join(installed(t), "page.mjs"), []byte(script), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("REDIS_URL", "redis://"+redistest.Start(t).Addr)
+	run := map[string]func(t *testing.T) string{
+		"there": func(t *testing.T) string { return node(t, "page.mjs") },
+		"here":  func(t *testing.T) string { return site(t, greeting(block(t, "express-rate-limit", "caddyfile"))) },
+	}
+	for name, start := range run {
+		t.Run(name, func(t *testing.T) {
+			url, began := start(t), time.Now()
+			a := get(t, one, url+"/api/x")
+			for name, value := range map[string]string{"RateLimit-Policy": "100;w=60", "X-RateLimit-Remaining": "99"} {
+				if got := a.header.Get(name); got != value {
+					t.Errorf("%s is %q, want %q", name, got, value)
+				}
+			}
+			if got := a.header.Get("RateLimit"); !strings.HasPrefix(got, "limit=100, remaining=99, reset=") {
+				t.Errorf("RateLimit is %q", got)
+			}
+			wantIn(t, "/api/x", 1+granted(t, 105, 429, one, url+"/api/x"), 100, began, time.Minute)
+			want(t, "/api/health", granted(t, 3, 429, one, url+"/api/health"), 3)
+			want(t, "/elsewhere", granted(t, 3, 429, one, url+"/elsewhere"), 3)
 		})
 	}
 }
