@@ -3,10 +3,10 @@
 
 FUZZTIME ?= 10s
 
-.PHONY: help run build test cover soak lint fuzz migration bench clean
+.PHONY: help run build test test-portable cover soak lint smoke fuzz migration bench release clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 run: build ## build Caddy with the plugin and serve Caddyfile.example on port 8080
 	bin/caddy run --config Caddyfile.example
@@ -17,6 +17,9 @@ build: ## build Caddy with the plugin to bin/caddy
 test: ## run all tests with the race detector; installs redis-server on Debian and Ubuntu
 	scripts/test-needs
 	go test -race -timeout 20m ./...
+
+test-portable: ## run the tests that start no Redis, without the race detector
+	scripts/test-portable
 
 # What a package's own tests do not reach, tests of another package may.
 cover: ## run all tests and write coverage of all packages to cover.out
@@ -32,8 +35,11 @@ soak: ## what takes too long for each change: floods, evictions, all faults five
 	go test -race -v -timeout 60m -count 5 -run 'TestFaults$$' ./internal/e2e
 	scripts/redis-versions
 
-lint: ## check format, code, go.mod files and who imports what
+lint: ## check format, code, go.mod files, who imports what, scripts, workflows and links
 	scripts/lint
+
+smoke: ## build Caddy with xcaddy as the README says, and use it
+	scripts/xcaddy
 
 fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
 	scripts/fuzz $(FUZZTIME)
@@ -46,5 +52,8 @@ bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-
 	cd bench && go run .
 	go run ./internal/worstwindow
 
+release: ## build archives for all platforms into dist; wants VERSION=v1.2.3
+	scripts/release $(VERSION)
+
 clean: ## remove what was built
-	rm -rf bin caddy cover.out
+	rm -rf bin caddy cover.out dist
