@@ -59,7 +59,8 @@ const DefaultMaxKeys = 100_000
 // while the machine sleeps, units are held longer by the sleep.
 type Memory struct {
 	seed   maphash.Seed
-	base   time.Time // when the store was made; its clock is read against it
+	base   time.Time    // when the store was made; its clock is read against it
+	clock  func() int64 // instead of that; or nil
 	max    atomic.Int64
 	held   atomic.Int64 // keys in all shards; never raised above max
 	shards []shard      // a power of two, at most maxShards
@@ -117,6 +118,14 @@ func NewMemory(maxKeys int) *Memory {
 	return m
 }
 
+// NewMemoryAt is [NewMemory] with a clock of the caller's, in microseconds, which must
+// not step back. It is for what was requested at another time.
+func NewMemoryAt(maxKeys int, clock func() int64) *Memory {
+	m := NewMemory(maxKeys)
+	m.clock = clock
+	return m
+}
+
 // SetMaxKeys changes the bound, to DefaultMaxKeys if n is not positive. A
 // lower bound takes effect little by little: each new key takes the place of
 // two until it is met. The number of shards stays as it was made, so a small
@@ -140,6 +149,9 @@ func (m *Memory) String() string { return "memory" }
 
 // Now is the store's clock, in microseconds: that of [Charge.Stamp].
 func (m *Memory) Now() int64 {
+	if m.clock != nil {
+		return m.clock()
+	}
 	return m.base.UnixMicro() + time.Since(m.base).Microseconds()
 }
 
