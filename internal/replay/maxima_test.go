@@ -1,0 +1,104 @@
+package replay
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+var testWindows = []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * time.Minute, time.Hour, 24 * time.Hour}
+
+// taken is the reference: all that a client took, and nothing forgotten.
+type taken []moment
+
+// most is the largest number of units in any interval of a window that ends with one of
+// the moments. It adds them up for each of them anew.
+func (t taken) most(window int64) (most int64) {
+	for i := range t {
+		var sum int64
+		for j := i; j >= 0 && t[j].stamp > t[i].stamp-window; j-- {
+			sum += t[j].units
+		}
+		for j := i + 1; j < len(t) && t[j].stamp == t[i].stamp; j++ {
+			sum += t[j].units
+		}
+		most = max(most, sum)
+	}
+	return most
+}
+
+// Up to 512 moments the maxima are exact, and above them they are bounded from both sides.
+func TestMaximaAgainstReference(t *testing.T) {
+	for seed := range uint64(30) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		n := 1 + random.IntN(exactUpTo)
+		if seed%3 == 0 {
+			n = 1200 + random.IntN(800)
+		}
+		m := newMaxima(testWindows)
+		var all taken
+		now := int64(1_700_000_000_000_000)
+		for range n {
+			switch random.IntN(4) {
+			case 0:
+				now += random.Int64N(2_000)
+			case 1:
+				now += random.Int64N(300_000)
+			case 2:
+				now += random.Int64N(int64(1) << (10 + random.IntN(27))) // up to 19 hours
+			}
+			units := 1 + random.Int64N(3)
+			all = append(all, moment{now, now, units})
+			m.add(testWindows, now, units)
+		}
+		for i, window := range testWindows {
+			width := window.Microseconds()
+			got, want := m.of[i].most, all.most(width)
+			most := want
+			if n > exactUpTo {
+				most = all.most(width + width/mergeParts)
+			}
+			if got < want || got > most {
+				t.Errorf("seed %d: %d moments, window %v: most is %d, want %d to %d", seed, n, window, got, want, most)
+			}
+		}
+		if len(m.moments) > 2*exactUpTo {
+			t.Errorf("seed %d: %d moments are kept of %d", seed, len(m.moments), n)
+		}
+	}
+}
+
+// Steady load must not extend one entry for ever, and the memory is bounded.
+func TestMaximaSteadyLoad(t *testing.T) {
+	m := newMaxima(testWindows)
+	now := int64(1_700_000_000_000_000)
+	most := 0
+	for range 150_000 {
+		now += 50_000 // 20 in a second, for two hours
+		m.add(testWindows, now, 1)
+		most = max(most, len(m.moments))
+	}
+	for i, want := range []int64{20, 200, 1200, 12_000, 72_000, 150_000} {
+		if got := m.of[i].most; got < want || got > want+want/mergeParts+1 {
+			t.Errorf("window %v: most is %d, want %d", testWindows[i], got, want)
+		}
+	}
+	if most > 2*exactUpTo {
+		t.Errorf("%d moments are kept", most)
+	}
+}
+
+// Units that are given back are not among what counts afterwards.
+func TestMaximaGiveBack(t *testing.T) {
+	m := newMaxima(testWindows)
+	for i := range int64(100) {
+		now := 1_700_000_000_000_000 + i*10_000
+		m.add(testWindows, now, 5)
+		m.giveBack(testWindows, now, 5)
+	}
+	for i := range testWindows {
+		if m.of[i].most != 5 || m.of[i].sum != 0 {
+			t.Errorf("window %v: most is %d and the sum %d, want 5 and 0", testWindows[i], m.of[i].most, m.of[i].sum)
+		}
+	}
+}
