@@ -18,7 +18,7 @@ what they do by hand.`,
 		CobraFunc: func(parent *cobra.Command) {
 			command.Parent(parent)
 			// Commands that work without a running Caddy.
-			parent.AddCommand()
+			parent.AddCommand(replayCommand())
 		},
 	})
 }
