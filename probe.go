@@ -157,7 +157,7 @@ func (e *evaluation) lookAtSlots() {
 		b := e.h.backend
 		d := b.limiter.Look(lookTime, inflight.Request{
 			Key:   inflight.Key{Zone: v.zone.storeName, Client: v.client},
-			Limit: v.limit, Alone: v.zone.alone(b.Guard.Instances()),
+			Limit: v.limit, Alone: v.zone.alone(v.limit, b.Guard.Instances()),
 		})
 		v.Decision = store.Decision{Granted: d.Granted, Remaining: max(0, v.limit-d.InFlight), Source: d.Source}
 		v.counted = true
