@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -89,6 +90,11 @@ func (f *replayFlags) run(cmd *cobra.Command, files []string) error {
 	} else {
 		result.Suggest(shares)
 	}
+	if f.html != "" {
+		if err := writeReport(f.html, result); err != nil {
+			return err
+		}
+	}
 	if f.json {
 		out := json.NewEncoder(cmd.OutOrStdout())
 		out.SetIndent("", "  ")
@@ -97,6 +103,27 @@ func (f *replayFlags) run(cmd *cobra.Command, files []string) error {
 		err = result.WriteText(cmd.OutOrStdout())
 	}
 	return err
+}
+
+// writeReport writes the report to a file: to another one first, so that what was there
+// stays if that fails.
+func writeReport(name string, result *replay.Result) error {
+	file, err := os.CreateTemp(filepath.Dir(name), ".replay-*")
+	if err != nil {
+		return fmt.Errorf("--html %s: %v", name, err)
+	}
+	defer os.Remove(file.Name())
+	err = result.WriteReport(file)
+	if closed := file.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(file.Name(), name)
+	}
+	if err != nil {
+		return fmt.Errorf("--html %s: %v", name, err)
+	}
+	return nil
 }
 
 // replay loads the configuration and runs the logs through it.

@@ -73,6 +73,7 @@ type ZoneResult struct {
 	Unreplayed string `json:"not_replayed,omitempty"`
 
 	buckets []Bucket
+	window  time.Duration
 }
 
 // Client is one of those that would have been refused most often.
@@ -225,7 +226,7 @@ func (s *zoneStats) result() ZoneResult {
 	r.Most = s.most()
 	at, worst := s.minutes.worst()
 	r.Worst = Minute{time.Unix(at*60, 0).UTC(), int64(worst.requests), int64(worst.refused)}
-	r.buckets = s.minutes.buckets()
+	r.buckets, r.window = s.minutes.buckets(), s.zone.Window
 	r.Curves = s.curves()
 	return r
 }
