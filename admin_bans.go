@@ -8,9 +8,9 @@ import (
 type banAnswer struct {
 	limitAnswer
 	// Key is missing unless all handlers with the zone have log_key.
-	Key   string    `json:"key,omitempty"`
-	Set   time.Time `json:"set"`
-	Until time.Time `json:"until"`
+	Key   string     `json:"key,omitempty"`
+	Set   *time.Time `json:"set"`
+	Until *time.Time `json:"until"`
 }
 
 // adminBans is GET bans: those set by hand, on whatever instance.
@@ -23,7 +23,7 @@ func adminBans(c *adminCall) (any, error) {
 	for _, b := range app.bansByHand() {
 		list = append(list, banAnswer{
 			limitAnswer: limitAnswer{Zone: b.zone, Store: b.store, DryRun: b.dryRun},
-			Key:         b.key, Set: b.set, Until: b.until,
+			Key:         b.key, Set: momentOf(b.set), Until: momentOf(b.until),
 		})
 	}
 	return list, nil
@@ -48,8 +48,7 @@ func adminBan(c *adminCall) (any, error) {
 	if err := z.ban(key, readable, lasts); err != nil {
 		return nil, steeringError(err)
 	}
-	until := time.Now().Add(lasts).Truncate(time.Millisecond)
-	answer.Until = &until
+	answer.Until = momentOf(time.Now().Add(lasts))
 	return answer, nil
 }
 

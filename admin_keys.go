@@ -137,8 +137,7 @@ func (a *keyAnswer) look(z *usedZone, key string, limit int64) {
 	}
 	a.Reset = seconds(d.Reset)
 	if d.Blocked {
-		until := time.Now().Add(d.RetryAfter).Truncate(time.Millisecond)
-		a.BlockedUntil, a.BlockedBy = &until, blockedByRule
+		a.BlockedUntil, a.BlockedBy = momentOf(time.Now().Add(d.RetryAfter)), blockedByRule
 		if _, ok := z.bannedByHand(key); ok {
 			a.BlockedBy = blockedByHand
 		}

@@ -39,9 +39,8 @@ func adminOverride(c *adminCall) (any, error) {
 	if err := z.override(p["plan"], events, lasts, p["note"]); err != nil {
 		return nil, steeringError(err)
 	}
-	until := time.Now().Add(lasts).Truncate(time.Millisecond)
 	return &overrideChange{
-		limitAnswer: z.where(), Plan: p["plan"], Events: &events, Note: p["note"], Until: &until,
+		limitAnswer: z.where(), Plan: p["plan"], Events: &events, Note: p["note"], Until: momentOf(time.Now().Add(lasts)),
 		HoldsElsewhereWithin: z.elsewhere(),
 	}, nil
 }

@@ -102,7 +102,7 @@ func (r *remote) showStores(stores []storeStatus) error {
 }
 
 func (r *remote) showZones(zones []zoneStatus) error {
-	t := newTable(r.OutOrStdout(), "ZONE", "LIMIT", "GRANTED", "REFUSED", "DRY RUN", "BANS BY HAND", "MAY EXCEED BY", "BY HAND")
+	t := newTable(r.OutOrStdout(), "ZONE", "LIMIT", "GRANTED", "REFUSED", "DRY RUN", "BANS BY HAND", "AT MOST", "LIMIT BY HAND")
 	for _, z := range zones {
 		z.Zone = cmp.Or(z.Zone, z.Name)
 		t.row(z.limit, z.most(), z.total("granted"), z.total("refused"), z.total("dry_run"), z.BansByHand, z.atMost(), z.byHand())
@@ -132,8 +132,6 @@ func (z *zoneStatus) atMost() string {
 	switch {
 	case z.AtMost == nil:
 		return "no bound"
-	case *z.AtMost == 0:
-		return "0"
 	}
 	return fmt.Sprintf("%.3gx", *z.AtMost)
 }
