@@ -237,7 +237,7 @@ func (z *Zone) bansByHand() int { return len(z.steering.Load().allBans()) }
 
 // bannedByHand returns the ban that was set by hand of a key, if one is in force.
 func (z *Zone) bannedByHand(client string) (banByHand, bool) {
-	return z.steering.Load().ban(z, client, time.Now())
+	return z.steering.Load().ban(z, client)
 }
 
 // bansByHand lists the bans set by hand in the stores of the configuration, those of
