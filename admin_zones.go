@@ -190,7 +190,7 @@ const slotsTime = 15 * time.Second
 // atMostBy is atMost by what is known of the zone's store. Of a table of limits it is
 // the one that may be exceeded most.
 func (z *usedZone) atMostBy(stats *fallback.Stats, now time.Time) float64 {
-	limits := []int64{z.limit}
+	limits := []int64{z.limitShown()}
 	if z.tier != nil {
 		limits = append(slices.Collect(maps.Values(z.tier.limits)), z.tier.byDefault)
 	}

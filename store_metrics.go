@@ -149,7 +149,7 @@ func (b *backend) worst(stats *fallback.Stats, now time.Time) float64 {
 // of each at least while the store is away.
 func (z *Zone) least() int64 {
 	if z.tier == nil {
-		return z.limit
+		return z.limitShown()
 	}
 	least := int64(math.MaxInt64)
 	for _, limit := range z.tier.limits {
