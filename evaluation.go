@@ -166,8 +166,8 @@ func (e *evaluation) add(zone *Zone) {
 		return
 	}
 	limit := zone.limitOf(&e.keys, e.charges.client)
-	if ban, ok := zone.bannedByHand(client); ok {
-		e.refuseBanned(zone, client, limit, time.Until(ban.until))
+	if rest := zone.bannedFor(client); rest > 0 {
+		e.refuseBanned(zone, client, limit, rest)
 		return
 	}
 	if limit == 0 {

@@ -237,7 +237,25 @@ func (z *Zone) bansByHand() int { return len(z.steering.Load().allBans()) }
 
 // bannedByHand returns the ban that was set by hand of a key, if one is in force.
 func (z *Zone) bannedByHand(client string) (banByHand, bool) {
-	return z.steering.Load().ban(z, client)
+	f := z.steering.Load()
+	if f == nil || len(f.bans) == 0 {
+		return banByHand{}, false
+	}
+	b, ok := f.bans[z.backend.hashKey(client)]
+	return b, ok && time.Now().Before(b.until)
+}
+
+// bannedFor is how long a key is banned by hand yet, 0 if it is not. It costs next to
+// nothing while nothing is in force.
+func (z *Zone) bannedFor(client string) time.Duration {
+	if z.steering.Load() == nil {
+		return 0
+	}
+	b, ok := z.bannedByHand(client)
+	if !ok {
+		return 0
+	}
+	return max(time.Until(b.until), 1)
 }
 
 // bansByHand lists the bans set by hand in the stores of the configuration, those of

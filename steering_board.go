@@ -131,15 +131,6 @@ func (f *inForce) limitOf(plan []byte, configured int64) int64 {
 	return f.limit(string(plan), configured)
 }
 
-// ban returns the ban of a key, if one is in force.
-func (f *inForce) ban(z *Zone, client string) (banByHand, bool) {
-	if f == nil || len(f.bans) == 0 {
-		return banByHand{}, false
-	}
-	b, ok := f.bans[z.backend.hashKey(client)]
-	return b, ok && time.Now().Before(b.until)
-}
-
 func (f *inForce) allBans() (list []banByHand) {
 	if f == nil {
 		return nil
