@@ -17,12 +17,13 @@ type explained struct {
 }
 
 type explainedHandler struct {
-	Client            struct{ IP, Rule, Because string }
-	Granted           bool
-	Reason            string
-	Status            int
-	StoreError, Error string
-	Zones             []explainedZone
+	Client     struct{ IP, Rule, Because string }
+	Granted    bool
+	Reason     string
+	Status     int
+	StoreError string `json:"store_error"`
+	Error      string
+	Zones      []explainedZone
 }
 
 type explainedZone struct {
