@@ -1,0 +1,296 @@
+package caddytest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
+)
+
+// steeredAnswer is the answer to what changes something.
+type steeredAnswer struct {
+	Zone, Store, Key, Plan string
+	DryRun                 bool `json:"dry_run"`
+	Found, Kept            *bool
+	Until                  time.Time
+	Events                 *int64
+	Elsewhere              string `json:"holds_elsewhere_within"`
+}
+
+// change makes a call that changes something.
+func (e *edge) change(method, path string) (answer steeredAnswer) {
+	e.t.Helper()
+	status, text := e.admin(method, path, "")
+	if err := json.Unmarshal([]byte(text), &answer); status != http.StatusOK || err != nil {
+		e.t.Fatalf("%s %s: got status %d, %s", method, path, status, text)
+	}
+	return answer
+}
+
+const steeredSites = `:80 {
+	distributed_ratelimit {
+		log_key
+		zone tokens {
+			key {http.request.header.X-Token}
+			events 3
+			window 1h
+		}
+	}
+	respond ok
+}
+:81 {
+	distributed_ratelimit {
+		log_key
+		zone tokens {
+			key {http.request.header.X-Token}
+			events 2
+			window 1h
+			dry_run
+		}
+	}
+	respond {http.distributed_ratelimit.outcome}
+}
+:82 {
+	distributed_ratelimit {
+		zone parallel {
+			key {http.request.header.X-Token}
+			concurrent 2
+		}
+	}
+	respond ok
+}
+:83 {
+	distributed_ratelimit {
+		zone plans {
+			window 1h
+			tier {http.request.header.X-Plan} {
+				free 1
+				pro 5
+				staff unlimited
+				default free
+			}
+		}
+	}
+	respond ok
+}`
+
+// A key that a stranger chose can be banned, shown, unbanned and reset, by what the
+// answers show of it.
+func TestAdminSteersStrangeKeys(t *testing.T) {
+	e := start(t, steeredSites)
+	for _, token := range []string{
+		"abc", "a b", "a%2Fb", "a\x00b", "ü😀", "\xff\xfe", "hex:6b03616263", `["a"]`, "client_ip=192.0.2.7", "\u202e\u200b", `"quoted" \ 'x'`,
+		strings.Repeat("long ", 13), strings.Repeat("longer ", 100),
+	} {
+		token = strings.TrimSpace(token)
+		from := func(r *http.Request) { r.Header["X-Token"] = []string{token} }
+		const url80 = "http://example.com/"
+		e.granted(3, "192.0.2.7", url80, from)
+		e.refused("192.0.2.7", url80, from)
+
+		var top busy
+		e.adminGet("top?zone=tokens&n=500", &top)
+		shown := ""
+		for _, k := range top.Keys {
+			if k.Granted == 3 && k.Refused == 1 { // the others were reset, and came once more
+				shown = k.Key
+			}
+		}
+		at := "zones/tokens/%s?key=" + strings.ReplaceAll(url.QueryEscape(shown), "%", "%%")
+		e.look(fmt.Sprintf(at, "keys"), 3, 0)
+		if got := e.change(http.MethodDelete, fmt.Sprintf(at, "keys")); got.Key != shown || got.Elsewhere != "" {
+			t.Errorf("%q: resetting %q answers %+v", token, shown, got)
+		}
+		e.look(fmt.Sprintf(at, "keys"), 0, 3)
+		e.granted(1, "192.0.2.7", url80, from)
+
+		got := e.change(http.MethodPut, fmt.Sprintf(at, "bans")+"&for=30d")
+		if rest := time.Until(got.Until); got.Key != shown || rest < 29*24*time.Hour || rest > 30*24*time.Hour+time.Second {
+			t.Errorf("%q: banning %q answers %+v", token, shown, got)
+		}
+		e.refused("192.0.2.7", url80, from)
+		if got := e.look(fmt.Sprintf(at, "keys"), 1, 2); got.BlockedBy != "hand" {
+			t.Errorf("%q: a ban by hand is shown as %+v", token, got)
+		}
+		var bans []steeredAnswer
+		if e.adminGet("bans", &bans); len(bans) != 1 || bans[0].Key != shown || bans[0].Zone != "tokens" {
+			t.Errorf("%q: banned as %q, listed as %+v", token, shown, bans)
+		}
+		e.change(http.MethodDelete, fmt.Sprintf(at, "keys"))
+		e.refused("192.0.2.7", url80, from) // a reset is no unban
+
+		if got := e.change(http.MethodDelete, fmt.Sprintf(at, "bans")+"&keep=true"); got.Found == nil || !*got.Found || !*got.Kept {
+			t.Errorf("%q: unbanning answers %+v", token, got)
+		}
+		e.granted(1, "192.0.2.7", url80, from)
+		e.look(fmt.Sprintf(at, "keys"), 1, 2)
+		if got := e.change(http.MethodDelete, fmt.Sprintf(at, "bans")); *got.Found || *got.Kept {
+			t.Errorf("%q: unbanning again answers %+v", token, got)
+		}
+		e.look(fmt.Sprintf(at, "keys"), 0, 3)
+		e.granted(1, "192.0.2.7", url80, from)
+	}
+}
+
+// The zone in force and the dry run of its name are steered each by itself.
+func TestAdminSteersDryRuns(t *testing.T) {
+	e := start(t, steeredSites)
+	token := with("X-Token", "abc")
+	e.change(http.MethodPut, "zones/tokens/bans?key=abc&for=1h&dry_run=true")
+	e.granted(1, "192.0.2.7", "http://example.com/", token)
+	e.body("dry_run", "192.0.2.7", "http://example.com:81/", token)
+	e.look("zones/tokens/keys?key=abc", 1, 2)
+	e.look("zones/tokens/keys?key=abc&dry_run=true", 0, 2)
+	e.change(http.MethodDelete, "zones/tokens/bans?key=abc&dry_run=true")
+	e.body("granted", "192.0.2.7", "http://example.com:81/", token)
+	e.change(http.MethodPut, "zones/tokens/override?events=0&for=1h&dry_run=true")
+	e.body("dry_run", "192.0.2.7", "http://example.com:81/", token)
+	e.granted(1, "192.0.2.7", "http://example.com/", token)
+}
+
+func TestAdminBansInFlight(t *testing.T) {
+	e := start(t, steeredSites)
+	token := with("X-Token", "abc")
+	e.change(http.MethodPut, "zones/parallel/bans?key=abc&for=1h")
+	e.refused("192.0.2.7", "http://example.com:82/", token)
+	var bans []steeredAnswer
+	if e.adminGet("bans", &bans); len(bans) != 1 || bans[0].Key != "" {
+		t.Errorf("without log_key, bans are listed as %+v", bans)
+	}
+	e.change(http.MethodDelete, "zones/parallel/bans?key=abc")
+	e.granted(1, "192.0.2.7", "http://example.com:82/", token)
+	e.adminFails(http.StatusBadRequest, http.MethodDelete, "zones/parallel/keys?key=abc", "", "in flight")
+}
+
+func TestAdminOverrides(t *testing.T) {
+	e := start(t, steeredSites)
+	pro := with("X-Plan", "pro")
+	const site = "http://example.com:83/"
+	e.granted(1, "192.0.2.7", site)
+	e.refused("192.0.2.7", site)
+	if got := e.change(http.MethodPut, "zones/plans/override?events=3&for=1h&plan=free"); got.Plan != "free" || *got.Events != 3 || time.Until(got.Until) < 50*time.Minute {
+		t.Errorf("the override answers %+v", got)
+	}
+	e.reload(steeredSites + "\n") // what is set by hand outlives the configuration
+	if got := e.look("zones/plans/keys?client_ip=192.0.2.7&plan=free", 1, 2); *got.Limit != 3 {
+		t.Errorf("the override is not shown: %+v", got)
+	}
+	e.granted(2, "192.0.2.7", site, with("X-Plan", "free"))
+	e.granted(2, "192.0.2.7", site, pro)
+	if got := e.change(http.MethodDelete, "zones/plans/override?plan=free"); !*got.Found {
+		t.Errorf("ending the override answers %+v", got)
+	}
+	e.refused("192.0.2.7", site)
+	if got := e.change(http.MethodDelete, "zones/plans/override?plan=free"); *got.Found {
+		t.Errorf("ending the override again answers %+v", got)
+	}
+}
+
+func TestAdminSteeringErrors(t *testing.T) {
+	e := start(t, steeredSites+`
+	:84 {
+		distributed_ratelimit {
+			store redis redis://127.0.0.1:1
+			zone away {
+				events 2
+				window 1h
+			}
+			zone plans {
+				events 2
+				window 1h
+			}
+		}
+	}`)
+	for _, c := range []struct {
+		method, path string
+		status       int
+		says         string
+	}{
+		{"PUT", "zones/tokens/bans?key=abc", 400, "for=10m"},
+		{"PUT", "zones/tokens/bans?key=abc&for=0s", 400, "between 1s and 30d"},
+		{"PUT", "zones/tokens/bans?key=abc&for=-1h", 400, "between 1s and 30d"},
+		{"PUT", "zones/tokens/bans?key=abc&for=999ms", 400, "between 1s and 30d"},
+		{"PUT", "zones/tokens/bans?key=abc&for=30d1s", 400, "between 1s and 30d"},
+		{"PUT", "zones/tokens/bans?key=abc&for=soon", 400, "90s, 10m"},
+		{"PUT", "zones/tokens/bans?key=abc&for=99999999999d", 400, "for="},
+		{"PUT", "zones/tokens/bans?for=10m", 400, "either key"},
+		{"PUT", "zones/nobody/bans?key=abc&for=10m", 404, "away, parallel, plans, tokens"},
+		{"PUT", "zones/plans/bans?client_ip=192.0.2.7&for=10m", 400, "the parameter store"},
+		{"PUT", "zones/plans/bans?client_ip=192.0.2.7&for=10m&store=disk", 404, "disk"},
+		{"PUT", "zones/away/bans?client_ip=192.0.2.7&for=10m", 503, ""},
+		{"DELETE", "zones/away/bans?client_ip=192.0.2.7", 503, ""},
+		{"DELETE", "zones/away/keys?client_ip=192.0.2.7", 503, ""},
+		{"PUT", "zones/away/override?events=7&for=10m", 503, ""},
+		{"DELETE", "zones/away/override", 503, ""},
+		{"POST", "zones/tokens/bans?key=abc&for=10m", 405, "PUT or DELETE"},
+		{"GET", "zones/tokens/bans", 405, "PUT or DELETE"},
+		{"PUT", "bans", 405, "use GET"},
+		{"DELETE", "zones/tokens/bans?key=abc&keep=perhaps", 400, "true or false"},
+		{"PUT", "zones/tokens/override?for=10m", 400, "events=1000"},
+		{"PUT", "zones/tokens/override?events=many&for=10m", 400, "no whole number"},
+		{"PUT", "zones/tokens/override?events=-1&for=10m", 400, "between 0 and"},
+		{"PUT", "zones/tokens/override?events=1000000000001&for=10m", 400, "between 0 and"},
+		{"PUT", "zones/tokens/override?events=99999999999999999999&for=10m", 400, "no whole number"},
+		{"PUT", "zones/tokens/override?events=5", 400, "for=10m"},
+		{"PUT", "zones/tokens/override?events=5&for=10m&plan=pro", 400, "no plans"},
+		{"PUT", "zones/plans/override?events=5&for=10m&store=memory", 400, "say which one"},
+		{"PUT", "zones/plans/override?events=5&for=10m&store=memory&plan=gold", 400, "free, pro, staff, default"},
+		{"PUT", "zones/tokens/override?events=5&for=10m&note=" + strings.Repeat("x", 201), 400, "200"},
+		{"PATCH", "zones/tokens/override", 405, "PUT or DELETE"},
+		{"GET", "zones/tokens/override/more", 404, "PUT zones/<zone>/override"},
+	} {
+		e.adminFails(c.status, c.method, c.path, "", c.says)
+	}
+	// While the store is away, a key is looked at as this instance counts it.
+	e.granted(1, "192.0.2.7", "http://example.com:84/")
+	var got lookedAt
+	if e.adminGet("zones/away/keys?client_ip=192.0.2.7", &got); got.Source != "local" || got.Used != nil || got.Remaining == nil || *got.Remaining != 1 {
+		t.Errorf("with the store away: got %+v", got)
+	}
+}
+
+// A secret key is neither on the board, nor in a list, nor in an error.
+func TestAdminKeepsKeysSecret(t *testing.T) {
+	redis := redistest.Start(t)
+	e := start(t, `{
+	distributed_ratelimit {
+		store redis redis://`+redis.Addr+` {
+			dial_timeout 20s
+		}
+		budget 20s
+	}
+}
+:80 {
+	distributed_ratelimit {
+		zone tokens {
+			key {http.request.header.X-Token}
+			events 3
+			window 1h
+		}
+	}
+	respond ok
+}`)
+	token := with("X-Token", "hush-hush")
+	e.granted(1, "192.0.2.7", "/", token)
+	if got := e.change(http.MethodPut, "zones/tokens/bans?key=hush-hush&for=10m"); got.Elsewhere != "1.25s" {
+		t.Errorf("the ban answers %+v", got)
+	}
+	e.refused("192.0.2.7", "/", token)
+	for _, path := range []string{"bans", "zones", "stores", "zones/tokens"} {
+		if _, answer := e.admin(http.MethodGet, path, ""); strings.Contains(answer, "hush") {
+			t.Errorf("GET %s: the key is in the answer: %s", path, answer)
+		}
+	}
+	redis.Kill()
+	for _, call := range [][2]string{{"PUT", "zones/tokens/bans?for=10m&key=hush-hush"}, {"DELETE", "zones/tokens/keys?key=hush-hush"}, {"GET", "zones/tokens/keys?key=hush&key=hush"}, {"GET", "zones/tokens/keys?client_ip=hush"}} {
+		status, answer := e.admin(call[0], call[1], "")
+		if status < 400 || strings.Contains(answer, "hush") {
+			t.Errorf("%s %s: got status %d, %s", call[0], call[1], status, answer)
+		}
+	}
+}
