@@ -105,9 +105,9 @@ func TestCommands(t *testing.T) {
 			call: `GET /distributed_ratelimit/top {"n":"3","zone":"pages"}`, prints: []string{"zone pages, in the last 1m23s\n", "9 +1 +192.0.2.7\n", `0 \(and up to 4 more of both\) +b`}},
 		{args: []string{"explain", "https://example.com/", "--header", "X-A: b:c", "-H", "X-A:d", "-X", "POST", "--from", "192.0.2.7", "--var", "a=b=c"},
 			answer: `{"server":"srv0","granted":false,"handlers":[{"client":{"ip":"192.0.2.7","because":"it is connected"},"reason":"limit","status":429,"zones":[
-				{"zone":"pages","applies":true,"key":"192.0.2.7","limit":5,"used":5,"remaining":0,"reset":60,"granted":false,"reason":"limit"},{"zone":"login","applies":false,"because":"not_matched"}]}],"assumed":["it is HTTPS"]}`,
+				{"zone":"pages","applies":true,"key":"192.0.2.7","limit":5,"used":5,"remaining":0,"reset":60,"granted":false,"reason":"limit"},{"zone":"api","applies":true,"key":"k","limit":5,"granted":false,"reason":"blocked","blocked_until":"2036-11-24T14:04:57Z","blocked_by":"hand"},{"zone":"login","applies":false,"because":"not_matched"}]}],"assumed":["it is HTTPS"]}`,
 			call: `POST /distributed_ratelimit/explain {"headers":{"X-A":["b:c","d"]},"method":"POST","remote_addr":"192.0.2.7","url":"https://example.com/","vars":{"a":"b=c"}}`,
-			prints: []string{"would be refused by server srv0", "client is 192.0.2.7 .* status 429, reason limit", "pages +192.0.2.7 +5 +5 +0 +1m +refused: limit", "login .* does not apply: not_matched",
+			prints: []string{"would be refused by server srv0", "client is 192.0.2.7 .* status 429, reason limit", "pages +192.0.2.7 +5 +5 +0 +1m +refused: limit", "refused, blocked by hand until 2036", "login .* does not apply: not_matched",
 				"Assumed: it is HTTPS."}},
 	} {
 		e := newEndpoint(t)

@@ -164,7 +164,7 @@ func (z *explainedZone) row(t *table) {
 		says = strings.TrimSpace("refused: " + z.Reason + " " + z.Detail)
 	}
 	if z.BlockedUntil != nil {
-		says += ", blocked by " + z.BlockedBy + " until " + until(*z.BlockedUntil)
+		says = strings.TrimSuffix(says, ": blocked") + ", blocked by " + z.BlockedBy + " until " + until(*z.BlockedUntil)
 	}
 	t.row(z.limit, z.Key, most, count(z.Used), count(z.Remaining), free, says)
 }
