@@ -14,7 +14,7 @@ run: build ## build Caddy with the plugin and serve Caddyfile.example on port 80
 build: ## build Caddy with the plugin to bin/caddy
 	go build -o bin/caddy ./cmd/caddy
 
-test: ## run all tests with the race detector; installs redis-server on Debian and Ubuntu
+test: ## run all tests with the race detector; installs redis-server and prometheus on Debian and Ubuntu
 	scripts/test-needs
 	go test -race -timeout 20m ./...
 

@@ -94,6 +94,7 @@ func openBackend(s store.Store, logger *zap.Logger, kept storage, events *emitte
 		b.here = c.FallbackSettings().Infallible
 	}
 	if _, shared := s.(store.Shared); shared {
+		showStore(name)
 		b.lasting.memo.recall(b)
 	}
 	b.Guard = b.lasting.Guard(s, b)

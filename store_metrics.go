@@ -123,6 +123,18 @@ func (b *backend) collectSteering(into chan<- prometheus.Metric) {
 	}
 }
 
+// showStore makes the series that a store may come to have, so that an alert sees the first
+// loss.
+func showStore(name string) {
+	storeSeries.ifHeld(name, func() {
+		metrics.storeLosses.WithLabelValues(name).Add(0)
+		metrics.storeDuration.WithLabelValues(name)
+		for _, kind := range store.Kinds {
+			metrics.storeErrors.WithLabelValues(name, string(kind)).Add(0)
+		}
+	})
+}
+
 // leaseStats reports false if the store takes no leases.
 func (s *RedisStore) leaseStats() (lease.Stats, bool) {
 	if s.pooled.leases == nil {
