@@ -2,6 +2,8 @@ package migration
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -9,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/llmtest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 )
 
@@ -24,7 +27,7 @@ func example(t *testing.T, path string) string {
 
 // patient lets decisions take their time: a busy machine is not an outage.
 func patient(caddyfile string) string {
-	return strings.ReplaceAll(caddyfile, "store redis {env.REDIS_URL}", "store redis {env.REDIS_URL}\n\t\tbudget 10s")
+	return strings.ReplaceAll(caddyfile, "store redis {env.REDIS_URL}", "budget 10s\n\t\tstore redis {env.REDIS_URL}")
 }
 
 // remaining is what the service says is left.
@@ -103,4 +106,101 @@ func TestFromExpress(t *testing.T) {
 	wantIn(t, "after, two Caddys together", got, limit, began, time.Minute)
 	want(t, "after, /health", granted(t, 3, 429, one, caddys[0]+"/health"), 3)
 	want(t, "after, another client", granted(t, 3, 429, two, caddys[1]+"/"), 3)
+}
+
+// Three routes with 30 requests a minute each: what a user is granted at two Caddys
+// together is what Upstash granted. Then tokens, which the service asks for through
+// Caddy.
+func TestFromUpstash(t *testing.T) {
+	api := llmtest.Start(t)
+	carol, dave := with("X-User", "carol"), with("X-User", "dave")
+	old := node(t, copied(t, "../examples/from-upstash/before.js"), append(upstash(t), "LLM_URL="+api.URL, "OPENAI_API_KEY=provider")...)
+	began := untilAWindow(time.Minute, 25*time.Second)
+	before := get(t, one, old+"/api/chat", post, carol)
+	wantIn(t, "before, a user's chat", 1+granted(t, 32, 429, one, old+"/api/chat", post, carol), 30, began, 25*time.Second)
+	want(t, "before, the user's summaries", granted(t, 3, 429, one, old+"/api/summary", post, carol), 3)
+	want(t, "before, another's chat", granted(t, 3, 429, one, old+"/api/chat", post, dave), 3)
+
+	url := "REDIS_URL=redis://" + redistest.Start(t).Addr
+	service := strings.TrimPrefix(node(t, copied(t, "../examples/from-upstash/after.js"), "LLM_URL="+api.URL, "OPENAI_API_KEY=provider"), "http://")
+	caddyfile := patient(strings.Replace(example(t, "from-upstash/Caddyfile"), "{$SITE::8080}", "http://:8080", 1))
+	a, b := instance(t, caddyfile, url, "BACKEND="+service), instance(t, caddyfile, url, "BACKEND="+service)
+	began = time.Now()
+	after := get(t, one, a+"/api/chat", post, carol)
+	got := 1 + granted(t, 14, 429, one, a+"/api/chat", post, carol) + granted(t, 20, 429, one, b+"/api/chat", post, carol)
+	wantIn(t, "after, a user's chat at two Caddys", got, 30, began, time.Minute)
+	want(t, "after, the user's summaries", granted(t, 3, 429, one, b+"/api/summary", post, carol), 3)
+	want(t, "after, another's chat", granted(t, 3, 429, one, a+"/api/chat", post, dave), 3)
+	for name, a := range map[string]answer{"before": before, "after": after} {
+		if a.header.Get("X-RateLimit-Limit") != "30" || a.header.Get("X-RateLimit-Remaining") != "29" || len(a.header.Get("X-RateLimit-Reset")) != 10 {
+			t.Errorf("%s: %v", name, a.header)
+		}
+	}
+	if refused := get(t, one, a+"/api/chat", post, carol); time.Since(began) < time.Minute && refused.body != `{"error":"Too many requests"}` {
+		t.Errorf("a refusal has the body %q", refused.body)
+	}
+}
+
+// The budget of tokens bounds what a user's requests cost at the provider, whichever
+// Caddy the service asks.
+func TestFromUpstashToTokens(t *testing.T) {
+	const budget = 20000
+	api := llmtest.Start(t)
+	url := "REDIS_URL=redis://" + redistest.Start(t).Addr
+	caddyfile := patient(strings.Replace(example(t, "from-upstash/tokens.caddyfile"), "{$SITE::8080}", "http://:8080", 1))
+	var llms []string
+	for range 2 {
+		port := freePort(t)
+		service := strings.TrimPrefix(node(t, copied(t, "../examples/from-upstash/after.js"), "LLM_URL=http://127.0.0.1:"+port, "OPENAI_API_KEY=none"), "http://")
+		site := instance(t, caddyfile, url, "BACKEND="+service, "LLM="+api.URL, "LLM_PORT="+port, "OPENAI_API_KEY=provider")
+		want(t, "a question through it all", granted(t, 2, 429, one, site+"/api/chat", post, with("X-User", "carol")), 2)
+		llms = append(llms, "http://127.0.0.1:"+port+"/v1/chat/completions")
+	}
+
+	// What the service would ask, had users long questions: until the budget is spent.
+	refused := 0
+	for i := 0; i < 40 && refused < 2; i++ {
+		a := get(t, one, llms[i%2], post, with("X-User", "carol"), with("LLM-Test", "output=3000"), question(4000))
+		switch a.status {
+		case http.StatusOK:
+			if refused > 0 {
+				t.Errorf("granted after a refusal: what is left does not hold another such request")
+			}
+		case http.StatusTooManyRequests:
+			refused++
+		default:
+			t.Fatalf("status %d: %s", a.status, a.body)
+		}
+	}
+	if refused != 2 {
+		t.Error("the budget of tokens refuses nobody")
+	}
+	var spent int64
+	for _, entry := range api.Ledger() {
+		spent += int64(entry.Tokens.Total())
+		if key := entry.Header.Get("Authorization"); key != "Bearer provider" {
+			t.Errorf("the provider gets the key %q", key)
+		}
+		if user := entry.Header.Get("X-User"); user != "" {
+			t.Errorf("the provider learns the user %q", user)
+		}
+	}
+	if spent > budget || spent < budget/2 {
+		t.Errorf("%d tokens spent of %d", spent, budget)
+	}
+	if a := get(t, one, llms[0], post, with("X-User", "dave"), question(100)); a.status != http.StatusOK {
+		t.Errorf("another user: status %d: %s", a.status, a.body)
+	}
+	if a := get(t, one, llms[0], post, question(100)); a.status != http.StatusForbidden {
+		t.Errorf("without a user: status %d: %s", a.status, a.body)
+	}
+}
+
+// question is a body that asks for so many tokens at most.
+func question(most int) func(*http.Request) {
+	return func(r *http.Request) {
+		text := fmt.Sprintf(`{"model":"gpt-5","max_completion_tokens":%d,"messages":[{"role":"user","content":"Hello"}]}`, most)
+		r.Header.Set("Content-Type", "application/json")
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(text)), int64(len(text))
+	}
 }

@@ -8,6 +8,7 @@ require (
 	github.com/caddy-distributed-ratelimit/distributed-ratelimit v0.0.0
 	github.com/caddyserver/caddy/v2 v2.11.9
 	github.com/mholt/caddy-ratelimit v0.1.0
+	github.com/redis/go-redis/v9 v9.23.0
 )
 
 require (
@@ -98,7 +99,6 @@ require (
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/quic-go/qpack v0.6.0 // indirect
 	github.com/quic-go/quic-go v0.63.0 // indirect
-	github.com/redis/go-redis/v9 v9.23.0 // indirect
 	github.com/rs/xid v1.6.0 // indirect
 	github.com/russross/blackfriday/v2 v2.1.0 // indirect
 	github.com/shopspring/decimal v1.4.0 // indirect

@@ -9,12 +9,21 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 )
 
-// held begins a request that stays in flight until the backend releases it.
+// held begins a request that stays in flight until the backend releases it. It tries
+// again if it is refused: what came before may not be over yet for the limiter.
 func held(t *testing.T, b *backend, from, url string) {
 	t.Helper()
 	go func() {
-		if response, err := http.Get(url); err == nil {
+		for range 100 {
+			response, err := http.Get(url)
+			if err != nil {
+				return
+			}
 			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	}()
 	select {
