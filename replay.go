@@ -113,8 +113,9 @@ func (e *replayEvaluator) handler(c *replayConfig, h *Handler) {
 		return
 	}
 	e.numbers[h] = int16(len(e.numbers))
-	header := h.identity.rules.Header()
-	e.reads.headers[header] = true
+	if h.identity.trustsProxies {
+		e.reads.headers[h.identity.rules.Header()] = true
+	}
 	for _, zone := range h.Zones {
 		e.redacts[zone] = zone.credentials()
 		if i, known := e.index[zone.same]; known {
@@ -308,11 +309,15 @@ func (w *replayWorker) meets(h *Handler) {
 	c := &w.charges
 	c.client = h.identity.client(w.now.request, w.now.vars)
 	e := newEvaluation(h, w.now.request, c)
-	defer e.release()
-	if e.gather() != nil {
-		return
+	if e.gather() == nil {
+		w.look()
+		w.take(h, e)
 	}
-	w.look()
+	e.release()
+}
+
+// take takes over what an evaluation has gathered.
+func (w *replayWorker) take(h *Handler, e *evaluation) {
 	number := w.eval.numbers[h]
 	add := func(zone *Zone, kind replay.PartKind) *replay.Part {
 		if w.unknowable(zone) {
@@ -345,13 +350,16 @@ func (w *replayWorker) meets(h *Handler) {
 			counts++
 		}
 		if strings.HasPrefix(v.client, string(formHash)) {
-			p.Text = v.zone.readable(&e.keys, c.client, v.client)
+			p.Text = v.zone.readable(&e.keys, w.charges.client, v.client)
 		}
 	}
 }
 
 // look notes whether the log redacts anything that is read.
 func (w *replayWorker) look() {
+	if !w.eval.reads.anyHeader() {
+		return
+	}
 	for _, name := range credentialHeaders {
 		if lines := w.now.header[name]; len(lines) == 1 && lines[0] == redactedValue {
 			w.eval.redacted.Add(1)

@@ -254,6 +254,9 @@ func newReplayReads() replayReads {
 	return replayReads{headers: make(map[string]bool), hosts: make(map[string]bool)}
 }
 
+// anyHeader reports whether headers are of interest at all.
+func (r *replayReads) anyHeader() bool { return r.allHeaders || len(r.headers) > 0 }
+
 func (r *replayReads) sets(sets any) {
 	list, _ := sets.([]any)
 	for _, set := range list {

@@ -1,9 +1,9 @@
 package distributedratelimit
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -40,40 +40,38 @@ type replayRequest struct {
 	groups  map[string]bool
 	status  int64
 	user    bool
+	last    struct{ host, proto, alpn, name lastText }
 }
 
 // set makes the request that of a line.
 func (q *replayRequest) set(line *replay.Line) {
 	uri := string(line.URI)
 	q.parseURL(uri)
-	clear(q.header)
-	replay.EachHeader(line.Headers, q.eval.wants, func(name, value []byte) {
-		q.header[string(name)] = append(q.header[string(name)], string(value))
-	})
-	host := string(line.Host)
-	if host == "" {
-		host = q.eval.host
+	if q.eval.reads.anyHeader() {
+		clear(q.header)
+		replay.EachHeader(line.Headers, q.eval.wants, func(name, value []byte) {
+			q.header[string(name)] = append(q.header[string(name)], string(value))
+		})
 	}
-	remote := string(line.RemoteIP)
-	if len(line.RemotePort) > 0 {
-		remote = net.JoinHostPort(remote, string(line.RemotePort))
-	}
-	major, minor, _ := http.ParseHTTPVersion(string(line.Proto))
 	fresh := q.request == nil || q.eval.fresh
 	if fresh {
 		q.request = new(http.Request)
 	}
 	r := q.request
-	if !fresh {
-		*r = *(&http.Request{}).WithContext(r.Context())
+	r.Method, r.RequestURI, r.URL, r.Header, r.Body = method(line.Method), uri, &q.url, q.header, http.NoBody
+	if r.Host = q.last.host.of(line.Host); r.Host == "" {
+		r.Host = q.eval.host
 	}
-	r.Method, r.Host, r.RequestURI, r.RemoteAddr = method(line.Method), host, uri, remote
-	r.Proto, r.ProtoMajor, r.ProtoMinor = string(line.Proto), major, minor
-	r.URL, r.Header, r.Body = &q.url, q.header, http.NoBody
-	if line.TLS != nil {
+	remote, ip := remoteOf(line)
+	r.RemoteAddr = remote
+	if proto := q.last.proto.of(line.Proto); proto != r.Proto {
+		r.Proto = proto
+		r.ProtoMajor, r.ProtoMinor, _ = http.ParseHTTPVersion(proto)
+	}
+	if r.TLS = nil; line.TLS != nil {
 		q.tls = tls.ConnectionState{
 			HandshakeComplete: true, Version: line.TLS.Version, CipherSuite: line.TLS.CipherSuite, DidResume: line.TLS.Resumed,
-			NegotiatedProtocol: string(line.TLS.Proto), ServerName: string(line.TLS.ServerName),
+			NegotiatedProtocol: q.last.alpn.of(line.TLS.Proto), ServerName: q.last.name.of(line.TLS.ServerName),
 		}
 		r.TLS = &q.tls
 	}
@@ -84,13 +82,43 @@ func (q *replayRequest) set(line *replay.Line) {
 	} else {
 		clear(q.vars)
 		q.vars[caddyhttp.TrustedProxyVarKey] = false
-		q.vars[caddyhttp.ClientIPVarKey] = addressText(string(line.RemoteIP))
+		q.vars[caddyhttp.ClientIPVarKey] = addressText(ip)
 	}
 	if q.eval.reads.user {
 		q.repl.Set("http.auth.user.id", string(line.UserID))
 	}
 	clear(q.groups)
 	q.status, q.user = line.Status, len(line.UserID) > 0
+}
+
+// remoteOf is the peer as servers write it, and its address alone.
+func remoteOf(line *replay.Line) (remote, ip string) {
+	if len(line.RemotePort) == 0 {
+		remote = string(line.RemoteIP)
+		return remote, remote
+	}
+	var buf [64]byte
+	b, start := buf[:0], 0
+	if bytes.IndexByte(line.RemoteIP, ':') >= 0 {
+		b, start = append(b, '['), 1
+	}
+	b = append(b, line.RemoteIP...)
+	end := len(b)
+	if start > 0 {
+		b = append(b, ']')
+	}
+	remote = string(append(append(b, ':'), line.RemotePort...))
+	return remote, remote[start:end]
+}
+
+// lastText is a text that is often the same as in the line before.
+type lastText string
+
+func (l *lastText) of(text []byte) string {
+	if string(text) != string(*l) {
+		*l = lastText(text)
+	}
+	return string(*l)
 }
 
 // addressText is an address as the server writes it, "" if it is none.
@@ -101,7 +129,7 @@ func addressText(text string) string {
 		return ""
 	}
 	if addr.Is4() {
-		return text
+		return text // it has one spelling
 	}
 	return addr.String()
 }

@@ -108,7 +108,7 @@ func (l *Line) parseJSON(line []byte) kind {
 			request = true
 			return l.request(&s)
 		case "resp_headers":
-			l.RespHeaders, ok = s.value()
+			l.RespHeaders, ok = s.lists()
 			return ok
 		case "rate_limit":
 			return l.decision(&s, &at)
@@ -163,7 +163,7 @@ func (l *Line) request(s *scanner) bool {
 		case "uri":
 			l.URI, ok = s.text()
 		case "headers":
-			l.Headers, ok = s.value()
+			l.Headers, ok = s.lists()
 		case "tls":
 			return l.readTLS(s)
 		default:

@@ -3,6 +3,7 @@ package replay
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 )
@@ -76,6 +77,13 @@ func TestLineTexts(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	// Headers whose end does not look like others' hide nothing behind it.
+	for _, headers := range []string{`{}`, `{"A":[]}`, `{"A":["x"],"B":[]}`, `{ "A": ["x"] }`, `{"A":["\"]}"]}`, `{"A":["x\\\\"]}`, `{"A":["]}"]}`, `null`, `{"A":"x"}`} {
+		line := `{"ts":1764000000,"request":{"headers":` + headers + `,"method":"GET","uri":"/x"},"status":200,"resp_headers":` + headers + `,"user_id":"u"}`
+		if k := l.parse([]byte(line)); k != kindRequest || string(l.URI) != "/x" || string(l.UserID) != "u" || string(l.Headers) != headers {
+			t.Errorf("headers %s: kind %d, URI %s, user %s, headers %s", headers, k, l.URI, l.UserID, l.Headers)
+		}
+	}
 	l.parse([]byte(`203.0.113.77 - alice [24/Nov/2025:17:00:00 +0100] "GET /a HTTP/2.0" 200 1 "-" "a \"b\""`))
 	if string(l.UserID) != "alice" || string(l.Headers) != `{"User-Agent":["a \"b\""]}` {
 		t.Errorf("user %s, headers %s", l.UserID, l.Headers)
@@ -126,5 +134,27 @@ func BenchmarkLine(b *testing.B) {
 	var l Line
 	for b.Loop() {
 		l.parse(line)
+	}
+}
+
+// Whatever clients write into headers, the rest of the line is read.
+func TestHeadersHideNothing(t *testing.T) {
+	pieces := []string{`]`, `}`, `"`, `\`, `[`, `,`, `:`, `{`, "a", " ", `"]}`, `[]`, `\"]}`}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		headers := make(map[string][]string)
+		for range 1 + random.IntN(3) {
+			value := ""
+			for range random.IntN(6) {
+				value += pieces[random.IntN(len(pieces))]
+			}
+			headers[fmt.Sprint(random.IntN(3), pieces[random.IntN(len(pieces))])] = []string{value}
+		}
+		object, _ := json.Marshal(headers)
+		line := fmt.Sprintf(`{"request":{"headers":%s,"method":"GET","uri":"/x"},"ts":1764000000,"status":200,"resp_headers":%[1]s,"user_id":"u"}`, object)
+		var l Line
+		if l.parse([]byte(line)) != kindRequest || string(l.URI) != "/x" || string(l.UserID) != "u" || string(l.Headers) != string(object) {
+			t.Fatalf("read URI %q, user %q, headers %q of %s", l.URI, l.UserID, l.Headers, line)
+		}
 	}
 }

@@ -41,34 +41,36 @@ func (s *scanner) next(c byte) bool {
 }
 
 // raw reads a string without its quotes, as it is written.
-func (s *scanner) raw() (text []byte, escaped, ok bool) {
+func (s *scanner) raw() (text []byte, ok bool) {
 	if !s.next('"') {
-		return nil, false, false
+		return nil, false
 	}
 	start := s.pos
 	for {
 		end := bytes.IndexByte(s.data[s.pos:], '"')
 		if end < 0 {
-			return nil, false, false
+			return nil, false
 		}
 		s.pos += end + 1
+		if end == 0 || s.data[s.pos-2] != '\\' {
+			break
+		}
 		// An odd number of backslashes in front of a quote makes it a part of the string.
 		n := s.pos - 2
 		for n >= start && s.data[n] == '\\' {
 			n--
 		}
 		if (s.pos-2-n)%2 == 0 {
-			text = s.data[start : s.pos-1]
-			return text, escaped || bytes.IndexByte(text, '\\') >= 0, true
+			break
 		}
-		escaped = true
 	}
+	return s.data[start : s.pos-1], true
 }
 
 // text reads a string.
 func (s *scanner) text() ([]byte, bool) {
-	raw, escaped, ok := s.raw()
-	if ok && escaped {
+	raw, ok := s.raw()
+	if ok && bytes.IndexByte(raw, '\\') >= 0 {
 		return unescape(raw)
 	}
 	return raw, ok
@@ -94,7 +96,7 @@ func (s *scanner) value() ([]byte, bool) {
 	start := s.pos
 	switch c {
 	case '"':
-		if _, _, ok := s.raw(); !ok {
+		if _, ok := s.raw(); !ok {
 			return nil, false
 		}
 	case '{', '[':
@@ -107,13 +109,35 @@ func (s *scanner) value() ([]byte, bool) {
 	return s.data[start:s.pos], true
 }
 
+// lists skips an object of lists of texts, as headers are. It looks for the end that such
+// an object has as Caddy writes it, and only if that is not clear at its parts. A quote
+// inside of a text has a backslash in front, and one that begins a text has one of [,:{ or
+// white space in front: with anything else in front of it, "]} is the end. Clients choose
+// the texts, and must not be able to hide their requests.
+func (s *scanner) lists() ([]byte, bool) {
+	s.space()
+	start := s.pos
+	rest := s.data[start:]
+	end := bytes.Index(rest, []byte(`"]}`))
+	if end < 1 || rest[0] != '{' || bytes.IndexByte([]byte("\\[,:{ \t\r\n"), rest[end-1]) >= 0 {
+		return s.value()
+	}
+	object := rest[:end+3]
+	// An empty list, or white space, would have hidden the end.
+	if bytes.Contains(object, []byte("[]")) || bytes.Contains(object, []byte("] ")) || bytes.Contains(object, []byte("{}")) {
+		return s.value()
+	}
+	s.pos += len(object)
+	return object, true
+}
+
 // nested skips an object or an array.
 func (s *scanner) nested() bool {
 	depth := 0
 	for s.pos < len(s.data) {
 		switch s.data[s.pos] {
 		case '"':
-			if _, _, ok := s.raw(); !ok {
+			if _, ok := s.raw(); !ok {
 				return false
 			}
 			continue
@@ -142,7 +166,8 @@ func (s *scanner) fields(do func(name []byte) bool) bool {
 		return true
 	}
 	for {
-		name, ok := s.text()
+		// A name with an escape in it is none that is looked for.
+		name, ok := s.raw()
 		if !ok || !s.next(':') || !do(name) {
 			return false
 		}
