@@ -157,7 +157,7 @@ func waitFor(t *testing.T, what string, holds func() bool) {
 }
 
 // What is changed by hand on one instance holds on the other two, soon.
-func TestSteeringHoldsElsewhere(t *testing.T) {
+func TestAdminHoldsElsewhere(t *testing.T) {
 	redis := redistest.Start(t)
 	const config = `{
 	admin ADMIN
