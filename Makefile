@@ -16,7 +16,7 @@ build: ## build Caddy with the plugin to bin/caddy
 
 test: ## run all tests with the race detector; installs redis-server and prometheus on Debian and Ubuntu
 	scripts/test-needs
-	go test -race -timeout 20m ./...
+	go test -race -timeout 30m ./...
 
 test-portable: ## run the tests that start no Redis, without the race detector
 	scripts/test-portable
