@@ -124,6 +124,10 @@ func TestSteeringHoldsWhileTheStoreIsAway(t *testing.T) {
 		e.adminFails(http.StatusServiceUnavailable, method, path, "", "away")
 	}
 	e.blocked(alice, "http://a.test/", 3000, 3600)
+	// Nor does a new connection, which has not seen the board yet, know better.
+	e.reload(steeredSite("redis redis://" + server.Addr + " {\n pool_size 3\n }"))
+	e.blocked(alice, "http://a.test/", 3000, 3600)
+	e.body("granted 7 5", bob, "http://a.test/")
 
 	// A server without its data has no bans.
 	server.Restart(t)
@@ -285,8 +289,10 @@ http://dry.test {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(text)), int64(len(text))
 	}
+	e.refused(alice, "http://closed.test/") // whatever the body is, which is not read
 	e.refused(alice, "http://closed.test/", form)
 	e.steer("PUT", "zones/closed/override?events=2&for=1h")
+	e.status(http.StatusForbidden, alice, "http://closed.test/")
 	e.body("2", alice, "http://closed.test/", form)
 	e.body("2", bob, "http://closed.test/", form)
 	e.refused(alice, "http://closed.test/", form)
