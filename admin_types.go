@@ -201,6 +201,7 @@ type explainedZone struct {
 	Plan      string   `json:"plan,omitempty"`
 	Unlimited bool     `json:"unlimited,omitempty"`
 	Limit     *int64   `json:"limit,omitempty"`
+	Override  bool     `json:"override,omitempty"` // the limit was set by hand
 	Window    float64  `json:"window,omitempty"`
 	Share     *int64   `json:"share,omitempty"` // of the limit, that this instance grants while the store is away
 	Units     int64    `json:"units,omitempty"`

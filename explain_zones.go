@@ -107,6 +107,11 @@ func (e *evaluation) explainVerdict(v *verdict, answer *explainedZone, now time.
 	if v.refusal != nil {
 		answer.Detail = v.refusal.Message
 	}
+	answer.Override = e.overridden(z, answer)
+	if ban, ok := z.bannedByHand(v.client); ok && v.client != "" {
+		e.bannedByHand(v, ban.until, answer)
+		return
+	}
 	if !v.counted || v.reason == reasonZero {
 		return
 	}
@@ -122,21 +127,31 @@ func (e *evaluation) explainVerdict(v *verdict, answer *explainedZone, now time.
 		answer.Reset = &reset
 	}
 	if v.Blocked {
-		answer.BlockedUntil = momentOf(now.Add(v.RetryAfter))
-		answer.BlockedBy = e.bannedBy(z, answer)
+		answer.BlockedUntil, answer.BlockedBy = momentOf(now.Add(v.RetryAfter)), blockedByRule
 	}
 	answer.MayBan = !granted && !v.Blocked && z.BlockFor > 0
 }
 
-// bannedBy tells who has banned the key of an answer.
-func (e *evaluation) bannedBy(z *Zone, answer *explainedZone) string {
-	byHand := slices.ContainsFunc(e.h.app.bansByHand(), func(b banByHand) bool {
-		return b.zone == z.Name && b.dryRun == z.DryRun && b.store == answer.Store && b.key != "" && b.key == answer.Key
-	})
-	if byHand || z.BlockFor == 0 {
-		return "hand"
+// bannedByHand tells of a ban that was set by hand. It is known without the store, which
+// is asked for the numbers all the same.
+func (e *evaluation) bannedByHand(v *verdict, until time.Time, answer *explainedZone) {
+	answer.BlockedUntil, answer.BlockedBy = momentOf(until), blockedByHand
+	if v.zone.Concurrent != nil {
+		return
 	}
-	return "block_for"
+	requests := []store.Request{{Key: store.Key{Zone: v.zone.storeName, Client: v.client, Window: v.zone.window}, Limit: v.limit}}
+	decisions := make([]store.Decision, 1)
+	if e.h.backend.Look(lookTime, requests, decisions) == nil {
+		used, remaining := v.limit-decisions[0].Remaining, decisions[0].Remaining
+		answer.Used, answer.Remaining, answer.Source = &used, &remaining, decisions[0].Source.String()
+	}
+}
+
+// overridden reports whether the limit of an answer was set by hand.
+func (e *evaluation) overridden(z *Zone, answer *explainedZone) bool {
+	return answer.Limit != nil && slices.ContainsFunc(z.overrides(), func(o override) bool {
+		return o.events == *answer.Limit && (o.plan == "" || o.plan == answer.Plan || o.plan == wordDefault)
+	})
 }
 
 // planOf is the plan that the request has, empty if it has none or the zone has no tier.

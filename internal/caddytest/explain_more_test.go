@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // While the store is away an explanation tells so, with this instance's own numbers and
@@ -123,46 +125,100 @@ func FuzzExplain(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
+	var cfg map[string]any
+	if err := json.Unmarshal(adapted(f, strings.Replace(fuzzedSite, "BIND", "unix/"+f.TempDir()+"/site", 1)), &cfg); err != nil {
+		f.Fatal(err)
+	}
+	cfg["admin"] = map[string]any{"disabled": true, "config": map[string]any{"persist": false}}
+	cfg["logging"] = map[string]any{"logs": map[string]any{"default": map[string]any{"level": "PANIC"}}}
+	config, err := json.Marshal(cfg)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := caddy.Load(config, true); err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = caddy.Stop() })
 	f.Fuzz(func(t *testing.T, body string) {
-		fuzzEdge(t, func(e *edge) {
-			status, answer := e.admin(http.MethodPost, "explain", body)
-			if status != http.StatusOK && status != http.StatusBadRequest {
-				t.Errorf("explain %q: got status %d, %s", body, status, answer)
-			}
-			if n := e.store(0).Memory.Keys; n != 0 {
-				t.Errorf("explain %q: %d keys are counted", body, n)
-			}
-		})
+		e := &edge{t: t}
+		status, answer := e.admin(http.MethodPost, "explain", body)
+		if status != http.StatusOK && status != http.StatusBadRequest {
+			t.Errorf("explain %q: got status %d, %s", body, status, answer)
+		}
+		if n := e.store(0).Memory.Keys; n != 0 {
+			t.Errorf("explain %q: %d keys are counted", body, n)
+		}
 	})
 }
 
-// fuzzEdge runs a site for one input. One that stays would outlive the test that made it.
-func fuzzEdge(t *testing.T, do func(e *edge)) {
-	do(start(t, `:80 {
-		map {path} {p} {
-			default x
+const fuzzedSite = `http://:80 {
+	bind BIND
+	map {path} {p} {
+		default x
+	}
+	@form expression {http.request.method} != "PUT"
+	distributed_ratelimit @form {
+		zone a {
+			key {json.a}{form.a}|{http.request.cookie.a}
+			tier {query.plan} {
+				gold unlimited
+				default 9
+			}
+			window 1m
 		}
-		@form expression {http.request.method} != "PUT"
-		distributed_ratelimit @form {
-			zone a {
-				key {json.a}{form.a}|{http.request.cookie.a}
-				tier {query.plan} {
-					gold unlimited
-					default 9
-				}
-				window 1m
-			}
-			zone b {
-				key {http.vars.a}|{p}
-				cost {http.request.header.X-Cost} default 1 max 5
-				events 5
-				window 1m
-			}
-			zone c {
-				concurrent 2
+		zone b {
+			key {http.vars.a}|{p}
+			cost {http.request.header.X-Cost} default 1 max 5
+			events 5
+			window 1m
+		}
+		zone c {
+			concurrent 2
+		}
+	}
+	rewrite /login /x
+	reverse_proxy 127.0.0.1:1
+}`
+
+// What was changed by hand is in explanations and in the answers about the zone.
+func TestExplainKnowsWhatWasSetByHand(t *testing.T) {
+	e := start(t, `:80 {
+		distributed_ratelimit {
+			zone few {
+				events 2
+				window 1h
 			}
 		}
-		rewrite /login /x
-		reverse_proxy 127.0.0.1:1
-	}`))
+		respond ok
+	}`)
+	q := asked{URL: "http://localhost/", RemoteAddr: alice, Server: e.names["80"]}
+	put := func(path string) {
+		t.Helper()
+		if status, answer := e.admin(http.MethodPut, path, ""); status != http.StatusOK {
+			t.Fatalf("PUT %s: got status %d, %s", path, status, answer)
+		}
+	}
+	e.granted(1, alice, "http://localhost/")
+	put("zones/few/override?events=7&for=1h&note=sale")
+	put("zones/few/bans?key=" + alice + "&for=1h")
+	soon(t, "both hold", func() bool {
+		z := e.explains(q).handler(t, 0, 1).zone(t, "few")
+		return z.Override && z.BlockedBy == "hand"
+	})
+	z := e.explains(q).handler(t, 0, 1).zone(t, "few")
+	z.is(t, alice, 7, 1, false, "blocked")
+	if z.BlockedUntil == "" {
+		t.Errorf("a key that is banned by hand: %+v", z)
+	}
+	var zones []struct {
+		Overrides []struct {
+			Events int64
+			Note   string
+		}
+		Bans int `json:"bans_by_hand"`
+	}
+	e.adminGet("zones/few", &zones)
+	if z := zones[0]; len(z.Overrides) != 1 || z.Overrides[0].Events != 7 || z.Overrides[0].Note != "sale" || z.Bans != 1 {
+		t.Errorf("the zone: %+v", z)
+	}
 }

@@ -29,7 +29,7 @@ type explainedHandler struct {
 type explainedZone struct {
 	Zone, Because, Exempt, Key, Plan, Reason, Detail, Source string
 	DryRun                                                   bool `json:"dry_run"`
-	Applies, Unlimited                                       bool
+	Applies, Unlimited, Override                             bool
 	Limit, Used, Remaining, Share                            *int64
 	Units                                                    int64
 	Window                                                   float64
