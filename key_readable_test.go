@@ -186,3 +186,20 @@ func TestReadableFormOfKeysThatPeopleWrite(t *testing.T) {
 		}
 	}
 }
+
+// A stranger's value that reads like another form of a key is not shown as such: it
+// would stand for somebody else's key.
+func TestNobodysKeyReadsLikeAnothers(t *testing.T) {
+	z := zoneOfKey(t, "{http.request.header.X-A}")
+	for _, value := range []string{"hex:6b03616263", "client_ip=192.0.2.7", `["abc"]`} {
+		other, err := z.keyOf(value)
+		if err != nil {
+			t.Fatalf("%q: %v", value, err)
+		}
+		key := "k" + string(prefixed([]byte(value), 0))
+		shown, _ := z.decoded(key)
+		if found, err := z.keyOf(shown); err != nil || found != key || shown == value {
+			t.Errorf("the value %q is shown as %q, which stands for %q, %v; another client's key is %q", value, shown, found, err, other)
+		}
+	}
+}
