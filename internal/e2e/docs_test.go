@@ -222,3 +222,17 @@ func TestDocumentedCommands(t *testing.T) {
 		t.Errorf("only %d commands found", found)
 	}
 }
+
+// TestOperatingHasEveryAlert: the page says what to do about each alert.
+func TestOperatingHasEveryAlert(t *testing.T) {
+	page := pageOf(t, "docs/operating.md")
+	alerts := regexp.MustCompile(`(?m)^ *- alert: (\w+)$`).FindAllStringSubmatch(pageOf(t, "docs/monitoring/alerts.yml"), -1)
+	if len(alerts) < 5 {
+		t.Errorf("only %d alerts found", len(alerts))
+	}
+	for _, alert := range alerts {
+		if !strings.Contains(page, "| `"+alert[1]+"` |") {
+			t.Errorf("the page does not say what to do about %s", alert[1])
+		}
+	}
+}
