@@ -3,7 +3,7 @@
 
 FUZZTIME ?= 10s
 
-.PHONY: help run build test test-portable cover soak lint smoke fuzz migration bench release clean
+.PHONY: help run build test test-portable cover soak lint smoke fuzz migration bench image compose release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -35,11 +35,12 @@ soak: ## what takes too long for each change: floods, evictions, all faults five
 	go test -race -v -timeout 60m -count 5 -run 'TestFaults$$' ./internal/e2e
 	scripts/redis-versions
 
-lint: ## check format, code, go.mod files, who imports what, scripts, workflows and links
+lint: ## check format, code, go.mod files, who imports what, scripts, workflows, links, the Dockerfile and manifests
 	scripts/lint
 
-smoke: ## build Caddy with xcaddy as the README says, and use it
+smoke: ## build Caddy with xcaddy as the README and the Dockerfile say, and use it
 	scripts/xcaddy
+	scripts/image-steps
 
 fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
 	scripts/fuzz $(FUZZTIME)
@@ -51,6 +52,13 @@ migration: ## test what docs/migrating.md says of other limiters; installs nginx
 bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-server, wrk, node and npm
 	cd bench && go run .
 	go run ./internal/worstwindow
+
+image: ## build the container image, with the checks of docker build; wants Docker
+	docker build --check .
+	docker build --tag caddy-distributed-ratelimit .
+
+compose: ## start examples/compose and count what its one port grants; wants Docker
+	scripts/compose-try
 
 release: ## build archives for all platforms into dist; wants VERSION=v1.2.3
 	scripts/release $(VERSION)

@@ -5,10 +5,12 @@
 //
 // It fails if there is anything to say. What an image is based on is not looked up.
 //
+//	go run . context FOLDER
 //	go run . steps FILE STAGE
 //
-// prints what the RUN instructions of a stage give to the shell, in their order, for
-// scripts/image-steps to run them. It knows the shell form without options.
+// print for scripts/image-steps which files of a folder a build gets to see, according to
+// its .dockerignore, with a 0 byte after each, and what the RUN instructions of a stage
+// give to the shell, in their order. It knows the shell form without options.
 package main
 
 import (
@@ -16,7 +18,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/moby/buildkit/client/llb"
@@ -25,7 +29,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/subrequests/lint"
+	"github.com/moby/patternmatcher/ignorefile"
 	"github.com/opencontainers/go-digest"
+	"github.com/tonistiigi/fsutil"
 )
 
 func main() {
@@ -44,10 +50,12 @@ func run(args []string) error {
 			}
 		}
 		return nil
+	case len(args) == 2 && args[0] == "context":
+		return files(args[1])
 	case len(args) == 3 && args[0] == "steps":
 		return steps(args[1], args[2])
 	}
-	return fmt.Errorf("usage: image lint FILE... | image steps FILE STAGE")
+	return fmt.Errorf("usage: image lint FILE... | image context FOLDER | image steps FILE STAGE")
 }
 
 func check(file string) error {
@@ -83,6 +91,32 @@ type nowhere struct{}
 func (nowhere) ResolveImageConfig(_ context.Context, ref string, _ sourceresolver.Opt) (string, digest.Digest, []byte, error) {
 	config := []byte(`{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers"}}`)
 	return ref, digest.FromBytes(config), config, nil
+}
+
+func files(folder string) error {
+	ignored, err := os.Open(filepath.Join(folder, ".dockerignore"))
+	if err != nil {
+		return err
+	}
+	defer ignored.Close()
+	patterns, err := ignorefile.ReadAll(ignored)
+	if err != nil {
+		return err
+	}
+	// The same walk as that of docker build.
+	filter, err := fsutil.NewFS(folder)
+	if err == nil {
+		filter, err = fsutil.NewFilterFS(filter, &fsutil.FilterOpt{ExcludePatterns: patterns})
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", ignored.Name(), err)
+	}
+	return filter.Walk(context.Background(), "", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			fmt.Print(path, "\x00")
+		}
+		return err
+	})
 }
 
 func steps(file, stage string) error {
