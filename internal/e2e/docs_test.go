@@ -23,7 +23,7 @@ func TestDocumentedCaddyfiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	texts := map[string]string{}
-	for _, path := range append(docs, "../../README.md") {
+	for _, path := range append(docs, "../../README.md", "../../examples/kubernetes/README.md") {
 		for i, text := range fenced(t, path) {
 			texts[fmt.Sprintf("%s, Caddyfile %d", filepath.Base(path), i+1)] = text
 		}
