@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/logtest"
 )
 
 // replayLine is a request in a log: method, host, path and headers, as JSON.
@@ -226,5 +228,29 @@ func TestReplayCommonFormat(t *testing.T) {
 	}
 	if _, err := replayed(t, "a.example, b.example {\n\tdistributed_ratelimit 1 1m\n\trespond ok\n}\n", log, "--host", "b.example"); err != nil {
 		t.Errorf("two hosts, one named: %v", err)
+	}
+}
+
+// What the manual shows is what the command prints, but for how long it took.
+func TestReplayInTheManual(t *testing.T) {
+	page, err := os.ReadFile("docs/replay.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```caddyfile\n")
+	caddyfile, rest, _ := strings.Cut(rest, "```\n")
+	_, rest, _ = strings.Cut(rest, "```text\n")
+	want, _, _ := strings.Cut(rest, "```\n")
+	var log bytes.Buffer
+	if _, err := logtest.Write(&log, logtest.Options{Seed: 1, Requests: 60_000, Rate: 0.7}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := replayed(t, caddyfile, log.String(), "--suggest", "99%,99.9%", "--html", filepath.Join(t.TempDir(), "report.html"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := func(text string) string { return text[:strings.LastIndex(text, " MiB, in ")] }
+	if cut(out) != cut(want) {
+		t.Errorf("the manual shows something else:\n%s", out)
 	}
 }

@@ -2,6 +2,7 @@ package distributedratelimit
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"net/http"
@@ -79,6 +80,7 @@ func (q *replayRequest) set(line *replay.Line) {
 		q.repl = caddy.NewReplacer()
 		q.request = caddyhttp.PrepareRequest(r, q.repl, nil, q.server.Server)
 		q.vars = q.request.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+		*q.request = *q.request.WithContext(varsFirst{q.request.Context(), q.vars})
 	} else {
 		clear(q.vars)
 		q.vars[caddyhttp.TrustedProxyVarKey] = false
@@ -89,6 +91,21 @@ func (q *replayRequest) set(line *replay.Line) {
 	}
 	clear(q.groups)
 	q.status, q.user = line.Status, len(line.UserID) > 0
+}
+
+// varsFirst is a context that knows the variables of its request at once: they are looked
+// for many times, and lie below six other values.
+type varsFirst struct {
+	context.Context
+	vars map[string]any
+}
+
+// Value implements context.Context.
+func (c varsFirst) Value(key any) any {
+	if key == caddyhttp.VarsCtxKey {
+		return c.vars
+	}
+	return c.Context.Value(key)
 }
 
 // remoteOf is the peer as servers write it, and its address alone.

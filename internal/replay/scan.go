@@ -123,8 +123,10 @@ func (s *scanner) lists() ([]byte, bool) {
 		return s.value()
 	}
 	object := rest[:end+3]
-	// An empty list, or white space, would have hidden the end.
-	if bytes.Contains(object, []byte("[]")) || bytes.Contains(object, []byte("] ")) || bytes.Contains(object, []byte("{}")) {
+	// An empty object or list, or white space, would have hidden the end. Who writes white
+	// space does so from the first header on.
+	colon := bytes.IndexByte(object, ':')
+	if colon < 2 || object[1] != '"' || object[colon+1] != '[' || bytes.Contains(object, []byte("[]")) || bytes.Contains(object, []byte("] ")) {
 		return s.value()
 	}
 	s.pos += len(object)

@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strconv"
@@ -73,6 +74,17 @@ func (p *printer) printf(format string, args ...any) {
 	}
 }
 
+// table writes rows whose cells, which end with tabs, stand in columns.
+func (p *printer) table(write func(t io.Writer)) {
+	var text bytes.Buffer
+	t := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	write(t)
+	t.Flush() // into memory, which does not fail
+	for line := range strings.Lines(text.String()) {
+		p.printf("%s\n", strings.TrimRight(line, " \n"))
+	}
+}
+
 // WriteText writes the result for people.
 func (r *Result) WriteText(w io.Writer) error {
 	p := &printer{w: w}
@@ -108,18 +120,18 @@ func (z *ZoneResult) write(p *printer) {
 		p.printf("  Not replayed: %s.\n", z.Unreplayed)
 		return
 	}
-	t := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "  requests\t%s\t\n", number(z.Requests))
-	fmt.Fprintf(t, "  would be refused\t%s\t%s\n", number(z.Refused), percent(z.Refused, z.Requests))
-	fmt.Fprintf(t, "  clients\t%s\t\n", number(int64(z.Clients)))
-	fmt.Fprintf(t, "  clients refused\t%s\t%s\n", number(int64(z.ClientsRefused)), percent(int64(z.ClientsRefused), int64(z.Clients)))
-	if z.Exempt > 0 {
-		fmt.Fprintf(t, "  exempt requests\t%s\t\n", number(z.Exempt))
-	}
-	if z.Unknown > 0 {
-		fmt.Fprintf(t, "  not decidable\t%s\t\n", number(z.Unknown))
-	}
-	t.Flush()
+	p.table(func(t io.Writer) {
+		fmt.Fprintf(t, "  requests\t%s\t\n", number(z.Requests))
+		fmt.Fprintf(t, "  would be refused\t%s\t%s\n", number(z.Refused), percent(z.Refused, z.Requests))
+		fmt.Fprintf(t, "  clients\t%s\t\n", number(int64(z.Clients)))
+		fmt.Fprintf(t, "  clients refused\t%s\t%s\n", number(int64(z.ClientsRefused)), percent(int64(z.ClientsRefused), int64(z.Clients)))
+		if z.Exempt > 0 {
+			fmt.Fprintf(t, "  exempt requests\t%s\t\n", number(z.Exempt))
+		}
+		if z.Unknown > 0 {
+			fmt.Fprintf(t, "  not decidable\t%s\t\n", number(z.Unknown))
+		}
+	})
 	if z.Requests > 0 {
 		p.printf("  worst minute: %s UTC, %s of %s requests refused\n", z.Worst.Start.Format(timeFormat), number(z.Worst.Refused), number(z.Worst.Requests))
 	}
@@ -132,12 +144,12 @@ func (z *ZoneResult) writeMost(p *printer) {
 		return
 	}
 	p.printf("  most affected:\n")
-	t := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "    client\trefused\tof requests\n")
-	for _, c := range z.Most {
-		fmt.Fprintf(t, "    %s\t%s\t%s\n", c.Key, number(c.Refused), number(c.Requests))
-	}
-	t.Flush()
+	p.table(func(t io.Writer) {
+		fmt.Fprintf(t, "    client\trefused\tof requests\n")
+		for _, c := range z.Most {
+			fmt.Fprintf(t, "    %s\t%s\t%s\n", c.Key, number(c.Refused), number(c.Requests))
+		}
+	})
 }
 
 func (z *ZoneResult) writeSuggestions(p *printer) {
@@ -151,20 +163,20 @@ func (z *ZoneResult) writeSuggestions(p *printer) {
 		return
 	}
 	p.printf("  least limit that a share of the clients would never have noticed:\n")
-	t := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "    window")
-	for _, s := range z.Curves[0].Limits {
-		fmt.Fprintf(t, "\t%s", shareText(s.Share))
-	}
-	fmt.Fprintf(t, "\n")
-	for _, c := range z.Curves {
-		fmt.Fprintf(t, "    %v", c.Window)
-		for _, s := range c.Limits {
-			fmt.Fprintf(t, "\t%s", number(s.Limit))
+	p.table(func(t io.Writer) {
+		fmt.Fprintf(t, "    window")
+		for _, s := range z.Curves[0].Limits {
+			fmt.Fprintf(t, "\t%s", shareText(s.Share))
 		}
 		fmt.Fprintf(t, "\n")
-	}
-	t.Flush()
+		for _, c := range z.Curves {
+			fmt.Fprintf(t, "    %v", c.Window)
+			for _, s := range c.Limits {
+				fmt.Fprintf(t, "\t%s", number(s.Limit))
+			}
+			fmt.Fprintf(t, "\n")
+		}
+	})
 }
 
 // span is a length of time in two units at most.
