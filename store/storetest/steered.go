@@ -12,8 +12,8 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
-// RunSteered tests what operators do by hand. The stores that open returns share their
-// data. The subtests run in parallel.
+// RunSteered tests what operators do by hand. It calls open twice, for two stores that share
+// their data. The subtests run in parallel.
 func RunSteered(t *testing.T, open func(t *testing.T) store.Steered) {
 	amendments := []struct {
 		name string
@@ -49,16 +49,17 @@ func RunSteered(t *testing.T, open func(t *testing.T) store.Steered) {
 		{"post under concurrency", boardConcurrently},
 		{"senseless notices", boardSenseless},
 	}
+	here, there := open(t), open(t)
 	for _, test := range amendments {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			test.run(newSteered(t, open))
+			test.run(newSteered(t, here, there))
 		})
 	}
 	for i, test := range board {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			f := newSteered(t, open)
+			f := newSteered(t, here, there)
 			f.class = byte('a' + classes*i)
 			test.run(f)
 		})
@@ -73,9 +74,8 @@ type steered struct {
 	mu           sync.Mutex
 }
 
-func newSteered(t *testing.T, open func(t *testing.T) store.Steered) *steered {
-	s := open(t)
-	return &steered{fixture: newFixture(t, s), store: s, other: open(t)}
+func newSteered(t *testing.T, s, other store.Steered) *steered {
+	return &steered{fixture: newFixture(t, s), store: s, other: other}
 }
 
 // amend amends the key of a request.
