@@ -53,7 +53,7 @@ http://b.test {
 	e := start(t, config)
 	for metric, want := range map[string]float64{
 		"leases": 0, "lease_units": 0, "leased_units_total": 0, "leased_unspent_units_total": 0, "remembered_refusals": 0,
-		"store_queued_calls": 0, "unreported_units": 0, "worst_case_limits": 1, "store_instances": 1,
+		"store_queued_calls": 0, "unreported_units": 0, "store_data_losses_total": 0, "worst_case_limits": 1, "store_instances": 1,
 	} {
 		e.becomes(metric, equals(want))
 	}

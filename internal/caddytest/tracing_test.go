@@ -84,7 +84,7 @@ func (s *spans) taken(t *testing.T) (list []string) {
 		text := span.Name
 		slices.SortFunc(span.Attributes, func(a, b attribute.KeyValue) int { return strings.Compare(string(a.Key), string(b.Key)) })
 		for _, a := range span.Attributes {
-			text += fmt.Sprintf(" %s=%s", strings.TrimPrefix(string(a.Key), "distributed_ratelimit."), a.Value.Emit())
+			text += fmt.Sprintf(" %s=%s", strings.TrimPrefix(string(a.Key), "distributed_ratelimit."), a.Value.String())
 		}
 		if span.Status.Description != "" {
 			text += ": " + span.Status.Description
