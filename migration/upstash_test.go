@@ -155,7 +155,7 @@ func TestUpstashRows(t *testing.T) {
 			hangs := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
 			t.Cleanup(hangs.Close)
 			t.Cleanup(func() { close(end) })
-			url := node(t, "upstash.mjs", "UPSTASH_REDIS_REST_URL="+hangs.URL, "UPSTASH_REDIS_REST_TOKEN=x", "LIMITER=sliding", "TIMEOUT=100")
+			url := node(t, "upstash.mjs", "UPSTASH_REDIS_REST_URL="+hangs.URL, "UPSTASH_REDIS_REST_TOKEN=x", "LIMITER=sliding", "TIMEOUT=1000")
 			if a := get(t, one, url+"/"); a.status != 200 || !strings.Contains(a.body, `"timeout"`) {
 				t.Errorf("status %d: %s, want it to pass for the timeout", a.status, a.body)
 			}
