@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -63,18 +64,13 @@ func newReplayEvaluator(c *replayConfig, host string) (*replayEvaluator, error) 
 			e.host = only
 		}
 	}
-	names := make([]string, 0, len(app.Servers))
-	for name := range app.Servers {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
 		server := &replayServer{Server: app.Servers[name]}
 		server.ports, server.tls = replayPorts(server.Server, cmp.Or(app.HTTPSPort, caddyhttp.DefaultHTTPSPort))
 		e.fresh = e.fresh || hasTrustedProxies(server.Server)
 		e.servers = append(e.servers, server)
 		e.collect(c, server.Routes)
-		for _, name := range slices.Sorted(mapsKeys(server.NamedRoutes)) {
+		for _, name := range slices.Sorted(maps.Keys(server.NamedRoutes)) {
 			e.collect(c, caddyhttp.RouteList{*server.NamedRoutes[name]})
 		}
 	}
@@ -82,16 +78,6 @@ func newReplayEvaluator(c *replayConfig, host string) (*replayEvaluator, error) 
 		return nil, fmt.Errorf("the configuration has no limits; write for example: distributed_ratelimit 30 1m, with dry_run if it is not to be in force yet")
 	}
 	return e, nil
-}
-
-func mapsKeys[V any](m map[string]V) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for key := range m {
-			if !yield(key) {
-				return
-			}
-		}
-	}
 }
 
 // collect finds the handlers of routes.

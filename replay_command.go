@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -144,7 +145,7 @@ func (f *replayFlags) replay(o *replay.Options) (*replay.Result, error) {
 		return nil, err
 	}
 	e.note(result, config)
-	return result, result.Problem(slices.Sorted(mapsKeys(e.reads.hosts)))
+	return result, result.Problem(slices.Sorted(maps.Keys(e.reads.hosts)))
 }
 
 // parseShares reads shares such as 99.9% or 0.999.
