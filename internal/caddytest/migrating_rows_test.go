@@ -320,7 +320,6 @@ var fromNginx = migrationRows{
 		e := limitedSite(t, zonesOf("exempt client_ip 10.0.0.0/8;"+twoAnH))
 		e.granted(5, "10.1.2.3", siteA)
 		e.grants(2, alice, siteA)
-		e = limitedSite(t, zonesOf("tier {http.vars.plan} {;pro 4;default 1;};"+oneHour), "vars /pro plan pro", "vars / plan free")
 		e = start(t, "http://a.test {\nroute {\nmap {header.X-Who} {plan} {\ncarol pro\ndefault free\n}\ndistributed_ratelimit {\nzone x {\nwindow 1h\ntier {plan} {\npro 4\ndefault 1\n}\n}\n}\nrespond hello\n}\n}")
 		e.grants(1, alice, siteA)
 		e.grants(4, bob, siteA, with("X-Who", "carol"))

