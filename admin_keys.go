@@ -84,6 +84,11 @@ func adminLook(c *adminCall) (any, error) {
 	} else {
 		answer.look(z, key, limit)
 	}
+	if b, ok := z.bannedByHand(key); ok {
+		// It holds whatever the log says, which may be a new one, or none.
+		answer.BlockedUntil, answer.BlockedBy = momentOf(b.until), blockedByHand
+		answer.Reset = max(answer.Reset, seconds(time.Until(b.until)))
+	}
 	return answer, nil
 }
 
@@ -138,9 +143,6 @@ func (a *keyAnswer) look(z *usedZone, key string, limit int64) {
 	a.Reset = seconds(d.Reset)
 	if d.Blocked {
 		a.BlockedUntil, a.BlockedBy = momentOf(time.Now().Add(d.RetryAfter)), blockedByRule
-		if _, ok := z.bannedByHand(key); ok {
-			a.BlockedBy = blockedByHand
-		}
 	}
 	if d.Source != store.FromStore {
 		if limit != unlimited {

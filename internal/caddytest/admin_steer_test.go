@@ -158,6 +158,9 @@ func TestAdminBansInFlight(t *testing.T) {
 	token := with("X-Token", "abc")
 	e.change(http.MethodPut, "zones/parallel/bans?key=abc&for=1h")
 	e.refused("192.0.2.7", "http://example.com:82/", token)
+	if got := e.look("zones/parallel/keys?key=abc", 0, 2); got.BlockedBy != "hand" || got.BlockedUntil == "" {
+		t.Errorf("a ban by hand is shown as %+v", got)
+	}
 	var bans []steeredAnswer
 	if e.adminGet("bans", &bans); len(bans) != 1 || bans[0].Key != "" {
 		t.Errorf("without log_key, bans are listed as %+v", bans)
@@ -165,6 +168,23 @@ func TestAdminBansInFlight(t *testing.T) {
 	e.change(http.MethodDelete, "zones/parallel/bans?key=abc")
 	e.granted(1, "192.0.2.7", "http://example.com:82/", token)
 	e.adminFails(http.StatusBadRequest, http.MethodDelete, "zones/parallel/keys?key=abc", "", "in flight")
+}
+
+// A ban holds for a zone whose window is another one since, and is shown.
+func TestAdminShowsBansOverReloads(t *testing.T) {
+	e := start(t, steeredSites)
+	token := with("X-Token", "abc")
+	e.change(http.MethodPut, "zones/tokens/bans?key=abc&for=1h")
+	e.reload(strings.ReplaceAll(steeredSites, "window 1h", "window 2h"))
+	e.refused("192.0.2.7", "http://example.com/", token)
+	if got := e.look("zones/tokens/keys?key=abc", 0, 3); got.BlockedBy != "hand" || got.BlockedUntil == "" || got.Reset < 3000 {
+		t.Errorf("a ban by hand is shown as %+v", got)
+	}
+	e.change(http.MethodDelete, "zones/tokens/bans?key=abc")
+	e.granted(1, "192.0.2.7", "http://example.com/", token)
+	if got := e.look("zones/tokens/keys?key=abc", 1, 2); got.BlockedBy != "" || got.BlockedUntil != "" {
+		t.Errorf("without a ban: %+v", got)
+	}
 }
 
 func TestAdminOverrides(t *testing.T) {
