@@ -92,6 +92,40 @@ func TestMaximaSteadyLoad(t *testing.T) {
 	}
 }
 
+// What was merged counts as long as any of it does: a burst that comes when a part of an
+// entry has left the window meets the rest of it.
+func TestMaximaBurstAfterMerge(t *testing.T) {
+	const (
+		began = 1_700_000_000_000_000
+		step  = 55_000_000 // many within a 64th of the longest window, so that they are merged
+		burst = 1_000
+	)
+	windows := []time.Duration{time.Second, time.Hour, 24 * time.Hour}
+	merged := false
+	for later := range int64(40) {
+		m := newMaxima(windows)
+		var all taken
+		take := func(now, units int64) {
+			all = append(all, moment{now, now, units})
+			m.add(windows, now, units)
+		}
+		for i := range int64(3 * exactUpTo) {
+			take(began+i*step, 1)
+		}
+		merged = merged || len(m.moments) < len(all)/2
+		take(began+24*3600_000_000+later*step, burst)
+		for i, window := range windows {
+			width := window.Microseconds()
+			if got, want, most := m.of[i].most, all.most(width), all.most(width+width/mergeParts); got < want || got > most {
+				t.Fatalf("burst %d steps after a day, window %v: most is %d, want %d to %d", later, window, got, want, most)
+			}
+		}
+	}
+	if !merged {
+		t.Error("nothing was merged")
+	}
+}
+
 // Units that are given back are not among what counts afterwards.
 func TestMaximaGiveBack(t *testing.T) {
 	m := newMaxima(testWindows)
