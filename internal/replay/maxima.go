@@ -69,6 +69,9 @@ func (m *maxima) giveBack(windows []time.Duration, stamp, units int64) {
 		if m.moments[j].stamp < stamp {
 			continue
 		}
+		if m.moments[j].first > stamp {
+			return // they have left all windows
+		}
 		units = min(units, m.moments[j].units)
 		m.moments[j].units -= units
 		for i := range m.of {

@@ -140,3 +140,18 @@ func TestMaximaGiveBack(t *testing.T) {
 		}
 	}
 }
+
+// Units that had left all windows before they are given back are no longer there, and are
+// not taken from later ones instead.
+func TestMaximaGiveBackTooLate(t *testing.T) {
+	windows := []time.Duration{time.Second}
+	const began = 1_700_000_000_000_000
+	m := newMaxima(windows)
+	m.add(windows, began, 5)
+	m.add(windows, began+1_500_000, 3)
+	m.giveBack(windows, began, 5)
+	m.add(windows, began+1_600_000, 4)
+	if got := m.of[0].most; got != 7 {
+		t.Errorf("most is %d, want 7", got)
+	}
+}
