@@ -13,20 +13,26 @@ import (
 //
 // It says when the request was done, to the second, and names no host.
 func (l *Line) parseCommon(line []byte) kind {
-	open := bytes.IndexByte(line, '[')
-	if open < 0 {
+	// In front of the time stands a name that a client may have made up, with brackets
+	// and spaces in it; servers escape quotes and tabs. Columns with tabs between them
+	// are Caddy's console format.
+	end := bytes.Index(line, []byte(`] "`))
+	if end < 0 {
+		return kindBroken
+	}
+	open := bytes.LastIndexByte(line[:end], '[')
+	if open < 0 || bytes.IndexByte(line[:open], '\t') >= 0 {
 		return kindBroken
 	}
 	words := bytes.Fields(line[:open])
-	end := bytes.IndexByte(line[open:], ']')
-	if len(words) < 3 || end < 0 {
+	if len(words) < 3 {
 		return kindBroken
 	}
-	when, ok := parseTimeText(string(line[open+1 : open+end]))
+	when, ok := parseTimeText(string(line[open+1 : end]))
 	if !ok {
 		return kindBroken
 	}
-	rest := line[open+end+1:]
+	rest := line[end+1:]
 	request, rest, ok := quoted(rest)
 	if !ok {
 		return kindBroken

@@ -45,6 +45,9 @@ func TestLine(t *testing.T) {
 		{"console", "2025/11/24 16:00:00.123\tINFO\thttp.log.access\thandled request\t" + `{"request":{"method":"GET","host":"a"},"duration":0.25,"status":200}`, kindRequest, at - 456 - 250_000, at - 456},
 		{"common", `203.0.113.77 - alice [24/Nov/2025:16:00:00 +0000] "GET /a?b=c HTTP/2.0" 200 12345`, kindRequest, at - 123_456, at - 123_456},
 		{"combined", `203.0.113.77 - alice [24/Nov/2025:17:00:00 +0100] "GET /a?b=c HTTP/2.0" 200 12345 "-" "a \"b\""`, kindRequest, at - 123_456, at - 123_456},
+		{"console, a time in the path", "2025/11/24 16:00:00.123\tINFO\thttp.log.access\thandled request\t" + `{"request":{"method":"GET","host":"a","uri":"/[2030-01-01T00:00:00Z]","headers":{"A":["b"]}},"duration":0.25,"status":200}`, kindRequest, at - 456 - 250_000, at - 456},
+		{"common, a time in the name", `203.0.113.77 - a [24/Nov/2035:16:00:00 +0000] [24/Nov/2025:16:00:00 +0000] "GET /a?b=c HTTP/2.0" 200 12345`, kindRequest, at - 123_456, at - 123_456},
+		{"common, a line in the name", `203.0.113.77 - a [24/Nov/2035:16:00:00 +0000] \"POST / HTTP/1.1\" 500 1 [24/Nov/2025:16:00:00 +0000] "GET /a?b=c HTTP/2.0" 200 12345`, kindRequest, at - 123_456, at - 123_456},
 		{"common, no request", `203.0.113.77 - - [24/Nov/2025:16:00:00 +0000] "" 400 0`, kindOther, 0, 0},
 	}
 	for _, tt := range tests {
@@ -78,10 +81,12 @@ func TestLineTexts(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	// Headers whose end does not look like others' hide nothing behind it.
-	for _, headers := range []string{`{}`, `{"A":[]}`, `{"A":["x"],"B":[]}`, `{ "A": ["x"] }`, `{"A":["\"]}"]}`, `{"A":["x\\\\"]}`, `{"A":["]}"]}`, `null`, `{"A":"x"}`} {
-		line := `{"ts":1764000000,"request":{"headers":` + headers + `,"method":"GET","uri":"/x"},"status":200,"resp_headers":` + headers + `,"user_id":"u"}`
-		if k := l.parse([]byte(line)); k != kindRequest || string(l.URI) != "/x" || string(l.UserID) != "u" || string(l.Headers) != headers {
-			t.Errorf("headers %s: kind %d, URI %s, user %s, headers %s", headers, k, l.URI, l.UserID, l.Headers)
+	for _, headers := range []string{`{}`, `{"A":[]}`, `{"A":["x"],"B":[]}`, `{ "A": ["x"] }`, `{"A":["\"]}"]}`, `{"A":["x\\\\"]}`, `{"A":["]}"]}`, `null`, `{"A":"x"}`, `{"A":["x"],"B":"x"}`, `{"A":["x"],"B":""}`} {
+		for _, response := range []string{headers, `{"Server":["Caddy"]}`} {
+			line := `{"ts":1764000000,"request":{"headers":` + headers + `,"method":"GET","uri":"/x"},"status":200,"resp_headers":` + response + `,"user_id":"u"}`
+			if k := l.parse([]byte(line)); k != kindRequest || string(l.URI) != "/x" || string(l.UserID) != "u" || string(l.Headers) != headers {
+				t.Errorf("headers %s: kind %d, URI %s, user %s, headers %s", headers, k, l.URI, l.UserID, l.Headers)
+			}
 		}
 	}
 	l.parse([]byte(`203.0.113.77 - alice [24/Nov/2025:17:00:00 +0100] "GET /a HTTP/2.0" 200 1 "-" "a \"b\""`))

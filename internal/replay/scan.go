@@ -8,8 +8,7 @@ import (
 // scanner walks through one JSON value. It reads what it is asked for and skips the
 // rest without looking closely: a log has fifty values in a line, of which a dozen are
 // of interest. What it accepts may be no proper JSON; what it returns are parts of the
-// line. (The JSON libraries that were measured read 180,000 to 260,000 lines in a
-// second on a core, where this one reads 900,000.)
+// line.
 type scanner struct {
 	data []byte
 	pos  int
@@ -123,10 +122,12 @@ func (s *scanner) lists() ([]byte, bool) {
 		return s.value()
 	}
 	object := rest[:end+3]
-	// An empty object or list, or white space, would have hidden the end. Who writes white
+	// An empty object or list, white space, or a text instead of the last list, as the
+	// filter replace of Caddy's logs writes it, would have hidden the end. Who writes white
 	// space does so from the first header on.
 	colon := bytes.IndexByte(object, ':')
-	if colon < 2 || object[1] != '"' || object[colon+1] != '[' || bytes.Contains(object, []byte("[]")) || bytes.Contains(object, []byte("] ")) {
+	if colon < 2 || object[1] != '"' || object[colon+1] != '[' || bytes.Contains(object, []byte("[]")) || bytes.Contains(object, []byte("] ")) ||
+		bytes.Contains(object, []byte(`"}`)) {
 		return s.value()
 	}
 	s.pos += len(object)
