@@ -31,6 +31,7 @@ soak: ## what takes too long for each change: floods, evictions, all faults five
 	scripts/test-needs
 	go test -tags soak -v -run 'TestEvictionPolicies|TestMemoryOfKeys' ./store/redis
 	go test -v -timeout 30m -run TestFaultManyClients ./internal/e2e -clients 1000000
+	go test -v -timeout 30m -run TestReplayLargeLog . -replay-bytes 1073741824
 	LEASE_SCHEDULES=5000 go test -timeout 60m -run 'TestLease' ./store/lease
 	go test -race -v -timeout 60m -count 5 -run 'TestFaults$$' ./internal/e2e
 	scripts/redis-versions
