@@ -85,6 +85,7 @@ var fromUpstash = migrationRows{
 	"timeout":          as(fromExpress, "passOnStoreError"),
 	"enableProtection": bans,
 	"getRemaining":     as(fromExpress, "handler"),
+	"resetUsedTokens":  resets,
 }
 
 var fromVercel = migrationRows{

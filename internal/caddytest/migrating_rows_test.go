@@ -484,7 +484,23 @@ var fromExpress = migrationRows{
 		e.refused("192.0.2.1", siteA, with("X-Forwarded-For", "203.0.113.98, 203.0.113.77"))
 		e.granted(1, "192.0.2.1", siteA, with("X-Forwarded-For", "203.0.113.77, 203.0.113.99"))
 	},
+	"resetKey": resets,
 	"validate": func(t *testing.T) { rejected(t, "distributed_ratelimit 10 1m {\nlimit 5\n}", "unknown option") },
 }
 
 func init() { fromExpress["getKey"] = fromExpress["handler"] }
+
+// resets expects that the admin API looks at a key and gives it its limit back.
+func resets(t *testing.T) {
+	e := limitedSite(t, "distributed_ratelimit 2 1h api")
+	e.grants(2, alice, siteA)
+	e.granted(1, bob, siteA)
+	const key = "zones/api/keys?client_ip=" + alice
+	e.look(key, 2, 0)
+	if status, answer := e.admin(http.MethodDelete, key, ""); status != http.StatusOK {
+		t.Fatalf("status %d: %s", status, answer)
+	}
+	e.grants(2, alice, siteA)
+	e.granted(1, bob, siteA)
+	e.refused(bob, siteA) // whose count has stayed
+}
