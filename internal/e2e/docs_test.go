@@ -136,6 +136,30 @@ func TestDocumentedLinks(t *testing.T) {
 	}
 }
 
+// TestDocumentedIndex: the index links to every page of the manual, and the README stays
+// short and links to what one looks for there.
+func TestDocumentedIndex(t *testing.T) {
+	index, readme := pageOf(t, "docs/README.md"), pageOf(t, "README.md")
+	for path := range manualPages(t) {
+		if page, ok := strings.CutPrefix(path, "docs/"); ok && page != "README.md" && !strings.Contains(index, "]("+page+")") {
+			t.Errorf("docs/README.md does not link to %s", page)
+		}
+	}
+	for _, target := range []string{
+		"docs/README.md", "docs/getting-started.md", "docs/recipes.md", "docs/configuration.md", "docs/migrating.md",
+		"docs/replay.md", "docs/operating.md", "docs/monitoring.md", "docs/commands.md", "docs/admin-api.md",
+		"docs/versions.md", "docs/writing-a-store.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md",
+		"examples/README.md", "examples/compose/README.md", "examples/kubernetes/README.md",
+	} {
+		if !strings.Contains(readme, "]("+target+")") {
+			t.Errorf("README.md does not link to %s", target)
+		}
+	}
+	if lines := strings.Count(readme, "\n"); lines > 200 {
+		t.Errorf("README.md has %d lines, more than 200", lines)
+	}
+}
+
 // anchors is by what names the headings of a page can be linked to, as GitHub
 // makes them.
 func anchors(text string) map[string]bool {
