@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -258,5 +259,20 @@ func TestOperatingHasEveryAlert(t *testing.T) {
 		if !strings.Contains(page, "| `"+alert[1]+"` |") {
 			t.Errorf("the page does not say what to do about %s", alert[1])
 		}
+	}
+}
+
+// TestMonitoringHasEveryAlert: the page has a row for each alert, with its severity, and for
+// no other.
+func TestMonitoringHasEveryAlert(t *testing.T) {
+	var there, told []string
+	for _, m := range regexp.MustCompile(`(?s)- alert: (\w+)\n.*?severity: (\w+)\n`).FindAllStringSubmatch(pageOf(t, "docs/monitoring/alerts.yml"), -1) {
+		there = append(there, m[1]+" "+m[2])
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| `(RateLimit\\w+)` \\| .* \\| (\\w+) \\|$").FindAllStringSubmatch(pageOf(t, "docs/monitoring.md"), -1) {
+		told = append(told, m[1]+" "+m[2])
+	}
+	if len(there) < 5 || !slices.Equal(there, told) {
+		t.Errorf("docs/monitoring.md has the alerts %v, want those of monitoring/alerts.yml in their order: %v", told, there)
 	}
 }
