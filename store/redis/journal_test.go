@@ -35,9 +35,10 @@ type refusal struct {
 // loss is when a server lost data.
 type loss struct {
 	from, to time.Time
-	// kept: what was charged before from is still there, but what was not settled by then
+	// kept: what was charged before from is still there, but what was not settled by cut
 	// is not given back any more. Else nothing is there.
 	kept bool
+	cut  time.Time
 }
 
 // journal is an independent account of a key. It is safe for concurrent use.
@@ -118,7 +119,7 @@ func (e *posting) left(window time.Duration, from, to time.Time, losses []loss) 
 		case to.Before(l.from) || e.charged(window).After(l.to):
 		case !l.kept || !e.to.Before(l.from):
 			return 0
-		case e.settling.After(l.from) && from.After(l.to):
+		case e.settling.After(l.cut) && from.After(l.to):
 			units = e.units // the settlement was of other data, or is lost with it
 		}
 	}

@@ -392,7 +392,8 @@ func (p *policies) failover(spare **redistest.Server, rng *rand.Rand) loss {
 	follow(p.T, *spare, p.server)
 	l := loss{from: time.Now(), kept: true}
 	p.server.WaitReplicated(p.T, *spare)
-	cutOff(p.T, p.server, *spare)
+	cutOff(p.T, p.server, *spare) // until then it hears of settlements, too
+	l.cut = time.Now()
 	time.Sleep(200*time.Millisecond + below(rng, 200*time.Millisecond))
 	(*spare).Do(p.T, "REPLICAOF", "NO", "ONE")
 	for _, proxy := range p.proxies {
