@@ -179,7 +179,7 @@ func (z *Zone) override(plan string, events int64, lasts time.Duration, note str
 	notice := z.overrideNotice(plan, events, note, time.Now())
 	notice.Lasts = lasts
 	if notice.Validate(maxOverrides) != nil {
-		return mistaken("the name of the plan is too long to be on the board; rename it")
+		return mistaken("the name of the plan and the note are too long together; shorten the note, leave control characters out of it, or rename the plan")
 	}
 	switch err := s.Post(steerTime, notice, maxOverrides); {
 	case errors.Is(err, store.ErrBoardFull):
@@ -197,7 +197,9 @@ func (z *Zone) endOverride(plan string) (found bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := z.checkPlan(plan); err != nil {
+	// A plan that the configuration does not have any more may still have one.
+	left := slices.ContainsFunc(z.overrides(), func(o override) bool { return o.plan == plan })
+	if err := z.checkPlan(plan); err != nil && !left {
 		return false, err
 	}
 	if found, err = s.Withdraw(steerTime, classOverride, z.overrideName(plan)); err != nil {

@@ -74,11 +74,13 @@ type noticeText struct {
 }
 
 func (t noticeText) text() string {
-	text, err := json.Marshal(t)
-	if err != nil {
+	var b strings.Builder
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false) // six bytes for each of such characters would be too many
+	if err := encoder.Encode(t); err != nil {
 		panic(err) // it is numbers and strings
 	}
-	return string(text)
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 func (z *Zone) banName(client string) string {

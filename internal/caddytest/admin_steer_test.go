@@ -211,6 +211,41 @@ func TestAdminOverrides(t *testing.T) {
 	}
 }
 
+// An override of a plan that is not in the table any more, or of a zone that has got
+// plans since, can be ended.
+func TestAdminEndsOverridesOfFormerPlans(t *testing.T) {
+	e := start(t, steeredSites)
+	e.change(http.MethodPut, "zones/plans/override?events=9&for=30d&plan=pro")
+	e.change(http.MethodPut, "zones/tokens/override?events=9&for=30d")
+	tiered := strings.Replace(steeredSites, "events 3\n", "tier {http.request.header.X-Plan} {\n gold 1\n default 3\n }\n", 1)
+	e.reload(strings.Replace(tiered, "pro 5\n", "", 1))
+	for _, path := range []string{"zones/plans/override?plan=pro", "zones/tokens/override"} {
+		if got := e.change(http.MethodDelete, path); !*got.Found {
+			t.Errorf("DELETE %s answers %+v", path, got)
+		}
+		e.adminFails(http.StatusBadRequest, http.MethodDelete, path, "", "default")
+	}
+	var zones []struct{ Overrides []struct{ Plan string } }
+	e.adminGet("zones", &zones)
+	for _, z := range zones {
+		if len(z.Overrides) > 0 {
+			t.Errorf("overrides %+v are left", z.Overrides)
+		}
+	}
+}
+
+// A note may have any characters that are seen.
+func TestAdminTakesNotes(t *testing.T) {
+	e := start(t, steeredSites)
+	note := strings.Repeat("<&", 95) + `"\"\"\"\"`
+	e.change(http.MethodPut, "zones/tokens/override?events=9&for=1h&note="+url.QueryEscape(note))
+	var zones []struct{ Overrides []struct{ Note string } }
+	if e.adminGet("zones/tokens", &zones); len(zones[0].Overrides) != 1 || zones[0].Overrides[0].Note != note {
+		t.Errorf("the note is %+v", zones)
+	}
+	e.adminFails(http.StatusBadRequest, http.MethodPut, "zones/tokens/override?events=9&for=1h&note="+strings.Repeat("%01", 200), "", "control characters")
+}
+
 func TestAdminSteeringErrors(t *testing.T) {
 	e := start(t, steeredSites+`
 	:84 {
