@@ -105,10 +105,8 @@ func (a *keyAnswer) setLimit(z *usedZone, p params) (limit int64, err error) {
 			return 0, err
 		}
 	}
-	for _, o := range z.overrides() {
-		if o.plan == a.Plan {
-			limit, a.Override = o.events, true
-		}
+	if byHand, ok := z.limitByHand(a.Plan); ok {
+		limit, a.Override = byHand, true
 	}
 	if limit != unlimited {
 		a.Limit = &limit

@@ -107,7 +107,7 @@ func (e *evaluation) explainVerdict(v *verdict, answer *explainedZone, now time.
 	if v.refusal != nil {
 		answer.Detail = v.refusal.Message
 	}
-	answer.Override = e.overridden(z, answer)
+	answer.Override = overridden(z, answer)
 	if ban, ok := z.bannedByHand(v.client); ok && v.client != "" {
 		e.bannedByHand(v, ban.until, answer)
 		return
@@ -148,10 +148,9 @@ func (e *evaluation) bannedByHand(v *verdict, until time.Time, answer *explained
 }
 
 // overridden reports whether the limit of an answer was set by hand.
-func (e *evaluation) overridden(z *Zone, answer *explainedZone) bool {
-	return answer.Limit != nil && slices.ContainsFunc(z.overrides(), func(o override) bool {
-		return o.events == *answer.Limit && (o.plan == "" || o.plan == answer.Plan || o.plan == wordDefault)
-	})
+func overridden(z *Zone, answer *explainedZone) bool {
+	_, byHand := z.limitByHand(answer.Plan)
+	return answer.Limit != nil && byHand
 }
 
 // planOf is the plan that the request has, empty if it has none or the zone has no tier.

@@ -234,6 +234,23 @@ func (z *Zone) overrides() []override {
 	return slices.DeleteFunc(z.backend.lasting.steering.allOverrides(), func(o override) bool { return o.storeName != z.storeName })
 }
 
+// limitByHand is the limit that holds for a plan, if an operator has set it: as
+// [Zone.limitOf] finds it for a request.
+func (z *Zone) limitByHand(plan string) (limit int64, ok bool) {
+	f := z.steering.Load()
+	if z.tier == nil {
+		_, ok = f.byHand("")
+		return z.limitShown(), ok
+	}
+	if _, listed := z.tier.limits[plan]; listed {
+		return f.byHand(plan)
+	}
+	if limit, ok = f.byHand(wordDefault); ok {
+		return limit, true
+	}
+	return f.byHand(z.tier.defaultOf)
+}
+
 // bansByHand is how many bans set by hand are in force in a zone.
 func (z *Zone) bansByHand() int { return len(z.steering.Load().allBans()) }
 

@@ -117,12 +117,18 @@ type inForce struct {
 // limit is the limit of a plan, "" without plans, that is configured or overridden. The end
 // is looked at, because nobody may watch the board at the moment.
 func (f *inForce) limit(plan string, configured int64) int64 {
-	if f != nil && len(f.limits) > 0 {
-		if o, ok := f.limits[plan]; ok && time.Now().Before(o.until) {
-			return o.events
-		}
+	if limit, ok := f.byHand(plan); ok {
+		return limit
 	}
 	return configured
+}
+
+func (f *inForce) byHand(plan string) (limit int64, ok bool) {
+	if f == nil || len(f.limits) == 0 {
+		return 0, false
+	}
+	o, ok := f.limits[plan]
+	return o.events, ok && time.Now().Before(o.until)
 }
 
 // limitOf is limit for a plan that was read from a request.

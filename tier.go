@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -173,6 +174,7 @@ type tier struct {
 	plan      valueTemplate
 	limits    map[string]int64
 	byDefault int64
+	defaultOf string // plan whose limit that is, wordDefault if it is of its own
 }
 
 // unlimited is the limit of plans that are neither limited nor counted.
@@ -190,7 +192,7 @@ func newTier(t *Tier) (*tier, error) {
 	for name, row := range t.Limits {
 		limits[name] = row.limit()
 	}
-	return &tier{plan: plan, limits: limits, byDefault: t.byDefault()}, nil
+	return &tier{plan: plan, limits: limits, byDefault: t.byDefault(), defaultOf: cmp.Or(t.Default.Plan, wordDefault)}, nil
 }
 
 // has reports whether some plan has this limit.
@@ -205,10 +207,10 @@ func (t *tier) has(limit int64) bool {
 
 // limitOf is the limit that holds for a request, or unlimited.
 func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
-	f := z.steering.Load()
 	if z.tier == nil {
-		return f.limit("", z.limit)
+		return z.limitShown()
 	}
+	f := z.steering.Load()
 	value, lacked := keys.value(&z.tier.plan, client, z.v4, z.v6)
 	if lacked == lackNothing {
 		limit, ok := z.tier.limits[string(value)]
@@ -218,7 +220,9 @@ func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
 		lacked = lackListed
 	}
 	z.replaces(keys, readTier, &z.tier.plan, lacked)
-	return f.limit(wordDefault, z.tier.byDefault)
+	// Else a client would leave the limit that an operator has set for its plan by naming
+	// no plan at all.
+	return f.limit(wordDefault, f.limit(z.tier.defaultOf, z.tier.byDefault))
 }
 
 // limitShown is the limit of a zone without a tier, for refusals that have other reasons.

@@ -234,6 +234,53 @@ func TestAdminEndsOverridesOfFormerPlans(t *testing.T) {
 	}
 }
 
+// A client does not leave the limit that an operator has set for its plan by naming no
+// plan, where the default is that plan's limit. The default can be overridden by itself.
+func TestAdminOverridesThePlanOfTheDefault(t *testing.T) {
+	e := start(t, `http://plans.test {
+	distributed_ratelimit {
+		zone plans {
+			window 1h
+			tier {http.request.header.X-Plan} {
+				free 4
+				pro 5
+				default pro
+			}
+		}
+	}
+	respond "{http.distributed_ratelimit.limit}"
+}`)
+	limits := func(pro, other string, proByHand, otherByHand bool) {
+		t.Helper()
+		for plan, want := range map[string]string{"free": "4", "pro": pro, "": other, "gold": other} {
+			e.body(want, "192.0.2.7", "http://plans.test/", with("X-Plan", plan))
+			e.change(http.MethodDelete, "zones/plans/keys?key=192.0.2.7")
+			byHand := plan == "pro" && proByHand || plan != "pro" && plan != "free" && otherByHand
+			z := e.explains(asked{URL: "http://plans.test/", RemoteAddr: "192.0.2.7", Server: e.names["80"], Headers: map[string]any{"X-Plan": plan}}).handler(t, 0, 1).zone(t, "plans")
+			if number(z.Limit) != want || z.Override != byHand {
+				t.Errorf("plan %q is explained with a limit of %s, by hand %t", plan, number(z.Limit), z.Override)
+			}
+			if plan == "" || plan == "gold" {
+				plan = "default"
+			}
+			var got struct {
+				Limit    *int64
+				Override bool
+			}
+			if e.adminGet("zones/plans/keys?key=192.0.2.7&plan="+plan, &got); number(got.Limit) != want || got.Override != byHand {
+				t.Errorf("plan %q is shown with a limit of %s, by hand %t", plan, number(got.Limit), got.Override)
+			}
+		}
+	}
+	limits("5", "5", false, false)
+	e.change(http.MethodPut, "zones/plans/override?events=2&for=1h&plan=pro")
+	limits("2", "2", true, true)
+	e.change(http.MethodPut, "zones/plans/override?events=4&for=1h&plan=default")
+	limits("2", "4", true, true)
+	e.change(http.MethodDelete, "zones/plans/override?plan=pro")
+	limits("5", "4", false, true)
+}
+
 // A note may have any characters that are seen.
 func TestAdminTakesNotes(t *testing.T) {
 	e := start(t, steeredSites)
