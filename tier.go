@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
 
 // Tier is a table of limits by plan. A client has one log whatever its plan is: a
@@ -226,7 +227,13 @@ func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
 }
 
 // limitShown is the limit of a zone without a tier, for refusals that have other reasons.
-func (z *Zone) limitShown() int64 { return z.steering.Load().limit("", z.limit) }
+func (z *Zone) limitShown() int64 {
+	limit := z.steering.Load().limit("", z.limit)
+	if z.Concurrent != nil {
+		limit = min(limit, inflight.MaxLimit) // the zone may have been a window when it was overridden
+	}
+	return limit
+}
 
 // refusesAll reports whether the limit is 0, whatever the request's plan is.
 func (z *Zone) refusesAll() bool { return z.tier == nil && z.limitShown() == 0 }

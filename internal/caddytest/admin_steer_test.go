@@ -281,6 +281,23 @@ func TestAdminOverridesThePlanOfTheDefault(t *testing.T) {
 	limits("5", "4", false, true)
 }
 
+// An override of a window is no limit of requests in flight that no store would take.
+func TestAdminOverridesOutliveTheKindOfLimit(t *testing.T) {
+	site := steeredSite("redis redis://" + redistest.Start(t).Addr)
+	e := start(t, site)
+	e.change(http.MethodPut, "zones/z/override?events=1000000000000&for=1h")
+	e.reload(strings.Replace(site, "events 3\n\t\t\twindow 1h", "concurrent 3", 1))
+	e.body("granted 1000000000 999999999", "192.0.2.7", "http://a.test/")
+	var got lookedAt
+	if e.adminGet("zones/z/keys?key=192.0.2.7", &got); got.Source != "store" || number(got.Limit) != "1000000000" {
+		t.Errorf("the key is shown as %+v", got)
+	}
+	e.change(http.MethodDelete, "zones/z/override")
+	if a := e.get("192.0.2.7", "http://a.test/"); !strings.HasPrefix(a.body, "granted 3 ") {
+		t.Errorf("after the override: %s", a.body)
+	}
+}
+
 // A note may have any characters that are seen.
 func TestAdminTakesNotes(t *testing.T) {
 	e := start(t, steeredSites)
