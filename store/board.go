@@ -9,7 +9,8 @@ import (
 
 // Board holds notices as one process knows them, and tells who watches it. Notices end
 // by the process's monotonic clock. The zero Board is one of which nothing is known
-// yet. It is safe for concurrent use, and has a timer while there are notices.
+// yet. It is safe for concurrent use, and has a timer while there are notices
+// and somebody watches it.
 type Board struct {
 	mu       sync.Mutex // also held while watchers are told, which keeps the order
 	known    bool
@@ -95,15 +96,18 @@ func (b *Board) Watch(do func([]Notice)) (stop func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.watchers = append(b.watchers, &do)
-	if now := time.Now(); b.endLocked(now) {
+	now := time.Now()
+	if b.endLocked(now) {
 		b.changedLocked(now)
 	} else if b.known {
+		b.timeLocked(now)
 		do(b.noticesLocked(now))
 	}
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.watchers = slices.DeleteFunc(b.watchers, func(other *func([]Notice)) bool { return other == &do })
+		b.timeLocked(time.Now())
 	}
 }
 
@@ -121,16 +125,22 @@ func (b *Board) endLocked(now time.Time) (ended bool) {
 // changedLocked tells the watchers, and sees to it that they hear of the next end.
 func (b *Board) changedLocked(now time.Time) {
 	b.known = true
+	b.timeLocked(now)
+	for _, do := range b.watchers {
+		(*do)(b.noticesLocked(now))
+	}
+}
+
+// timeLocked has the timer wait for the next end while there are watchers: without them
+// it would hold a board of which nobody knows any more, for a month perhaps.
+func (b *Board) timeLocked(now time.Time) {
 	if b.timer != nil {
 		b.timer.Stop()
 		b.timer = nil
 	}
-	if len(b.posted) > 0 {
+	if len(b.posted) > 0 && len(b.watchers) > 0 {
 		first := slices.MinFunc(b.posted, func(p, q posted) int { return p.ends.Compare(q.ends) })
 		b.timer = time.AfterFunc(first.ends.Sub(now), b.end)
-	}
-	for _, do := range b.watchers {
-		(*do)(b.noticesLocked(now))
 	}
 }
 
