@@ -45,6 +45,20 @@ func (c *storeCollector) leading() (list []*backend) {
 	return slices.DeleteFunc(all, func(b *backend) bool { return !b.Leads() })
 }
 
+// zonesOf returns the zones of a leading backend, and of others of its configuration that
+// have the same store: a handler may name the store that the app has.
+func (c *storeCollector) zonesOf(leader *backend) (zones []*Zone) {
+	c.mu.Lock()
+	all := slices.Clone(c.backends)
+	c.mu.Unlock()
+	for _, b := range all {
+		if b.lasting == leader.lasting && b.events == leader.events {
+			zones = append(zones, b.allZones()...)
+		}
+	}
+	return zones
+}
+
 func storeDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("caddy_distributed_ratelimit_"+name, help, append([]string{"store"}, labels...), nil)
 }
@@ -75,6 +89,7 @@ func (*storeCollector) Describe(descs chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c *storeCollector) Collect(into chan<- prometheus.Metric) {
 	for _, b := range c.leading() {
+		zones := c.zonesOf(b)
 		gauge := func(desc *prometheus.Desc, value float64) {
 			into <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, b.name)
 		}
@@ -98,18 +113,18 @@ func (c *storeCollector) Collect(into chan<- prometheus.Metric) {
 		if _, ok := b.store.(store.Shared); ok {
 			stats := b.State.Stats()
 			gauge(descUnreported, float64(stats.UnreportedUnits))
-			gauge(descWorst, b.worst(&stats, time.Now()))
+			gauge(descWorst, b.worst(&stats, time.Now(), zones))
 		}
-		b.collectSteering(into)
+		b.collectSteering(into, zones)
 	}
 }
 
 // collectSteering tells what operators have changed by hand. A zone in force and a dry run of
 // one name are two limits, and one series.
-func (b *backend) collectSteering(into chan<- prometheus.Metric) {
+func (b *backend) collectSteering(into chan<- prometheus.Metric, zones []*Zone) {
 	bans, overrides := make(map[string]int), make(map[string]int)
 	seen := make(map[*Zone]bool)
-	for _, z := range b.allZones() {
+	for _, z := range zones {
 		if z = z.same; seen[z] {
 			continue
 		}
@@ -146,10 +161,10 @@ func (s *RedisStore) leaseStats() (lease.Stats, bool) {
 func (s *RedisStore) trafficStats() redis.Stats { return s.pooled.redis.Stats() }
 
 // worst is the multiple of its limit that a client may be granted at most in a window that
-// ends now, over all zones of the backend. Zones with concurrent have no window.
-func (b *backend) worst(stats *fallback.Stats, now time.Time) float64 {
+// ends now, over these zones. Zones with concurrent have no window.
+func (b *backend) worst(stats *fallback.Stats, now time.Time, zones []*Zone) float64 {
 	worst := 1.0
-	for _, z := range b.allZones() {
+	for _, z := range zones {
 		if z.Concurrent == nil {
 			worst = math.Max(worst, 1+b.Excess(stats, now, z.least(), z.window, z.policy))
 		}

@@ -113,3 +113,24 @@ http://a.test {
 	e.refused(alice, "http://a.test/")
 	e.sample("near_misses_total", "twenty", 2)
 }
+
+// A handler that names the app's store once more hides none of the other handlers' zones.
+func TestStoreMetricsOfOneStoreTwice(t *testing.T) {
+	server := redistest.Start(t)
+	e := start(t, onRedis(server, `
+http://a.test {
+	distributed_ratelimit 5 1h first
+	distributed_ratelimit 5 1h second {
+		store redis redis://`+server.Addr+`
+	}
+	respond "ok"
+}`))
+	for deadline := time.Now().Add(30 * time.Second); len(e.series("overrides")) < 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("overrides are told of %v, want both zones", e.series("overrides"))
+		}
+	}
+	if got := e.series("worst_case_limits"); len(got) != 1 {
+		t.Errorf("the worst case has the series %v, want one for the store", got)
+	}
+}
