@@ -271,7 +271,15 @@ func (w *replayWorker) Gather(line *replay.Line, parts []replay.Part) []replay.P
 func portOf(line *replay.Line) string {
 	host := string(line.Host)
 	if at := strings.LastIndexByte(host, ':'); at >= 0 && strings.LastIndexByte(host, ']') < at {
-		return host[at+1:]
+		port := host[at+1:]
+		// The client has written it: whether it used TLS is for certain.
+		switch secure := line.TLS != nil; {
+		case secure && port == "80":
+			return "443"
+		case !secure && port == "443":
+			return "80"
+		}
+		return port
 	}
 	switch {
 	case line.TLS != nil:

@@ -254,3 +254,29 @@ func TestReplayInTheManual(t *testing.T) {
 		t.Errorf("the manual shows something else:\n%s", out)
 	}
 }
+
+// A client writes the port in its Host as it likes, which does not bring it past the
+// limits of the server that it spoke TLS with, nor to those of one that it did not.
+func TestReplayForgedPort(t *testing.T) {
+	const caddyfile = `a.example {
+	distributed_ratelimit 1 1h secure
+	respond ok
+}
+http://a.example {
+	distributed_ratelimit 1 1h plain
+	respond ok
+}
+`
+	log := ""
+	for n := range 4 {
+		log += replayLine(n, "192.0.2.7", "GET", "a.example:80", "/", ``, 200)
+	}
+	for n := range 3 {
+		log += strings.ReplaceAll(replayLine(n, "192.0.2.7", "GET", "a.example:443", "/", ``, 200), `"tls":{"version":772},`, "")
+	}
+	out, err := replayed(t, caddyfile, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, out, "Zone secure: 1 in 1h, by the client's address requests 4 would be refused 3", "Zone plain: 1 in 1h, by the client's address requests 3 would be refused 2")
+}
