@@ -27,6 +27,7 @@ type replayEvaluator struct {
 	fresh   bool   // each request needs a context of its own
 	redacts map[*Zone][]string
 	numbers map[*Handler]int16
+	known   *replayShape
 
 	limits []replayLimit
 	// countsResponses: some zone judges responses.
@@ -77,6 +78,7 @@ func newReplayEvaluator(c *replayConfig, host string) (*replayEvaluator, error) 
 	if len(e.zones) == 0 {
 		return nil, fmt.Errorf("the configuration has no limits; write for example: distributed_ratelimit 30 1m, with dry_run if it is not to be in force yet")
 	}
+	e.known = e.shape()
 	return e, nil
 }
 
@@ -217,7 +219,7 @@ func (e *replayEvaluator) wants(name []byte) bool {
 
 // NewWorker implements replay.Evaluator.
 func (e *replayEvaluator) NewWorker() replay.Worker {
-	w := &replayWorker{eval: e}
+	w := &replayWorker{eval: e, memo: newReplayMemo(e.known)}
 	for _, server := range e.servers {
 		w.requests = append(w.requests, &replayRequest{
 			eval: e, server: server, meets: w.meets, header: make(http.Header), groups: make(map[string]bool),
@@ -231,20 +233,28 @@ type replayWorker struct {
 	eval     *replayEvaluator
 	requests []*replayRequest // one for each server
 	charges  charges
+	memo     replayMemo
 
 	now   *replayRequest
 	line  *replay.Line
 	parts []replay.Part
 }
 
-// Gather implements replay.Worker. Nobody knows which server a request came to: the host
-// and the port tell, and if they do not, the first one that has limits for it.
+// Gather implements replay.Worker.
 func (w *replayWorker) Gather(line *replay.Line, parts []replay.Part) []replay.Part {
 	w.line, w.parts = line, parts
-	before := len(parts)
 	if line.Common || line.Headers == nil {
 		w.eval.headless.Add(1)
 	}
+	w.gather(len(parts))
+	parts, w.parts, w.line = w.parts, nil, nil
+	return parts
+}
+
+// serve takes the request through the routes of its server. Nobody knows which one that
+// is: the host and the port tell, and if they do not, the first one that has limits for it.
+func (w *replayWorker) serve(before int) {
+	line := w.line
 	chosen := false
 	port := portOf(line)
 	for _, q := range w.requests {
@@ -263,31 +273,6 @@ func (w *replayWorker) Gather(line *replay.Line, parts []replay.Part) []replay.P
 		}
 		w.walk(q)
 	}
-	parts, w.parts, w.line = w.parts, nil, nil
-	return parts
-}
-
-// portOf is the port that a request came to, as far as is known.
-func portOf(line *replay.Line) string {
-	host := string(line.Host)
-	if at := strings.LastIndexByte(host, ':'); at >= 0 && strings.LastIndexByte(host, ']') < at {
-		port := host[at+1:]
-		// The client has written it: whether it used TLS is for certain.
-		switch secure := line.TLS != nil; {
-		case secure && port == "80":
-			return "443"
-		case !secure && port == "443":
-			return "80"
-		}
-		return port
-	}
-	switch {
-	case line.TLS != nil:
-		return "443"
-	case host == "":
-		return ""
-	}
-	return "80"
 }
 
 func (w *replayWorker) walk(q *replayRequest) {
@@ -300,6 +285,7 @@ func (w *replayWorker) walk(q *replayRequest) {
 // meets evaluates the request in a handler. Whether earlier ones have refused it is
 // decided later.
 func (w *replayWorker) meets(h *Handler) {
+	w.memo.met(w, h)
 	c := &w.charges
 	c.client = h.identity.client(w.now.request, w.now.vars)
 	e := newEvaluation(h, w.now.request, c)
@@ -317,6 +303,7 @@ func (w *replayWorker) take(h *Handler, e *evaluation) {
 		if w.unknowable(zone) {
 			kind = replay.Unknown
 		}
+		w.memo.zones = append(w.memo.zones, zone)
 		w.parts = append(w.parts, replay.Part{Zone: w.eval.index[zone], Handler: number, Kind: kind})
 		return &w.parts[len(w.parts)-1]
 	}

@@ -183,6 +183,29 @@ func (q *replayRequest) parseURL(uri string) {
 	q.url = *parsed
 }
 
+// portOf is the port that a request came to, as far as is known.
+func portOf(line *replay.Line) string {
+	host := string(line.Host)
+	if at := strings.LastIndexByte(host, ':'); at >= 0 && strings.LastIndexByte(host, ']') < at {
+		port := host[at+1:]
+		// The client has written it: whether it used TLS is for certain.
+		switch secure := line.TLS != nil; {
+		case secure && port == "80":
+			return "443"
+		case !secure && port == "443":
+			return "80"
+		}
+		return port
+	}
+	switch {
+	case line.TLS != nil:
+		return "443"
+	case host == "":
+		return ""
+	}
+	return "80"
+}
+
 // walk takes the request through the routes of its server.
 func (q *replayRequest) walk() { q.routes(q.server.Routes) }
 
