@@ -117,8 +117,8 @@ func (s *scanner) lists() ([]byte, bool) {
 	s.space()
 	start := s.pos
 	rest := s.data[start:]
-	end := bytes.Index(rest, []byte(`"]}`))
-	if end < 1 || rest[0] != '{' || bytes.IndexByte([]byte("\\[,:{ \t\r\n"), rest[end-1]) >= 0 {
+	end, replaced := closing(rest)
+	if end < 1 || replaced || rest[0] != '{' || bytes.IndexByte([]byte("\\[,:{ \t\r\n"), rest[end-1]) >= 0 {
 		return s.value()
 	}
 	object := rest[:end+3]
@@ -126,12 +126,42 @@ func (s *scanner) lists() ([]byte, bool) {
 	// filter replace of Caddy's logs writes it, would have hidden the end. Who writes white
 	// space does so from the first header on.
 	colon := bytes.IndexByte(object, ':')
-	if colon < 2 || object[1] != '"' || object[colon+1] != '[' || bytes.Contains(object, []byte("[]")) || bytes.Contains(object, []byte("] ")) ||
-		bytes.Contains(object, []byte(`"}`)) {
+	if colon < 2 || object[1] != '"' || object[colon+1] != '[' || spaced(object) {
 		return s.value()
 	}
 	s.pos += len(object)
 	return object, true
+}
+
+// closing is where the first "]} is, -1 if there is none, and whether "} is in front of it.
+// Braces are rare in headers, and quotes are not.
+func closing(text []byte) (end int, replaced bool) {
+	for from := 0; ; {
+		brace := bytes.IndexByte(text[from:], '}')
+		if brace < 0 {
+			return -1, replaced
+		}
+		if brace += from; brace >= 2 && text[brace-1] == ']' && text[brace-2] == '"' {
+			return brace - 2, replaced
+		}
+		replaced = replaced || brace > 0 && text[brace-1] == '"'
+		from = brace + 1
+	}
+}
+
+// spaced reports whether [] or a bracket with a space behind it is in an object, which
+// ends with a brace.
+func spaced(object []byte) bool {
+	for from := 1; ; {
+		bracket := bytes.IndexByte(object[from:], ']')
+		if bracket < 0 {
+			return false
+		}
+		if bracket += from; object[bracket-1] == '[' || object[bracket+1] == ' ' {
+			return true
+		}
+		from = bracket + 1
+	}
 }
 
 // nested skips an object or an array.
