@@ -121,6 +121,12 @@ func (e *evaluation) explainVerdict(v *verdict, answer *explainedZone, now time.
 		answer.Share = &of
 	}
 	used, remaining := max(0, of-v.Remaining), v.Remaining
+	if remaining == 0 && v.Source == store.FromStore && z.Concurrent == nil {
+		// More may be used than the limit, if that has become less.
+		if d, ok := e.lookAtAll(v); ok {
+			used = store.MaxEvents - d.Remaining
+		}
+	}
 	answer.Used, answer.Remaining = &used, &remaining
 	if z.Concurrent == nil {
 		reset := seconds(v.Reset)
@@ -139,12 +145,25 @@ func (e *evaluation) bannedByHand(v *verdict, until time.Time, answer *explained
 	if v.zone.Concurrent != nil {
 		return
 	}
-	requests := []store.Request{{Key: store.Key{Zone: v.zone.storeName, Client: v.client, Window: v.zone.window}, Limit: v.limit}}
-	decisions := make([]store.Decision, 1)
-	if e.h.backend.Look(lookTime, requests, decisions) == nil {
-		used, remaining := v.limit-decisions[0].Remaining, decisions[0].Remaining
-		answer.Used, answer.Remaining, answer.Source = &used, &remaining, decisions[0].Source.String()
+	d, ok := e.lookAtAll(v)
+	if !ok {
+		return
 	}
+	used := store.MaxEvents - d.Remaining
+	answer.Used, answer.Source = &used, d.Source.String()
+	if answer.Limit != nil {
+		remaining := max(0, v.limit-used)
+		answer.Remaining = &remaining
+	}
+}
+
+// lookAtAll asks the store for all that counts for the key of a verdict, whatever its limit
+// is.
+func (e *evaluation) lookAtAll(v *verdict) (d store.Decision, ok bool) {
+	requests := []store.Request{{Key: store.Key{Zone: v.zone.storeName, Client: v.client, Window: v.zone.window}, Limit: store.MaxEvents, Exact: true}}
+	decisions := make([]store.Decision, 1)
+	err := e.h.backend.Look(lookTime, requests, decisions)
+	return decisions[0], err == nil && decisions[0].Source == store.FromStore
 }
 
 // overridden reports whether the limit of an answer was set by hand.

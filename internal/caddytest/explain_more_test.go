@@ -210,6 +210,15 @@ func TestExplainKnowsWhatWasSetByHand(t *testing.T) {
 	if z.BlockedUntil == "" {
 		t.Errorf("a key that is banned by hand: %+v", z)
 	}
+	// What is used is told also where that is more than a limit that was lowered.
+	bobs := asked{URL: "http://localhost/", RemoteAddr: bob, Server: e.names["80"]}
+	e.granted(4, bob, "http://localhost/")
+	put("zones/few/override?events=3&for=1h")
+	e.explains(bobs).handler(t, 0, 1).zone(t, "few").is(t, bob, 3, 4, false, "limit")
+	put("zones/few/bans?key=" + bob + "&for=1h")
+	e.explains(bobs).handler(t, 0, 1).zone(t, "few").is(t, bob, 3, 4, false, "blocked")
+	put("zones/few/override?events=7&for=1h&note=sale")
+	e.steer("DELETE", "zones/few/bans?key="+bob)
 	var zones []struct {
 		Overrides []struct {
 			Events int64

@@ -91,7 +91,7 @@ func (z explainedZone) is(t *testing.T, key string, limit, used int64, granted b
 	if !z.Applies || z.Granted == nil || z.Limit == nil || z.Used == nil || z.Remaining == nil {
 		t.Fatalf("zone %+v: want one that applies, with numbers", z)
 	}
-	if z.Key != key || *z.Limit != limit || *z.Used != used || *z.Remaining != limit-used || *z.Granted != granted || z.Reason != reason {
+	if z.Key != key || *z.Limit != limit || *z.Used != used || *z.Remaining != max(0, limit-used) || *z.Granted != granted || z.Reason != reason {
 		t.Errorf("zone %s: key %q, limit %d, used %d, remaining %d, granted %v, reason %q; want %q, %d, %d, granted %v, %q",
 			z.Zone, z.Key, *z.Limit, *z.Used, *z.Remaining, *z.Granted, z.Reason, key, limit, used, granted, reason)
 	}
