@@ -111,8 +111,20 @@ func (m *emitter) run() {
 		next := m.waiting[0]
 		m.waiting = m.waiting[1:]
 		m.mu.Unlock()
-		m.app.Emit(m.ctx, next.name, next.data)
+		m.handle(next)
 	}
+}
+
+// handle has the handlers of an event called. Caddy lets their panics pass, which in this
+// goroutine would end the process.
+func (m *emitter) handle(event namedEvent) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.logger.Error("a handler of an event panicked",
+				zap.String("event", event.name), zap.Any("panic", p), zap.StackSkip("stack", 1))
+		}
+	}()
+	m.app.Emit(m.ctx, event.name, event.data)
 }
 
 // Interface guard

@@ -52,13 +52,13 @@ func (z *Zone) steered() (store.Steered, error) {
 	return nil, errors.New("the store of this zone cannot be changed by hand: its module does not implement store.Steered")
 }
 
-// key is a key of the zone in its store.
-func (z *Zone) keyIn(client string) store.Key {
+// storeKey is a key of the zone in its store.
+func (z *Zone) storeKey(client string) store.Key {
 	return store.Key{Zone: z.storeName, Client: client, Window: z.window}
 }
 
-// lasting checks how long something is to hold, and rounds it.
-func lastingBy(what string, lasts time.Duration) (time.Duration, error) {
+// checkLasts checks how long something is to hold, and rounds it.
+func checkLasts(what string, lasts time.Duration) (time.Duration, error) {
 	if lasts < store.MinNotice || lasts > store.MaxWindow {
 		return 0, mistaken("%s of %v is not between %s and %s", what, lasts, windowText(store.MinNotice), windowText(store.MaxWindow))
 	}
@@ -77,7 +77,7 @@ func (z *Zone) ban(client, readable string, lasts time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if lasts, err = lastingBy("a ban", lasts); err != nil {
+	if lasts, err = checkLasts("a ban", lasts); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -89,14 +89,14 @@ func (z *Zone) ban(client, readable string, lasts time.Duration) error {
 	case err != nil:
 		return fmt.Errorf("posting the ban: %w", err)
 	}
-	if err := z.amend(s, steerTime-time.Since(began), client, store.Amendment{Ban: lasts}); err != nil && !z.alonely() {
+	if err := z.amend(s, steerTime-time.Since(began), client, store.Amendment{Ban: lasts}); err != nil && !z.storeIsPrivate() {
 		return fmt.Errorf("the ban is in force, but not in the log of the key, where an instance that is just starting would find it; repeat it: %w", err)
 	}
 	return nil
 }
 
-// alonely reports whether the store is of this process alone, which knows its board.
-func (z *Zone) alonely() bool {
+// storeIsPrivate reports whether the store is of this process alone, which knows its board.
+func (z *Zone) storeIsPrivate() bool {
 	_, shared := z.backend.store.(store.Shared)
 	return !shared
 }
@@ -142,7 +142,7 @@ func (z *Zone) amend(s store.Steered, wait time.Duration, client string, amendme
 	if z.Concurrent != nil {
 		return nil
 	}
-	key := z.keyIn(client)
+	key := z.storeKey(client)
 	if err := s.Amend(wait, key, amendment); err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (z *Zone) override(plan string, events int64, lasts time.Duration, note str
 	case !utf8.ValidString(note):
 		return mistaken("the note is not UTF-8")
 	}
-	if lasts, err = lastingBy("an override", lasts); err != nil {
+	if lasts, err = checkLasts("an override", lasts); err != nil {
 		return err
 	}
 	notice := z.overrideNotice(plan, events, note, time.Now())

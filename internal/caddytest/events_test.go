@@ -29,6 +29,7 @@ type noted struct {
 	mu     sync.Mutex
 	events []caddy.Event
 	slow   chan struct{} // handlers wait for it, if not nil
+	panics bool
 }
 
 func (*eventNotes) CaddyModule() caddy.ModuleInfo {
@@ -47,9 +48,12 @@ func (h *eventNotes) Handle(_ context.Context, event caddy.Event) error {
 		return err
 	}
 	n.mu.Lock()
-	slow := n.slow
+	slow, panics := n.slow, n.panics
 	n.events = append(n.events, event)
 	n.mu.Unlock()
+	if panics {
+		panic("a mistake in a handler of events")
+	}
 	if slow != nil {
 		<-slow
 	}
@@ -168,6 +172,28 @@ http://a.test {
 		if strings.Contains(string(text), "sesame") {
 			t.Errorf("the event tells the key: %s", text)
 		}
+	}
+}
+
+// A handler that panics ends neither the process nor the events.
+func TestEventsOutliveAPanic(t *testing.T) {
+	n, events := notedEvents(t)
+	n.panics = true
+	e := start(t, "{\n"+events+"}\n"+`
+http://a.test {
+	distributed_ratelimit {
+		zone login {
+			events 1
+			window 1h
+			block_for 2h
+		}
+	}
+	respond "ok"
+}`)
+	for i, client := range []string{alice, bob} {
+		e.granted(1, client, "http://a.test/")
+		e.refused(client, "http://a.test/")
+		inTime(t, "the event", func() bool { return len(n.all()) == i+1 })
 	}
 }
 
