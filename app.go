@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
@@ -103,7 +104,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-func (a *App) check() *configError {
+func (a *App) check() *settings.Mistake {
 	if mistake := a.ClientAddress.check(); mistake != nil {
 		return mistake
 	}
@@ -209,7 +210,7 @@ func (a *App) registerZone(store string, z *Zone) error {
 		return nil
 	}
 	if mistake := z.conflict(other); mistake != nil {
-		mistake.zone = z.Name
+		mistake.Zone = z.Name
 		return mistake
 	}
 	z.same = other

@@ -6,23 +6,24 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
 // checkBlockFor checks the length of bans.
-func (z *Zone) checkBlockFor() *configError {
+func (z *Zone) checkBlockFor() *settings.Mistake {
 	d := time.Duration(z.BlockFor)
 	switch {
 	case d == 0:
 		return nil
 	case d > 0 && d < time.Microsecond:
-		return wrong("block_for", "block_for %v is too short; in JSON a bare number is in nanoseconds: write \"%[2]ds\"", d, int64(d))
+		return settings.Wrong("block_for", "block_for %v is too short; in JSON a bare number is in nanoseconds: write \"%[2]ds\"", d, int64(d))
 	case d < time.Second || d > store.MaxWindow:
-		return wrong("block_for", "block_for %s is not between 1s and %s", windowText(d), windowText(store.MaxWindow))
+		return settings.Wrong("block_for", "block_for %s is not between 1s and %s", windowText(d), windowText(store.MaxWindow))
 	case d%time.Microsecond != 0:
-		return wrong("block_for", "block_for %v is finer than a microsecond; round it", d)
+		return settings.Wrong("block_for", "block_for %v is finer than a microsecond; round it", d)
 	case z.Events != nil && *z.Events == 0:
-		return wrong("block_for", "block_for %s: events 0 refuses everything already; remove block_for", windowText(d))
+		return settings.Wrong("block_for", "block_for %s: events 0 refuses everything already; remove block_for", windowText(d))
 	}
 	return nil
 }

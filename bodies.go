@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
@@ -55,25 +56,25 @@ var bodyMemoryUsed = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 	Help: "What bodies that are being read hold in memory, of body_memory at most.",
 }, func() float64 { return float64(bodyMemory.Used()) })
 
-func (b *BodyReading) check(most int64) *configError {
+func (b *BodyReading) check(most int64) *settings.Mistake {
 	if b.BodyLimit != 0 && (b.BodyLimit < minBodyLimit || b.BodyLimit > most) {
-		return wrong("body_limit", "body_limit of %d bytes is not between 1KiB and %dMiB", b.BodyLimit, most>>20)
+		return settings.Wrong("body_limit", "body_limit of %d bytes is not between 1KiB and %dMiB", b.BodyLimit, most>>20)
 	}
 	if t := time.Duration(b.BodyTimeout); t != 0 && (t < minBodyTimeout || t > maxBodyTimeout) {
-		return wrong("body_timeout", "body_timeout %v is not between %v and %v", t, minBodyTimeout, maxBodyTimeout)
+		return settings.Wrong("body_timeout", "body_timeout %v is not between %v and %v", t, minBodyTimeout, maxBodyTimeout)
 	}
 	return nil
 }
 
-func checkBodyMemory(bytes int64) *configError {
+func checkBodyMemory(bytes int64) *settings.Mistake {
 	if bytes != 0 && bytes < minBodyMemory {
-		return wrong("body_memory", "body_memory of %d bytes is less than 1MiB, which is too little for one long body; write for example 256MiB", bytes)
+		return settings.Wrong("body_memory", "body_memory of %d bytes is less than 1MiB, which is too little for one long body; write for example 256MiB", bytes)
 	}
 	return nil
 }
 
 // checkBodyReading rejects settings of a handler that reads no body.
-func (h *Handler) checkBodyReading() *configError {
+func (h *Handler) checkBodyReading() *settings.Mistake {
 	most := int64(maxBodyLimit)
 	if h.hasUsage() {
 		most = maxUsageLimit
@@ -89,7 +90,7 @@ func (h *Handler) checkBodyReading() *configError {
 		set  bool
 	}{{"body_limit", h.BodyLimit != 0}, {"body_timeout", h.BodyTimeout != 0}} {
 		if word.set {
-			return wrong(word.name, "no zone here reads a body; remove %s, or write usage, or {form.<field>} or {json.<path>} in key, cost or tier", word.name)
+			return settings.Wrong(word.name, "no zone here reads a body; remove %s, or write usage, or {form.<field>} or {json.<path>} in key, cost or tier", word.name)
 		}
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
 func init() {
@@ -29,7 +31,7 @@ const directive = "distributed_ratelimit"
 type handlerParser struct {
 	httpcaddyfile.Helper
 	handler *Handler
-	at      places
+	at      settings.Places
 	short   *Zone // the zone of the short form
 	unnamed bool  // and its name is made of its numbers
 
@@ -57,9 +59,9 @@ type handlerParser struct {
 //	    # in the short form also what a zone has: key, match, exempt, ...
 //	}
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	p := &handlerParser{Helper: h, handler: new(Handler), at: make(places), inDollars: make(map[*Zone]bool)}
+	p := &handlerParser{Helper: h, handler: new(Handler), at: make(settings.Places), inDollars: make(map[*Zone]bool)}
 	p.Next() // the directive
-	p.at.mark(p.Dispenser, "", "zone")
+	p.at.Mark(p.Dispenser, "", "zone")
 	if err := p.shortForm(); err != nil {
 		return nil, err
 	}
@@ -69,20 +71,20 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		}
 	}
 	if mistake := p.handler.check(); mistake != nil {
-		return nil, p.at.locate(p.Dispenser, mistake)
+		return nil, p.at.Locate(p.Dispenser, mistake)
 	}
 	if mistake := p.checkDollars(); mistake != nil {
-		return nil, p.at.locate(p.Dispenser, mistake)
+		return nil, p.at.Locate(p.Dispenser, mistake)
 	}
 	if mistake := p.checkWithShared(); mistake != nil {
-		return nil, p.at.locate(p.Dispenser, mistake)
+		return nil, p.at.Locate(p.Dispenser, mistake)
 	}
 	return p.handler, p.rememberZones()
 }
 
 // checkWithShared finds settings that contradict the global option, where the
 // handler has only one of hops and header.
-func (p *handlerParser) checkWithShared() *configError {
+func (p *handlerParser) checkWithShared() *settings.Mistake {
 	option, ok := p.Option(directive).(httpcaddyfile.App)
 	if !ok {
 		return nil
@@ -99,7 +101,7 @@ func (p *handlerParser) checkWithShared() *configError {
 		together.ClientIPHeaders = shared.ClientIPHeaders
 	}
 	if mistake := together.check(); mistake != nil {
-		return wrong(field, "together with the global option: %w", mistake.err)
+		return settings.Wrong(field, "together with the global option: %w", mistake.Err)
 	}
 	return nil
 }
@@ -107,7 +109,7 @@ func (p *handlerParser) checkWithShared() *configError {
 // shortForm parses: <events> <window> [<zone name>]
 func (p *handlerParser) shortForm() error {
 	args := p.RemainingArgs()
-	if events, window, ok := rateWords(args); ok {
+	if events, window, ok := settings.ParseRate(args); ok {
 		return p.Errf("%q is not a number of events and a window; write: %s %s %s", strings.Join(args, " "), directive, events, window)
 	}
 	switch len(args) {
@@ -135,7 +137,7 @@ func (p *handlerParser) shortForm() error {
 	}
 	p.handler.Zones = []*Zone{zone}
 	p.short = zone
-	p.at.mark(p.Dispenser, zone.Name, "zone")
+	p.at.Mark(p.Dispenser, zone.Name, "zone")
 	return nil
 }
 
@@ -175,9 +177,9 @@ var handlerOptions = []option[Handler]{
 		return parseClientIPHeaders(p.Dispenser, &h.ClientAddress)
 	}},
 	{word: "on_store_error", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.OnStoreError) }},
-	{word: "budget", parse: func(p *handlerParser, h *Handler) error { return parseDuration(p.Dispenser, &h.Budget) }},
-	{word: "body_limit", parse: func(p *handlerParser, h *Handler) error { return parseSize(p.Dispenser, &h.BodyLimit) }},
-	{word: "body_timeout", parse: func(p *handlerParser, h *Handler) error { return parseDuration(p.Dispenser, &h.BodyTimeout) }},
+	{word: "budget", parse: func(p *handlerParser, h *Handler) error { return settings.ParseDuration(p.Dispenser, &h.Budget) }},
+	{word: "body_limit", parse: func(p *handlerParser, h *Handler) error { return settings.ParseSize(p.Dispenser, &h.BodyLimit) }},
+	{word: "body_timeout", parse: func(p *handlerParser, h *Handler) error { return settings.ParseDuration(p.Dispenser, &h.BodyTimeout) }},
 	{word: "ratelimit_headers", parse: func(p *handlerParser, h *Handler) error {
 		if h.RateLimitHeaders = p.RemainingArgs(); len(h.RateLimitHeaders) == 0 {
 			return p.Err("ratelimit_headers needs words: " + headerWords)
@@ -214,11 +216,26 @@ func (p *handlerParser) handlerOption() error {
 		return unknownOption(p.Dispenser, "zone, "+listed(handlerOptions))
 	}
 	if !own.repeats {
-		if err := p.at.once(p.Dispenser, ""); err != nil {
+		if err := p.at.Once(p.Dispenser, ""); err != nil {
 			return err
 		}
 	}
 	return own.parse(p, p.handler)
+}
+
+// unknownOption rejects a word that is no option; known lists the options. For
+// options of other rate limiters the error says what to write here.
+func unknownOption(d *caddyfile.Dispenser, known string) error {
+	switch word := d.Val(); word {
+	case "distributed":
+		return d.Err("distributed is not an option here: limits are shared by all instances with the same store; write the global option: distributed_ratelimit { store redis <url> }")
+	case "storage":
+		return d.Err("storage is not an option here; write the global option: distributed_ratelimit { store redis <url> }")
+	case "sweep_interval":
+		return d.Err("sweep_interval is not an option here: nothing needs to be swept; remove it")
+	default:
+		return d.Errf("unknown option %q; write %s", word, known)
+	}
 }
 
 // rememberZones compares the zones with the zones of earlier directives in the
@@ -232,21 +249,21 @@ func (p *handlerParser) rememberZones() error {
 	}
 	for _, zone := range p.handler.Zones {
 		id := string(p.handler.StoreRaw) + " " + zone.Name + " " + strconv.FormatBool(zone.DryRun)
+		at, _ := p.at.Find(zone.Name, "zone")
 		other, ok := known[id]
 		if !ok {
-			known[id] = seenZone{zone: zone, unnamed: p.unnamed, at: p.at[place{zone.Name, "zone"}]}
+			known[id] = seenZone{zone: zone, unnamed: p.unnamed, at: at}
 			continue
 		}
 		where := fmt.Sprintf("%s:%d", other.at.File(), other.at.Line())
 		if p.unnamed && other.unnamed {
-			d := p.at[place{zone.Name, "zone"}]
-			return d.Errf("a limit of %s without a name is already at %s; give each a name after the window: equal names share one limit, different names do not",
+			return at.Errf("a limit of %s without a name is already at %s; give each a name after the window: equal names share one limit, different names do not",
 				zone.Name, where)
 		}
 		if mistake := zone.conflict(other.zone); mistake != nil {
-			mistake.zone = zone.Name
-			mistake.err = fmt.Errorf("%v (the other one is at %s)", mistake.err, where)
-			return p.at.locate(p.Dispenser, mistake)
+			mistake.Zone = zone.Name
+			mistake.Err = fmt.Errorf("%v (the other one is at %s)", mistake.Err, where)
+			return p.at.Locate(p.Dispenser, mistake)
 		}
 	}
 	return nil
@@ -267,23 +284,16 @@ func (p *handlerParser) words(into *[]string, known string) error {
 	return nil
 }
 
-func (p *handlerParser) word(into *string) error { return parseWord(p.Dispenser, into) }
+func (p *handlerParser) word(into *string) error { return settings.ParseWord(p.Dispenser, into) }
 
-// flag parses a word without arguments.
-func (p *handlerParser) flag(into *bool) error {
-	*into = true
-	if word := p.Val(); p.NextArg() {
-		return p.Errf("%s takes no argument; remove %q", word, p.Val())
-	}
-	return nil
-}
+func (p *handlerParser) flag(into *bool) error { return settings.ParseFlag(p.Dispenser, into) }
 
-func (p *handlerParser) integer(into *int) error { return parseInteger(p.Dispenser, into) }
+func (p *handlerParser) integer(into *int) error { return settings.ParseInteger(p.Dispenser, into) }
 
 func (p *handlerParser) duration(name, text string) (caddy.Duration, error) {
 	d, err := caddy.ParseDuration(text)
 	if err != nil || d <= 0 {
-		return 0, p.Errf("%s %q is not a duration above zero; write for example 10s, 1m or 1d%s", name, text, secondsHint(text))
+		return 0, p.Errf("%s %q is not a duration above zero; write for example 10s, 1m or 1d%s", name, text, settings.SecondsHint(text))
 	}
 	return caddy.Duration(d), nil
 }

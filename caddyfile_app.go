@@ -4,6 +4,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
 func init() {
@@ -30,9 +32,9 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	if d.NextArg() {
 		return nil, d.Errf("the global option %s takes a block, not %q; limits belong into sites", directive, d.Val())
 	}
-	app, at := new(App), make(places)
+	app, at := new(App), make(settings.Places)
 	for d.NextBlock(0) {
-		if err := at.once(d, ""); err != nil {
+		if err := at.Once(d, ""); err != nil {
 			return nil, err
 		}
 		var err error
@@ -44,15 +46,15 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		case "client_ip_headers":
 			err = parseClientIPHeaders(d, &app.ClientAddress)
 		case "on_store_error":
-			err = parseWord(d, &app.OnStoreError)
+			err = settings.ParseWord(d, &app.OnStoreError)
 		case "budget":
-			err = parseDuration(d, &app.Budget)
+			err = settings.ParseDuration(d, &app.Budget)
 		case "body_limit":
-			err = parseSize(d, &app.BodyLimit)
+			err = settings.ParseSize(d, &app.BodyLimit)
 		case "body_timeout":
-			err = parseDuration(d, &app.BodyTimeout)
+			err = settings.ParseDuration(d, &app.BodyTimeout)
 		case "body_memory":
-			err = parseSize(d, &app.BodyMemory)
+			err = settings.ParseSize(d, &app.BodyMemory)
 		case "zone":
 			err = d.Err("zone belongs into a site's distributed_ratelimit; the global option has what all sites share")
 		default:
@@ -63,7 +65,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		}
 	}
 	if mistake := app.check(); mistake != nil {
-		return nil, at.locate(d, mistake)
+		return nil, at.Locate(d, mistake)
 	}
 	return httpcaddyfile.App{Name: appID, Value: caddyconfig.JSON(app, nil)}, nil
 }

@@ -1,10 +1,37 @@
 package distributedratelimit
 
 import (
+	"encoding/json"
 	"slices"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
+
+// parseStore parses: store <name> ...
+func parseStore(d *caddyfile.Dispenser) (json.RawMessage, error) {
+	if !d.NextArg() {
+		return nil, d.Err("store needs a name; write memory or redis")
+	}
+	name := d.Val()
+	id := "distributed_ratelimit.stores." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		return nil, d.Errf("there is no store %q; write memory or redis, or build Caddy with the plugin that has the module %s", name, id)
+	}
+	module, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return nil, err
+	}
+	s, ok := module.(store.Store)
+	if !ok {
+		return nil, d.Errf("module %s is not a store", id)
+	}
+	return caddyconfig.JSONModuleObject(s, "module", name, nil), nil
+}
 
 // UnmarshalCaddyfile parses:
 //
@@ -16,14 +43,14 @@ func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("store memory takes no argument; remove %q", d.Val())
 	}
-	at := make(places)
+	at := make(settings.Places)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := at.once(d, ""); err != nil {
+		if err := at.Once(d, ""); err != nil {
 			return err
 		}
 		switch d.Val() {
 		case "max_keys":
-			if err := parseInteger(d, &m.MaxKeys); err != nil {
+			if err := settings.ParseInteger(d, &m.MaxKeys); err != nil {
 				return err
 			}
 			if m.MaxKeys == 0 {
@@ -34,7 +61,7 @@ func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	if mistake := m.check(); mistake != nil {
-		return at.locate(d, mistake)
+		return at.Locate(d, mistake)
 	}
 	return nil
 }
@@ -73,11 +100,12 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	default:
 		return d.Errf("store redis takes one URL, not %d arguments; other settings stand in its block", len(args))
 	}
-	at := places{{"", "store"}: start}
+	at := make(settings.Places)
+	at.Mark(&start, "", "store")
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() == "address" {
-			at.mark(d, "", "address")
-		} else if err := at.once(d, ""); err != nil {
+			at.Mark(d, "", "address")
+		} else if err := at.Once(d, ""); err != nil {
 			return err
 		}
 		if err := s.parseOption(d); err != nil {
@@ -85,7 +113,7 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	if mistake := s.check(); mistake != nil {
-		return at.locate(d, mistake)
+		return at.Locate(d, mistake)
 	}
 	return nil
 }
@@ -96,33 +124,33 @@ func (s *RedisStore) parseOption(d *caddyfile.Dispenser) (err error) {
 	case "address":
 		return parseAddresses(d, &s.Address)
 	case "cluster":
-		return parseFlag(d, &s.Cluster)
+		return settings.ParseFlag(d, &s.Cluster)
 	case "sentinel":
-		return parseFlag(d, &s.Sentinel)
+		return settings.ParseFlag(d, &s.Sentinel)
 	case "master_name":
-		return parseWord(d, &s.MasterName)
+		return settings.ParseWord(d, &s.MasterName)
 	case "sentinel_username":
-		return parseWord(d, &s.SentinelUsername)
+		return settings.ParseWord(d, &s.SentinelUsername)
 	case "sentinel_password":
-		return parseWord(d, &s.SentinelPassword)
+		return settings.ParseWord(d, &s.SentinelPassword)
 	case "username":
-		return parseWord(d, &s.Username)
+		return settings.ParseWord(d, &s.Username)
 	case "password":
-		return parseWord(d, &s.Password)
+		return settings.ParseWord(d, &s.Password)
 	case "db":
 		s.DB = new(int)
-		return parseInteger(d, s.DB)
+		return settings.ParseInteger(d, s.DB)
 	case "key_prefix":
-		return parseWord(d, &s.KeyPrefix)
+		return settings.ParseWord(d, &s.KeyPrefix)
 	case "key_secret":
-		return parseWord(d, &s.KeySecret)
+		return settings.ParseWord(d, &s.KeySecret)
 	case "tls":
 		s.TLS, err = parseRedisTLS(d)
 		return err
 	case "timeout":
-		return parseDuration(d, &s.Timeout)
+		return settings.ParseDuration(d, &s.Timeout)
 	case "dial_timeout":
-		return parseDuration(d, &s.DialTimeout)
+		return settings.ParseDuration(d, &s.DialTimeout)
 	case "pool_size":
 		return parsePositive(d, &s.PoolSize)
 	case "queue_size":
@@ -133,7 +161,7 @@ func (s *RedisStore) parseOption(d *caddyfile.Dispenser) (err error) {
 	case "instances":
 		return parsePositive(d, &s.AssumedInstances)
 	case "on_data_loss":
-		return parseWord(d, &s.OnDataLoss)
+		return settings.ParseWord(d, &s.OnDataLoss)
 	}
 	return unknownRedisOption(d)
 }
@@ -171,18 +199,9 @@ func parseAddresses(d *caddyfile.Dispenser, into *[]string) error {
 	return nil
 }
 
-func parseFlag(d *caddyfile.Dispenser, into *bool) error {
-	word := d.Val()
-	if d.NextArg() {
-		return d.Errf("%s takes no argument; remove %q", word, d.Val())
-	}
-	*into = true
-	return nil
-}
-
 func parseOnOff(d *caddyfile.Dispenser) (*bool, error) {
 	word, text := d.Val(), ""
-	if err := parseWord(d, &text); err != nil {
+	if err := settings.ParseWord(d, &text); err != nil {
 		return nil, err
 	}
 	if text != "on" && text != "off" {
@@ -194,7 +213,7 @@ func parseOnOff(d *caddyfile.Dispenser) (*bool, error) {
 
 func parsePositive(d *caddyfile.Dispenser, into *int) error {
 	word := d.Val()
-	if err := parseInteger(d, into); err != nil {
+	if err := settings.ParseInteger(d, into); err != nil {
 		return err
 	}
 	if *into == 0 {
@@ -216,23 +235,23 @@ func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
 	if d.NextArg() {
 		return nil, d.Errf("tls takes a block or nothing, not %q", d.Val())
 	}
-	t, at := new(RedisTLS), make(places)
+	t, at := new(RedisTLS), make(settings.Places)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := at.once(d, ""); err != nil {
+		if err := at.Once(d, ""); err != nil {
 			return nil, err
 		}
 		var err error
 		switch d.Val() {
 		case "ca":
-			err = parseWord(d, &t.CA)
+			err = settings.ParseWord(d, &t.CA)
 		case "cert":
-			err = parseWord(d, &t.Cert)
+			err = settings.ParseWord(d, &t.Cert)
 		case "key":
-			err = parseWord(d, &t.Key)
+			err = settings.ParseWord(d, &t.Key)
 		case "server_name":
-			err = parseWord(d, &t.ServerName)
+			err = settings.ParseWord(d, &t.ServerName)
 		case "insecure_skip_verify":
-			err = parseFlag(d, &t.InsecureSkipVerify)
+			err = settings.ParseFlag(d, &t.InsecureSkipVerify)
 		default:
 			err = d.Errf("unknown option %q of tls; write ca, cert, key, server_name or insecure_skip_verify", d.Val())
 		}
@@ -241,7 +260,7 @@ func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
 		}
 	}
 	if mistake := t.checkFiles(); mistake != nil {
-		return nil, at.locate(d, mistake)
+		return nil, at.Locate(d, mistake)
 	}
 	return t, nil
 }

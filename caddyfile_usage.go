@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -34,14 +35,14 @@ func (p *handlerParser) usage(z *Zone) error {
 			return p.Errf("unknown option %q of usage; write %s", p.Val(), listed(usageOptions))
 		}
 		if !own.repeats {
-			if first, ok := p.at[place{z.Name, "usage " + own.word}]; ok {
+			if first, ok := p.at.Find(z.Name, "usage "+own.word); ok {
 				return p.Errf("%s is already given on line %d; remove one", own.word, first.Line())
 			}
-			p.at.mark(p.Dispenser, z.Name, "usage "+own.word)
+			p.at.Mark(p.Dispenser, z.Name, "usage "+own.word)
 		}
 		if own.word == "price" {
 			if next := *p.Dispenser; next.NextArg() {
-				p.at.mark(p.Dispenser, z.Name, priceRow(next.Val()))
+				p.at.Mark(p.Dispenser, z.Name, priceRow(next.Val()))
 			}
 		}
 		if err := own.parse(p, z.Usage); err != nil {
@@ -157,21 +158,21 @@ func (p *handlerParser) dollars(z *Zone, text string) (micro int64, err error) {
 }
 
 // checkDollars rejects amounts without prices, and numbers where amounts belong.
-func (p *handlerParser) checkDollars() *configError {
+func (p *handlerParser) checkDollars() *settings.Mistake {
 	for _, z := range p.handler.Zones {
-		mistake := wrong("events", "with prices the limit is in dollars; write for example: events $20")
+		mistake := settings.Wrong("events", "with prices the limit is in dollars; write for example: events $20")
 		switch {
 		case p.inDollars[z] == z.Usage.priced(), z.Events != nil && *z.Events == 0:
 			continue
 		case p.inDollars[z] && z.Usage == nil:
-			mistake = wrong("events", "a limit in dollars needs usage with prices, which say what a request costs; write: usage openai { price default input 15 output 120 }, or a number of events")
+			mistake = settings.Wrong("events", "a limit in dollars needs usage with prices, which say what a request costs; write: usage openai { price default input 15 output 120 }, or a number of events")
 		case p.inDollars[z]:
-			mistake = wrong("events", "a limit in dollars needs prices in usage; write for example: price default input 15 output 120, or a number of tokens")
+			mistake = settings.Wrong("events", "a limit in dollars needs prices in usage; write for example: price default input 15 output 120, or a number of tokens")
 		}
 		if z.Tier != nil {
-			mistake.field = "tier"
+			mistake.Field = "tier"
 		}
-		mistake.zone = z.Name
+		mistake.Zone = z.Name
 		return mistake
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
@@ -45,10 +46,10 @@ func (p *handlerParser) zone() error {
 	if zone.Name == "" {
 		return p.Err("a zone needs a name; write: zone <name> { events <n> ... }")
 	}
-	if first, ok := p.at[place{zone.Name, "zone"}]; ok {
+	if first, ok := p.at.Find(zone.Name, "zone"); ok {
 		return p.Errf("zone %q is already defined on line %d; rename one or merge them", zone.Name, first.Line())
 	}
-	p.at.mark(p.Dispenser, zone.Name, "zone")
+	p.at.Mark(p.Dispenser, zone.Name, "zone")
 	p.handler.Zones = append(p.handler.Zones, zone)
 	for nesting := p.Nesting(); p.NextBlock(nesting); {
 		if err := p.zoneOption(zone); err != nil {
@@ -75,14 +76,14 @@ var zoneOptions = []option[Zone]{
 	{word: "concurrent", parse: func(p *handlerParser, z *Zone) error { return p.concurrent(z) }},
 	{word: "tier", parse: func(p *handlerParser, z *Zone) error { return p.tier(z) }},
 	{word: "cost", parse: func(p *handlerParser, z *Zone) error { return p.cost(z) }},
-	{word: "window", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.Window) }},
+	{word: "window", parse: func(p *handlerParser, z *Zone) error { return settings.ParseDuration(p.Dispenser, &z.Window) }},
 	{word: "ipv4_prefix", parse: func(p *handlerParser, z *Zone) error { return p.optionalInteger(&z.IPv4Prefix) }},
 	{word: "ipv6_prefix", parse: func(p *handlerParser, z *Zone) error { return p.optionalInteger(&z.IPv6Prefix) }},
 	{word: "key_normalize", parse: func(p *handlerParser, z *Zone) error { return p.words(&z.KeyNormalize, "lower, trim, both, or off") }},
 	{word: "on_empty_key", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnEmptyKey) }},
 	{word: "on_store_error", parse: func(p *handlerParser, z *Zone) error { return p.word(&z.OnStoreError) }},
 	{word: "count_if", repeats: true, parse: (*handlerParser).countIf},
-	{word: "block_for", parse: func(p *handlerParser, z *Zone) error { return parseDuration(p.Dispenser, &z.BlockFor) }},
+	{word: "block_for", parse: func(p *handlerParser, z *Zone) error { return settings.ParseDuration(p.Dispenser, &z.BlockFor) }},
 	{word: "usage", parse: (*handlerParser).usage},
 	{word: "dry_run", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.DryRun) }},
 	{word: "hide", parse: func(p *handlerParser, z *Zone) error { return p.flag(&z.Hide) }},
@@ -105,7 +106,7 @@ func (p *handlerParser) zoneOption(z *Zone) error {
 		return p.Errf("tier stands instead of the events after %s; write: zone <name> { window ... tier ... }", directive)
 	}
 	if !own.repeats {
-		if err := p.at.once(p.Dispenser, z.Name); err != nil {
+		if err := p.at.Once(p.Dispenser, z.Name); err != nil {
 			return err
 		}
 	}
@@ -114,7 +115,7 @@ func (p *handlerParser) zoneOption(z *Zone) error {
 
 // matchers parses a matcher set and adds it to others.
 func (p *handlerParser) matchers(to *caddyhttp.RawMatcherSets) error {
-	set, err := p.matcherSet(p.Val())
+	set, err := settings.ParseMatchers(p.Helper)
 	if err == nil {
 		*to = append(*to, set)
 	}
@@ -168,10 +169,10 @@ func (p *handlerParser) tier(z *Zone) error {
 	amounts, numbers := 0, 0
 	for nesting := p.Nesting(); p.NextBlock(nesting); {
 		plan, text := p.Val(), ""
-		if first, ok := p.at[place{z.Name, tierRow(plan)}]; ok {
+		if first, ok := p.at.Find(z.Name, tierRow(plan)); ok {
 			return p.Errf("%s is already given on line %d; remove one", plan, first.Line())
 		}
-		p.at.mark(p.Dispenser, z.Name, tierRow(plan))
+		p.at.Mark(p.Dispenser, z.Name, tierRow(plan))
 		if !p.NextArg() || p.Val() == "" {
 			return p.Errf("plan %q has no limit; write: %s <n>, or %[1]s unlimited", plan, plan)
 		}
@@ -204,7 +205,7 @@ func (p *handlerParser) tier(z *Zone) error {
 	}
 	if t.Default != nil && t.Default.Plan == "" && !t.Default.Unlimited {
 		if row, ok := t.Limits[t.Default.String()]; ok {
-			at := p.at[place{z.Name, tierRow(wordDefault)}]
+			at, _ := p.at.Find(z.Name, tierRow(wordDefault))
 			return at.Errf("default %v is a number and the name of a plan; write the limit of the plan: default %v", t.Default, row)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
@@ -28,23 +29,23 @@ func (s *RedisStore) Inflight() inflight.Shared { return s.pooled.redis }
 func (*MemoryStore) Inflight() inflight.Shared { return nil }
 
 // checkConcurrent checks a zone that limits how many requests are in flight.
-func (z *Zone) checkConcurrent() *configError {
+func (z *Zone) checkConcurrent() *settings.Mistake {
 	const instead = "%s: concurrent limits how many requests are in flight at once and has no %[1]s; remove it, or write a zone of its own for it"
 	switch {
 	case *z.Concurrent < 1 || *z.Concurrent > inflight.MaxLimit:
-		return wrong("concurrent", "concurrent %d is not between 1 and %d; to refuse everything write events 0 and a window", *z.Concurrent, int64(inflight.MaxLimit))
+		return settings.Wrong("concurrent", "concurrent %d is not between 1 and %d; to refuse everything write events 0 and a window", *z.Concurrent, int64(inflight.MaxLimit))
 	case z.Events != nil:
-		return wrong("events", instead, "events")
+		return settings.Wrong("events", instead, "events")
 	case z.Tier != nil:
-		return wrong("tier", instead, "tier")
+		return settings.Wrong("tier", instead, "tier")
 	case z.Cost != nil:
-		return wrong("cost", instead, "cost")
+		return settings.Wrong("cost", instead, "cost")
 	case z.Window != 0:
-		return wrong("window", instead, "window")
+		return settings.Wrong("window", instead, "window")
 	case z.BlockFor != 0:
-		return wrong("block_for", instead, "block_for")
+		return settings.Wrong("block_for", instead, "block_for")
 	case len(z.CountIf) > 0:
-		return wrong("count_if", instead, "count_if")
+		return settings.Wrong("count_if", instead, "count_if")
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -37,46 +38,46 @@ type Cost struct {
 }
 
 // check finds the first mistake in the cost, for a zone with these limits.
-func (c *Cost) check() *configError {
+func (c *Cost) check() *settings.Mistake {
 	const form = "cost {http.vars.cost} default <n> max <n>"
 	bounds := c.Default != nil || c.Max != nil || c.Min != nil
 	switch {
 	case c.From == "" && c.Units == 0:
-		return wrong("cost", "cost is not between 1 and %d; requests that cost nothing belong into exempt", int64(store.MaxEvents))
+		return settings.Wrong("cost", "cost is not between 1 and %d; requests that cost nothing belong into exempt", int64(store.MaxEvents))
 	case c.From == "" && (c.Units < 0 || c.Units > store.MaxEvents):
-		return wrong("cost", "cost %d is not between 1 and %d", c.Units, int64(store.MaxEvents))
+		return settings.Wrong("cost", "cost %d is not between 1 and %d", c.Units, int64(store.MaxEvents))
 	case c.From == "" && bounds:
-		return wrong("cost", "cost %d is always the same, so that default, max and min do nothing; remove them, or write: %s", c.Units, form)
+		return settings.Wrong("cost", "cost %d is always the same, so that default, max and min do nothing; remove them, or write: %s", c.Units, form)
 	case c.From == "":
 		return nil
 	case c.Units != 0:
-		return wrong("cost", "cost has both units and from; remove one")
+		return settings.Wrong("cost", "cost has both units and from; remove one")
 	}
 	from, err := parseValue(readCost, c.From)
 	if err != nil {
-		return wrong("cost", "%w", err)
+		return settings.Wrong("cost", "%w", err)
 	}
 	if !from.dynamic() {
-		return wrong("cost", "cost %q is neither a whole number nor a placeholder; write: cost 5, or %s", c.From, form)
+		return settings.Wrong("cost", "cost %q is neither a whole number nor a placeholder; write: cost 5, or %s", c.From, form)
 	}
 	return c.checkBounds(form)
 }
 
-func (c *Cost) checkBounds(form string) *configError {
+func (c *Cost) checkBounds(form string) *settings.Mistake {
 	least := c.least()
 	switch {
 	case c.Default == nil:
-		return wrong("cost", "cost %s has no default, for requests that have no number there; write: %s", c.From, form)
+		return settings.Wrong("cost", "cost %s has no default, for requests that have no number there; write: %s", c.From, form)
 	case c.Max == nil:
-		return wrong("cost", "cost %s has no max, so that one number there could use up every limit; write: %s", c.From, form)
+		return settings.Wrong("cost", "cost %s has no max, so that one number there could use up every limit; write: %s", c.From, form)
 	case c.Min != nil && *c.Min != 0 && *c.Min != 1:
-		return wrong("cost", "cost has a min of %d; it is 0 or 1: write min 0 for requests that may cost nothing", *c.Min)
+		return settings.Wrong("cost", "cost has a min of %d; it is 0 or 1: write min 0 for requests that may cost nothing", *c.Min)
 	case *c.Max < 1 || *c.Max > store.MaxEvents:
-		return wrong("cost", "cost has a max of %d, which is not between 1 and %d", *c.Max, int64(store.MaxEvents))
+		return settings.Wrong("cost", "cost has a max of %d, which is not between 1 and %d", *c.Max, int64(store.MaxEvents))
 	case *c.Default == 0 && least == 1:
-		return wrong("cost", "cost has a default of 0, but the least is 1; write min 0 as well, or a default of 1")
+		return settings.Wrong("cost", "cost has a default of 0, but the least is 1; write min 0 as well, or a default of 1")
 	case *c.Default < least || *c.Default > *c.Max:
-		return wrong("cost", "cost has a default of %d, which is not between %d and the max of %d", *c.Default, least, *c.Max)
+		return settings.Wrong("cost", "cost has a default of %d, which is not between %d and the max of %d", *c.Default, least, *c.Max)
 	}
 	return nil
 }
@@ -149,13 +150,13 @@ func (z *Zone) unitsOf(keys *keyBuilder, client ipident.Result) int64 {
 }
 
 // checkCostOfLimits rejects a cost that a limit never has room for.
-func (z *Zone) checkCostOfLimits() *configError {
+func (z *Zone) checkCostOfLimits() *settings.Mistake {
 	least := int64(1)
 	if z.Cost != nil {
 		least = cmp.Or(z.Cost.Units, z.Cost.least())
 	}
 	if z.Events != nil && *z.Events > 0 && *z.Events < least {
-		return wrong("cost", "cost %d is more than events %d, so that every request would be refused; lower the cost, raise events, or write events 0", least, *z.Events)
+		return settings.Wrong("cost", "cost %d is more than events %d, so that every request would be refused; lower the cost, raise events, or write events 0", least, *z.Events)
 	}
 	if z.Tier == nil {
 		return nil
@@ -163,11 +164,11 @@ func (z *Zone) checkCostOfLimits() *configError {
 	for _, name := range slices.Sorted(maps.Keys(z.Tier.Limits)) {
 		row := z.Tier.Limits[name]
 		if !row.Unlimited && row.Events > 0 && row.Events < least {
-			return wrong(tierRow(name), "plan %q has %d, less than the cost of %d, so that every request would be refused; raise it, lower the cost, or write 0", name, row.Events, least)
+			return settings.Wrong(tierRow(name), "plan %q has %d, less than the cost of %d, so that every request would be refused; raise it, lower the cost, or write 0", name, row.Events, least)
 		}
 	}
 	if limit := z.Tier.byDefault(); limit > 0 && limit < least {
-		return wrong(tierRow(wordDefault), "default %d is less than the cost of %d, so that every request would be refused; raise it, lower the cost, or write 0", limit, least)
+		return settings.Wrong(tierRow(wordDefault), "default %d is less than the cost of %d, so that every request would be refused; raise it, lower the cost, or write 0", limit, least)
 	}
 	return nil
 }

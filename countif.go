@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
 // counts reports whether a response is one that a zone with count_if counts.
@@ -19,21 +21,21 @@ func (z *Zone) counts(status int, header http.Header) bool {
 }
 
 // checkCountIf rejects matchers of responses that match all of them, or none.
-func checkCountIf(matchers []caddyhttp.ResponseMatcher) *configError {
+func checkCountIf(matchers []caddyhttp.ResponseMatcher) *settings.Mistake {
 	for i := range matchers {
 		m := &matchers[i]
 		if len(m.StatusCode) == 0 && len(m.Headers) == 0 {
-			return wrong("count_if", "count_if names no response; write for example: count_if status 401 403, or remove it to count every request")
+			return settings.Wrong("count_if", "count_if names no response; write for example: count_if status 401 403, or remove it to count every request")
 		}
 		for _, status := range m.StatusCode {
 			switch {
 			case status == statusClientGone:
-				return wrong("count_if", "count_if status 499: a client that goes away is counted in any case; remove 499")
+				return settings.Wrong("count_if", "count_if status 499: a client that goes away is counted in any case; remove 499")
 			case status == 1 || status >= 100 && status < 200 && status != http.StatusSwitchingProtocols:
-				return wrong("count_if", "count_if status %s is not final, the response comes after it; write the status of the response, such as 101 or 401", statusText(status))
+				return settings.Wrong("count_if", "count_if status %s is not final, the response comes after it; write the status of the response, such as 101 or 401", statusText(status))
 			case status > 0 && status < 10 && status < 6, status >= 100 && status <= 599:
 			default:
-				return wrong("count_if", "count_if status %d is none; write 101 to 599, or a class such as 4xx", status)
+				return settings.Wrong("count_if", "count_if status %d is none; write 101 to 599, or a class such as 4xx", status)
 			}
 		}
 	}
@@ -73,7 +75,7 @@ func (p *handlerParser) countIf(z *Zone) error {
 		return at.Errf("%v", mistake) // it may be one of several
 	}
 	z.CountIf = append(z.CountIf, matcher)
-	p.at.mark(&at, z.Name, word)
+	p.at.Mark(&at, z.Name, word)
 	return nil
 }
 

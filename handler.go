@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
@@ -250,21 +251,21 @@ const (
 // check finds the first mistake in the configuration. The Caddyfile's parser
 // and Provision both use it, so that JSON is held to the same rules. It
 // returns nil if all is well.
-func (h *Handler) check() *configError {
+func (h *Handler) check() *settings.Mistake {
 	if len(h.Zones) == 0 {
-		return wrong("zone", "no limit given; write for example: distributed_ratelimit 30 1m, or a zone with events and window")
+		return settings.Wrong("zone", "no limit given; write for example: distributed_ratelimit 30 1m, or a zone with events and window")
 	}
 	names := make(map[string]bool, len(h.Zones))
 	for i, zone := range h.Zones {
 		if zone == nil {
-			return wrong("zone", "zone %d is null; give it a name, events and window, or remove it", i)
+			return settings.Wrong("zone", "zone %d is null; give it a name, events and window, or remove it", i)
 		}
 		if mistake := zone.check(); mistake != nil {
-			mistake.zone = zone.Name
+			mistake.Zone = zone.Name
 			return mistake
 		}
 		if names[zone.Name] {
-			return &configError{zone: zone.Name, field: "zone", err: fmt.Errorf("the handler has two zones of this name; rename one or merge them")}
+			return &settings.Mistake{Zone: zone.Name, Field: "zone", Err: fmt.Errorf("the handler has two zones of this name; rename one or merge them")}
 		}
 		names[zone.Name] = true
 	}
@@ -286,13 +287,13 @@ func (h *Handler) check() *configError {
 	switch h.Refusal {
 	case "", refusalAuto, refusalError, refusalProblem:
 	default:
-		return wrong("refusal", "unknown refusal %q; write auto, error or problem", h.Refusal)
+		return settings.Wrong("refusal", "unknown refusal %q; write auto, error or problem", h.Refusal)
 	}
 	if h.Status != 0 && (h.Status < 400 || h.Status > 599) {
-		return wrong("status", "status %d is not an error status; write 400 to 599, normally 429", h.Status)
+		return settings.Wrong("status", "status %d is not an error status; write 400 to 599, normally 429", h.Status)
 	}
 	if !(h.Jitter >= 0 && h.Jitter <= maxJitter) {
-		return wrong("jitter", "jitter %v is not between 0 and %v; write for example 20%%, or 0.2, which is the same", h.Jitter, maxJitter)
+		return settings.Wrong("jitter", "jitter %v is not between 0 and %v; write for example 20%%, or 0.2, which is the same", h.Jitter, maxJitter)
 	}
 	return nil
 }

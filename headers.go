@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
 // headerStyle says which headers tell clients about their limits, and when.
@@ -34,11 +36,11 @@ const (
 
 // checkHeaderStyle finds mistakes in the words and in the prefix of the legacy
 // fields, which is empty unless it is set.
-func checkHeaderStyle(words []string, prefix string) *configError {
+func checkHeaderStyle(words []string, prefix string) *settings.Mistake {
 	var draft, legacy, when string
 	for i, word := range words {
 		if slices.Contains(words[:i], word) {
-			return wrong("ratelimit_headers", "ratelimit_headers has %q twice; remove one", word)
+			return settings.Wrong("ratelimit_headers", "ratelimit_headers has %q twice; remove one", word)
 		}
 		kind, why := &when, "always includes refusals"
 		switch {
@@ -48,14 +50,14 @@ func checkHeaderStyle(words []string, prefix string) *configError {
 			kind, why = &legacy, "they give one field two meanings; write the one that your clients read"
 		case word == "off":
 			if len(words) > 1 {
-				return wrong("ratelimit_headers", "ratelimit_headers off stands alone; remove it or the other words")
+				return settings.Wrong("ratelimit_headers", "ratelimit_headers off stands alone; remove it or the other words")
 			}
 			continue
 		case word != "refused" && word != "always":
-			return wrong("ratelimit_headers", "unknown word %q in ratelimit_headers; write "+headerWords, word)
+			return settings.Wrong("ratelimit_headers", "unknown word %q in ratelimit_headers; write "+headerWords, word)
 		}
 		if *kind != "" {
-			return wrong("ratelimit_headers", "ratelimit_headers %s and %s exclude each other: %s", *kind, word, why)
+			return settings.Wrong("ratelimit_headers", "ratelimit_headers %s and %s exclude each other: %s", *kind, word, why)
 		}
 		*kind = word
 	}
@@ -63,17 +65,17 @@ func checkHeaderStyle(words []string, prefix string) *configError {
 }
 
 // checkHeaderPrefix finds mistakes in the prefix, where these words are written.
-func checkHeaderPrefix(prefix, draft, legacy string) *configError {
+func checkHeaderPrefix(prefix, draft, legacy string) *settings.Mistake {
 	switch {
 	case prefix == "":
 		return nil
 	case legacy == "":
-		return wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix names the fields of legacy and legacy_epoch; write ratelimit_headers with one of these words, or remove it")
+		return settings.Wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix names the fields of legacy and legacy_epoch; write ratelimit_headers with one of these words, or remove it")
 	case len(prefix) > maxHeaderPrefix || !headerName.MatchString(prefix):
-		return wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix %q does not begin a name of a header; "+
+		return settings.Wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix %q does not begin a name of a header; "+
 			"write 1 to %d letters, digits and hyphens without a hyphen at the end, for example: "+prefixExample, prefix, maxHeaderPrefix)
 	case draft == "draft6" && strings.EqualFold(prefix, "RateLimit"):
-		return wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix %s gives the names of draft6 to other fields; remove draft6, or choose another prefix", prefix)
+		return settings.Wrong("ratelimit_headers_prefix", "ratelimit_headers_prefix %s gives the names of draft6 to other fields; remove draft6, or choose another prefix", prefix)
 	}
 	return nil
 }

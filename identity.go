@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
 
@@ -39,10 +40,10 @@ type ClientAddress struct {
 	ClientIPHeaders []string `json:"client_ip_headers,omitempty"`
 }
 
-func (c *ClientAddress) check() *configError {
+func (c *ClientAddress) check() *settings.Mistake {
 	if c.TrustedHops != 0 {
 		if c.TrustedProxiesRaw != nil {
-			return wrong("trusted_proxies", "trusted_hops and trusted_proxies exclude each other; remove one")
+			return settings.Wrong("trusted_proxies", "trusted_hops and trusted_proxies exclude each other; remove one")
 		}
 		header := "X-Forwarded-For"
 		if len(c.ClientIPHeaders) > 0 {
@@ -50,7 +51,7 @@ func (c *ClientAddress) check() *configError {
 		}
 		if rules, err := ipident.NewRules(header); err == nil {
 			if _, err := rules.WithHops(c.TrustedHops); err != nil {
-				return wrong("trusted_proxies", "trusted_proxies: %v", err)
+				return settings.Wrong("trusted_proxies", "trusted_proxies: %v", err)
 			}
 		}
 	}
@@ -59,14 +60,14 @@ func (c *ClientAddress) check() *configError {
 		return nil
 	case 1:
 		if c.ClientIPHeaders[0] == "" {
-			return wrong("client_ip_headers", "client_ip_headers has an empty name; name the header that your proxies set, or remove it")
+			return settings.Wrong("client_ip_headers", "client_ip_headers has an empty name; name the header that your proxies set, or remove it")
 		}
 		if _, err := ipident.NewRules(c.ClientIPHeaders[0]); err != nil {
-			return wrong("client_ip_headers", "%v", err)
+			return settings.Wrong("client_ip_headers", "%v", err)
 		}
 		return nil
 	}
-	return wrong("client_ip_headers", "client_ip_headers has %d headers; name the one that your proxies set: "+
+	return settings.Wrong("client_ip_headers", "client_ip_headers has %d headers; name the one that your proxies set: "+
 		"a client could write any other one itself", len(c.ClientIPHeaders))
 }
 

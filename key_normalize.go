@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/text/collate"
 	"golang.org/x/text/language"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
 // The words of key_normalize.
@@ -52,19 +54,19 @@ func (n normalization) String() string {
 
 func (n normalization) any() bool { return n.lower || n.trim }
 
-func checkNormalize(words []string, key *keyTemplate) *configError {
+func checkNormalize(words []string, key *keyTemplate) *settings.Mistake {
 	for i, word := range words {
 		switch {
 		case word != normalizeLower && word != normalizeTrim && word != normalizeOff:
-			return wrong("key_normalize", "unknown key_normalize %q; write lower, trim, both, or off", word)
+			return settings.Wrong("key_normalize", "unknown key_normalize %q; write lower, trim, both, or off", word)
 		case slices.Contains(words[:i], word):
-			return wrong("key_normalize", "key_normalize has %s twice; remove one", word)
+			return settings.Wrong("key_normalize", "key_normalize has %s twice; remove one", word)
 		case word == normalizeOff && len(words) > 1:
-			return wrong("key_normalize", "key_normalize off stands alone; remove off, or the other words")
+			return settings.Wrong("key_normalize", "key_normalize off stands alone; remove off, or the other words")
 		}
 	}
 	if len(words) > 0 && !key.normalizable() {
-		return wrong("key_normalize", "key_normalize %s: the key holds nothing that can be written in several ways; remove it, or write for example key {form.username}", strings.Join(words, " "))
+		return settings.Wrong("key_normalize", "key_normalize %s: the key holds nothing that can be written in several ways; remove it, or write for example key {form.username}", strings.Join(words, " "))
 	}
 	return nil
 }

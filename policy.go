@@ -5,6 +5,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
@@ -24,20 +25,20 @@ const (
 )
 
 // checkStoreUse checks what the handler and the app both have.
-func checkStoreUse(onStoreError string, budget caddy.Duration) *configError {
+func checkStoreUse(onStoreError string, budget caddy.Duration) *settings.Mistake {
 	if mistake := checkPolicy(onStoreError); mistake != nil {
 		return mistake
 	}
 	if b := time.Duration(budget); b != 0 && (b < minBudget || b > maxBudget) {
-		return wrong("budget", "budget %v is not between %v and %v", b, minBudget, maxBudget)
+		return settings.Wrong("budget", "budget %v is not between %v and %v", b, minBudget, maxBudget)
 	}
 	return nil
 }
 
-func checkPolicy(policy string) *configError {
+func checkPolicy(policy string) *settings.Mistake {
 	switch policy {
 	case "", policyLocal, policyAllow, policyDeny:
 		return nil
 	}
-	return wrong("on_store_error", "unknown on_store_error %q; write local, allow or deny", policy)
+	return settings.Wrong("on_store_error", "unknown on_store_error %q; write local, allow or deny", policy)
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -64,9 +65,9 @@ func (m *MemoryStore) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-func (m *MemoryStore) check() *configError {
+func (m *MemoryStore) check() *settings.Mistake {
 	if m.MaxKeys < 0 || m.MaxKeys > maxMaxKeys {
-		return wrong("max_keys", "max_keys %d is not between 1 and %d", m.MaxKeys, maxMaxKeys)
+		return settings.Wrong("max_keys", "max_keys %d is not between 1 and %d", m.MaxKeys, maxMaxKeys)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/lease"
@@ -188,11 +189,11 @@ func (s *RedisStore) literalSecret() string {
 	for _, secret := range []struct{ option, value string }{
 		{"password", s.Password}, {"sentinel_password", s.SentinelPassword}, {"key_secret", s.KeySecret},
 	} {
-		if secret.value != "" && !hasPlaceholder(secret.value) {
+		if secret.value != "" && !settings.HasPlaceholder(secret.value) {
 			return secret.option
 		}
 	}
-	if s.URL != "" && !hasPlaceholder(s.URL) {
+	if s.URL != "" && !settings.HasPlaceholder(s.URL) {
 		if o, err := redis.ParseURL(s.URL); err == nil && o.Password != "" {
 			return "url"
 		}

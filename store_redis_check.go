@@ -12,13 +12,14 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
 // check finds mistakes that show before placeholders are expanded. What the
 // options may be is up to redis.Options; here are rules about how they are
 // written.
-func (s *RedisStore) check() *configError {
+func (s *RedisStore) check() *settings.Mistake {
 	if mistake := s.checkPlaceholders(); mistake != nil {
 		return mistake
 	}
@@ -26,7 +27,7 @@ func (s *RedisStore) check() *configError {
 		return mistake
 	}
 	if s.TLS != nil && (s.TLS.Cert == "") != (s.TLS.Key == "") {
-		return wrong("tls", "tls has only one of cert and key; a client certificate needs both")
+		return settings.Wrong("tls", "tls has only one of cert and key; a client certificate needs both")
 	}
 	if _, mistake := s.options(expansion{}); mistake != nil {
 		return mistake
@@ -35,21 +36,21 @@ func (s *RedisStore) check() *configError {
 	case "", dataLossContinue, dataLossCautious:
 		return nil
 	}
-	return wrong("on_data_loss", "unknown on_data_loss %q; write continue or cautious", s.OnDataLoss)
+	return settings.Wrong("on_data_loss", "unknown on_data_loss %q; write continue or cautious", s.OnDataLoss)
 }
 
 // checkServers finds mistakes in how the servers are written.
-func (s *RedisStore) checkServers() *configError {
+func (s *RedisStore) checkServers() *settings.Mistake {
 	given := s.URL != "" || len(s.Address) > 0
 	switch {
 	case s.Cluster && !given:
-		return wrong("cluster", "a cluster has no default address; write for example: address host:6379, with one or more of its servers")
+		return settings.Wrong("cluster", "a cluster has no default address; write for example: address host:6379, with one or more of its servers")
 	case s.Sentinel && !given:
-		return wrong("sentinel", "there is no default address for Sentinels; write for example: address host:26379, with one or more of them")
+		return settings.Wrong("sentinel", "there is no default address for Sentinels; write for example: address host:26379, with one or more of them")
 	case !s.several() && s.URL != "" && len(s.Address) > 0:
-		return wrong("address", "both a URL and an address are given; write one of them, or cluster or sentinel as well")
+		return settings.Wrong("address", "both a URL and an address are given; write one of them, or cluster or sentinel as well")
 	case !s.several() && len(s.Address) > 1:
-		return wrong("address", "address has %d servers; write one of them, or cluster or sentinel as well", len(s.Address))
+		return settings.Wrong("address", "address has %d servers; write one of them, or cluster or sentinel as well", len(s.Address))
 	}
 	return nil
 }
@@ -59,18 +60,18 @@ func (s *RedisStore) several() bool { return s.Cluster || s.Sentinel }
 
 // checkURL finds what the URL and the fields both give, where which of them
 // counts would have to be guessed. o is what raw, the URL, says.
-func (s *RedisStore) checkURL(raw string, o redis.Options) *configError {
+func (s *RedisStore) checkURL(raw string, o redis.Options) *settings.Mistake {
 	switch {
 	case o.DB != 0 && s.DB != nil:
-		return wrong("db", "the database is given twice, in the URL and as db; remove one")
+		return settings.Wrong("db", "the database is given twice, in the URL and as db; remove one")
 	case o.Username != "" && s.Username != "":
-		return wrong("username", "the user name is given twice, in the URL and as username; remove one")
+		return settings.Wrong("username", "the user name is given twice, in the URL and as username; remove one")
 	case o.Password != "" && s.Password != "":
-		return wrong("password", "the password is given twice, in the URL and as password; remove one")
+		return settings.Wrong("password", "the password is given twice, in the URL and as password; remove one")
 	case s.Sentinel:
 		if u, err := url.Parse(strings.TrimSpace(raw)); err == nil && u.Port() == "" && u.Host != "" {
 			// The default would be the port of a server.
-			return wrong("store", "the URL has no port; write that of the Sentinel, usually 26379")
+			return settings.Wrong("store", "the URL has no port; write that of the Sentinel, usually 26379")
 		}
 	}
 	return nil
@@ -94,10 +95,10 @@ var (
 
 // inWords is an error of redis.Options in the words of the configuration, and
 // the place of the mistake in it.
-func (s *RedisStore) inWords(err error) *configError {
+func (s *RedisStore) inWords(err error) *settings.Mistake {
 	var mistake *redis.OptionError
 	if !errors.As(err, &mistake) {
-		return wrong("store", "%v", err)
+		return settings.Wrong("store", "%v", err)
 	}
 	word := redisWords[mistake.Field]
 	place := word
@@ -118,7 +119,7 @@ func (s *RedisStore) inWords(err error) *configError {
 			word = fmt.Sprintf("address %d of %d", number, n)
 		}
 	}
-	return wrong(place, "%s", mistake.Text(func(field string) string {
+	return settings.Wrong(place, "%s", mistake.Text(func(field string) string {
 		if field == mistake.Field {
 			return word
 		}
@@ -127,12 +128,12 @@ func (s *RedisStore) inWords(err error) *configError {
 }
 
 // ofURL is the same for an error in what the URL says.
-func ofURL(err error) *configError {
+func ofURL(err error) *settings.Mistake {
 	var mistake *redis.OptionError
 	if !errors.As(err, &mistake) {
-		return wrong("store", "%v", err)
+		return settings.Wrong("store", "%v", err)
 	}
-	return wrong("store", "%s", mistake.Text(func(field string) string {
+	return settings.Wrong("store", "%s", mistake.Text(func(field string) string {
 		if field == mistake.Field {
 			return redisWordsOfURL[field]
 		}
@@ -142,7 +143,7 @@ func ofURL(err error) *configError {
 
 // checkPlaceholders finds placeholders that Caddy does not have. The values of
 // the others are known to the server only.
-func (s *RedisStore) checkPlaceholders() *configError {
+func (s *RedisStore) checkPlaceholders() *settings.Mistake {
 	texts := []struct{ field, text string }{
 		{"store", s.URL}, {"username", s.Username}, {"password", s.Password}, {"sentinel_username", s.SentinelUsername},
 		{"sentinel_password", s.SentinelPassword}, {"master_name", s.MasterName}, {"key_prefix", s.KeyPrefix}, {"key_secret", s.KeySecret},
@@ -159,12 +160,12 @@ func (s *RedisStore) checkPlaceholders() *configError {
 }
 
 // checkPlaceholders does not read the files that the text names.
-func checkPlaceholders(field, text string) *configError {
+func checkPlaceholders(field, text string) *settings.Mistake {
 	repl := caddy.NewReplacer().WithoutFile()
 	repl.Map(func(name string) (any, bool) { return "", strings.HasPrefix(name, "file.") })
 	if _, err := repl.ReplaceOrErr(text, false, true); err != nil {
 		// The error names the placeholder, never a value.
-		return wrong(field, "%s of the redis store: %v; write for example {env.NAME} or {file./path}, and \\{ for a literal brace", strings.Replace(field, "store", "url", 1), err)
+		return settings.Wrong(field, "%s of the redis store: %v; write for example {env.NAME} or {file./path}, and \\{ for a literal brace", strings.Replace(field, "store", "url", 1), err)
 	}
 	return nil
 }
@@ -175,7 +176,7 @@ func checkPlaceholders(field, text string) *configError {
 // the Caddyfile may be adapted on another machine than the server's, or before
 // the file is made. Caddy does the same with the files of its directive tls.
 // Provision reads all files, and reports then that one is missing.
-func (t *RedisTLS) checkFiles() *configError {
+func (t *RedisTLS) checkFiles() *settings.Mistake {
 	for _, file := range []struct{ field, path string }{{"ca", t.CA}, {"cert", t.Cert}, {"key", t.Key}} {
 		if mistake := checkPlaceholders(file.field, file.path); mistake != nil {
 			return mistake
@@ -183,18 +184,18 @@ func (t *RedisTLS) checkFiles() *configError {
 	}
 	if text := fileThere(t.CA); text != nil {
 		if _, err := authorities(t.CA, text); err != nil {
-			return wrong("ca", "%v", err)
+			return settings.Wrong("ca", "%v", err)
 		}
 	}
 	cert, key := fileThere(t.Cert), fileThere(t.Key)
 	if cert != nil && !holdsCertificate(cert) {
-		return wrong("cert", "tls cert of the redis store: %s holds no certificate in PEM", t.Cert)
+		return settings.Wrong("cert", "tls cert of the redis store: %s holds no certificate in PEM", t.Cert)
 	}
 	if cert == nil || key == nil {
 		return nil
 	}
 	if _, err := tls.X509KeyPair(cert, key); err != nil {
-		return wrong("key", "%v; write the key of the certificate in %s", pairError(err), t.Cert)
+		return settings.Wrong("key", "%v; write the key of the certificate in %s", pairError(err), t.Cert)
 	}
 	return nil
 }
@@ -215,7 +216,7 @@ const maxTLSFile = 4 << 20
 // regular files are read: a pipe would be empty for the server after that, and
 // a device may never end.
 func fileThere(path string) []byte {
-	if path == "" || hasPlaceholder(path) {
+	if path == "" || settings.HasPlaceholder(path) {
 		return nil
 	}
 	info, err := os.Stat(path)

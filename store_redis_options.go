@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
@@ -19,17 +20,13 @@ import (
 // before the values may be known, something right stands in for them.
 type expansion struct{ repl *caddy.Replacer }
 
-// hasPlaceholder reports whether text can be judged only once its
-// placeholders are expanded.
-func hasPlaceholder(text string) bool { return strings.Contains(text, "{") }
-
 // standsIn reports whether something else stands in for the text.
-func (e expansion) standsIn(text string) bool { return e.repl == nil && hasPlaceholder(text) }
+func (e expansion) standsIn(text string) bool { return e.repl == nil && settings.HasPlaceholder(text) }
 
-func (e expansion) expand(word, text string) (string, *configError) {
+func (e expansion) expand(word, text string) (string, *settings.Mistake) {
 	if e.repl == nil {
 		switch {
-		case !hasPlaceholder(text):
+		case !settings.HasPlaceholder(text):
 			return text, nil
 		case word == "url":
 			return "redis://:x@localhost:6379", nil
@@ -41,7 +38,7 @@ func (e expansion) expand(word, text string) (string, *configError) {
 	expanded, err := e.repl.ReplaceOrErr(text, true, true)
 	if err != nil {
 		// The error names the placeholder, never a value.
-		return "", wrong(word, "%s of the redis store: %v; set it, or remove the line", word, err)
+		return "", settings.Wrong(word, "%s of the redis store: %v; set it, or remove the line", word, err)
 	}
 	return strings.TrimRight(expanded, "\r\n"), nil // a file's last line ends
 }
@@ -52,7 +49,7 @@ type textOf struct {
 	set        *string
 }
 
-func (e expansion) expandAll(texts ...textOf) *configError {
+func (e expansion) expandAll(texts ...textOf) *settings.Mistake {
 	for _, t := range texts {
 		if t.text == "" {
 			continue
@@ -67,7 +64,7 @@ func (e expansion) expandAll(texts ...textOf) *configError {
 }
 
 // options puts the settings together, and has them judged.
-func (s *RedisStore) options(e expansion) (redis.Options, *configError) {
+func (s *RedisStore) options(e expansion) (redis.Options, *settings.Mistake) {
 	o, mistake := s.access(e)
 	if mistake != nil {
 		return o, mistake
@@ -104,7 +101,7 @@ func (s *RedisStore) options(e expansion) (redis.Options, *configError) {
 }
 
 // addServers adds the addresses to what the URL says.
-func (s *RedisStore) addServers(o *redis.Options, e expansion) *configError {
+func (s *RedisStore) addServers(o *redis.Options, e expansion) *settings.Mistake {
 	var servers []string
 	if o.Address != "" {
 		servers = append(servers, o.Address)
@@ -135,7 +132,7 @@ func (s *RedisStore) addServers(o *redis.Options, e expansion) *configError {
 
 // access is the part of the options that may change while the store is open:
 // who we are, and whom we trust. It has the rest of what the URL says, too.
-func (s *RedisStore) access(e expansion) (redis.Options, *configError) {
+func (s *RedisStore) access(e expansion) (redis.Options, *settings.Mistake) {
 	var o redis.Options
 	if s.URL != "" {
 		raw, mistake := e.expand("url", s.URL)
@@ -188,12 +185,12 @@ func (s *RedisStore) changeable() bool {
 	if s.TLS != nil && (s.TLS.CA != "" || s.TLS.Cert != "") {
 		return true
 	}
-	return slices.ContainsFunc([]string{s.URL, s.Username, s.Password, s.SentinelUsername, s.SentinelPassword}, hasPlaceholder)
+	return slices.ContainsFunc([]string{s.URL, s.Username, s.Password, s.SentinelUsername, s.SentinelPassword}, settings.HasPlaceholder)
 }
 
 // config reads the files, and adds to base, which may be nil. It reads none as
 // long as something stands in for placeholders.
-func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, *configError) {
+func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, *settings.Mistake) {
 	config := base
 	if config == nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -212,16 +209,16 @@ func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, *configEr
 	if t.CA != "" {
 		pem, err := os.ReadFile(ca)
 		if err != nil {
-			return nil, wrong("ca", "tls ca of the redis store: %v", err)
+			return nil, settings.Wrong("ca", "tls ca of the redis store: %v", err)
 		}
 		if config.RootCAs, err = authorities(ca, pem); err != nil {
-			return nil, wrong("ca", "%v", err)
+			return nil, settings.Wrong("ca", "%v", err)
 		}
 	}
 	if t.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
-			return nil, wrong("cert", "%v", pairError(err))
+			return nil, settings.Wrong("cert", "%v", pairError(err))
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}

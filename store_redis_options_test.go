@@ -183,7 +183,7 @@ func TestRedisIsJudgedBesidePlaceholders(t *testing.T) {
 	} {
 		got := ""
 		if mistake := c.store.check(); mistake != nil {
-			got = mistake.field
+			got = mistake.Field
 		}
 		if got != c.want {
 			t.Errorf("%+v: got a mistake in %q (%v), want one in %q", c.store, got, c.store.check(), c.want)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
@@ -91,31 +92,31 @@ func (l PlanLimit) String() string {
 }
 
 // check finds the first mistake in the table.
-func (t *Tier) check() *configError {
+func (t *Tier) check() *settings.Mistake {
 	const form = "tier {http.vars.plan} { <plan> <n>|unlimited ... default <n>|unlimited|<plan> }"
 	if t.Plan == "" {
-		return wrong("tier", "tier does not say what tells the plan; write: %s", form)
+		return settings.Wrong("tier", "tier does not say what tells the plan; write: %s", form)
 	}
 	plan, err := parseValue(readTier, t.Plan)
 	if err != nil {
-		return wrong("tier", "%w", err)
+		return settings.Wrong("tier", "%w", err)
 	}
 	if !plan.dynamic() {
-		return wrong("tier", "tier %q has no placeholder, so that all requests have one plan; write events instead, or: %s", t.Plan, form)
+		return settings.Wrong("tier", "tier %q has no placeholder, so that all requests have one plan; write events instead, or: %s", t.Plan, form)
 	}
 	if len(t.Limits) == 0 {
-		return wrong("tier", "tier lists no plan; write: %s", form)
+		return settings.Wrong("tier", "tier lists no plan; write: %s", form)
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Limits)) {
 		row := t.Limits[name]
 		field := tierRow(name)
 		switch {
 		case name == "":
-			return wrong("tier", "a plan of tier has no name; requests without a plan have the default")
+			return settings.Wrong("tier", "a plan of tier has no name; requests without a plan have the default")
 		case name == wordUnlimited || name == wordDefault:
-			return wrong(field, "a plan cannot be called %q, which is a word of tier; call it otherwise, for example with map", name)
+			return settings.Wrong(field, "a plan cannot be called %q, which is a word of tier; call it otherwise, for example with map", name)
 		case row.Plan != "":
-			return wrong(field, "plan %q has the limit %q; write a whole number, or unlimited", name, row.Plan)
+			return settings.Wrong(field, "plan %q has the limit %q; write a whole number, or unlimited", name, row.Plan)
 		}
 		if mistake := row.check(field, fmt.Sprintf("plan %q", name)); mistake != nil {
 			return mistake
@@ -124,30 +125,30 @@ func (t *Tier) check() *configError {
 	return t.checkDefault()
 }
 
-func (t *Tier) checkDefault() *configError {
+func (t *Tier) checkDefault() *settings.Mistake {
 	switch {
 	case t.Default == nil:
-		return wrong("tier", "tier has no default; write the limit of unknown and missing plans: default <n>|unlimited|<plan>")
+		return settings.Wrong("tier", "tier has no default; write the limit of unknown and missing plans: default <n>|unlimited|<plan>")
 	case t.Default.Plan == "":
 		return t.Default.check(tierRow(wordDefault), "default")
 	}
 	if _, ok := t.Limits[t.Default.Plan]; !ok {
-		return wrong(tierRow(wordDefault), "default %q is neither a plan of this tier (%s) nor a whole number nor unlimited",
+		return settings.Wrong(tierRow(wordDefault), "default %q is neither a plan of this tier (%s) nor a whole number nor unlimited",
 			t.Default.Plan, strings.Join(slices.Sorted(maps.Keys(t.Limits)), ", "))
 	}
 	return nil
 }
 
-func (l PlanLimit) check(field, whose string) *configError {
+func (l PlanLimit) check(field, whose string) *settings.Mistake {
 	if l.Events < 0 || l.Events > store.MaxEvents {
-		return wrong(field, "%s: %d is not between 0 and %d", whose, l.Events, int64(store.MaxEvents))
+		return settings.Wrong(field, "%s: %d is not between 0 and %d", whose, l.Events, int64(store.MaxEvents))
 	}
 	return nil
 }
 
 const wordDefault = "default"
 
-// tierRow names the row of a plan as a field, for places.
+// tierRow names the row of a plan as a field, for settings.Places.
 func tierRow(plan string) string { return "tier " + plan }
 
 // byDefault is the limit of plans that are not in the table.

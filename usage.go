@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
@@ -129,7 +130,7 @@ func (p *UsagePrice) rates() (llm.Price, error) {
 }
 
 // meter makes what prices the requests. Its error is the first mistake.
-func (u *Usage) meter() (*llm.Meter, *configError) {
+func (u *Usage) meter() (*llm.Meter, *settings.Mistake) {
 	cfg := llm.Config{
 		API: llm.API(u.API), MaxOutput: u.MaxOutput, MaxOutputField: u.MaxOutputField, EnforceOff: u.EnforceOff,
 		MaxRequest: u.MaxRequest, MaxInput: u.MaxInput, InputBytesPerToken: u.InputBytesPerToken,
@@ -138,13 +139,13 @@ func (u *Usage) meter() (*llm.Meter, *configError) {
 	for i := range u.Prices {
 		price, err := u.Prices[i].rates()
 		if err != nil {
-			return nil, wrong(priceRow(u.Prices[i].Model), "%w", err)
+			return nil, settings.Wrong(priceRow(u.Prices[i].Model), "%w", err)
 		}
 		cfg.Prices = append(cfg.Prices, price)
 	}
 	meter, err := llm.New(cfg)
 	if err != nil {
-		return nil, wrong("usage", "usage: %w", err)
+		return nil, settings.Wrong("usage", "usage: %w", err)
 	}
 	return meter, nil
 }
@@ -156,31 +157,31 @@ func priceRow(model string) string { return "price " + model }
 func (u *Usage) priced() bool { return u != nil && len(u.Prices) > 0 }
 
 // checkUsage finds the first mistake in a zone with usage.
-func (z *Zone) checkUsage() *configError {
+func (z *Zone) checkUsage() *settings.Mistake {
 	if z.Usage == nil {
 		return nil
 	}
 	const apart = "; write a zone of its own for it beside this one: a request passes if all zones let it"
 	switch {
 	case z.Cost != nil:
-		return wrong("cost", "cost and usage: with usage a request takes what it may cost by its body; remove one of them, or move cost into a zone of its own beside this one")
+		return settings.Wrong("cost", "cost and usage: with usage a request takes what it may cost by its body; remove one of them, or move cost into a zone of its own beside this one")
 	case len(z.CountIf) > 0:
-		return wrong("count_if", "count_if and usage: a response that cost nothing is given back anyway, and what cost something must count"+apart)
+		return settings.Wrong("count_if", "count_if and usage: a response that cost nothing is given back anyway, and what cost something must count"+apart)
 	case z.BlockFor != 0:
-		return wrong("block_for", "block_for and usage: a budget that is used up refuses anyway, and one large request would ban the key"+apart)
+		return settings.Wrong("block_for", "block_for and usage: a budget that is used up refuses anyway, and one large request would ban the key"+apart)
 	case z.Concurrent != nil:
-		return wrong("concurrent", "concurrent and usage: how many requests are in flight is another limit than what they cost"+apart)
+		return settings.Wrong("concurrent", "concurrent and usage: how many requests are in flight is another limit than what they cost"+apart)
 	case z.Usage.MaxOutputField != "" && z.Usage.MaxOutput == 0:
-		return wrong("usage", "usage: max_output_field without max_output does nothing; write how many tokens: max_output 4096 %s", z.Usage.MaxOutputField)
+		return settings.Wrong("usage", "usage: max_output_field without max_output does nothing; write how many tokens: max_output 4096 %s", z.Usage.MaxOutputField)
 	case z.DryRun && !z.Usage.EnforceOff:
-		return wrong("dry_run", "dry_run and usage: requests would be rewritten, although a dry run changes nothing; write in usage: enforce off, or remove dry_run")
+		return settings.Wrong("dry_run", "dry_run and usage: requests would be rewritten, although a dry run changes nothing; write in usage: enforce off, or remove dry_run")
 	}
 	meter, mistake := z.Usage.meter()
 	if mistake != nil {
 		return mistake
 	}
 	if most := z.Usage.MaxRequest; most > 0 && !meter.Priced() && z.Events != nil && *z.Events > 0 && most > *z.Events {
-		return wrong("usage", "usage: max_request %d is more than the %d tokens of events; lower it, or raise events", most, *z.Events)
+		return settings.Wrong("usage", "usage: max_request %d is more than the %d tokens of events; lower it, or raise events", most, *z.Events)
 	}
 	return nil
 }

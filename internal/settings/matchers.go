@@ -1,9 +1,7 @@
-package distributedratelimit
+package settings
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -13,12 +11,15 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// matcherSet parses a named matcher, or a block or line of matchers.
-func (p *handlerParser) matcherSet(word string) (caddy.ModuleMap, error) {
-	start := *p.Dispenser
+// ParseMatchers parses a named matcher, or a block or line of matchers, behind the word at
+// the current token. A matcher that the server could not set up is an error, as far
+// as that does not depend on the machine.
+func ParseMatchers(p httpcaddyfile.Helper) (caddy.ModuleMap, error) {
+	word, start := p.Val(), *p.Dispenser
 	if p.NextArg() {
 		name := p.Val()
 		p.Prev()
@@ -111,14 +112,13 @@ func noMatcher(d *caddyfile.Dispenser, name, word string) error {
 		return d.Errf("a named matcher stands by itself; write: %s %s", word, name)
 	case strings.HasPrefix(name, "/"):
 		return d.Errf("%q is not a matcher; write: %s path %s", name, word, name)
-	case looksLikeRange(name):
+	case LooksLikeRange(name):
 		return d.Errf("%q is not a matcher; write: %s client_ip %s", name, word, name)
 	}
 	return d.Errf("there is no matcher %q; see https://caddyserver.com/docs/caddyfile/matchers", name)
 }
 
 const (
-	writeRanges = "write addresses, ranges such as 10.0.0.0/8, or private_ranges"
 	writeRegexp = "see https://github.com/google/re2/wiki/Syntax"
 	seeMatchers = "see https://caddyserver.com/docs/caddyfile/matchers"
 )
@@ -131,13 +131,13 @@ const (
 // server loads the configuration: to set it up here would find mistakes where
 // there are none. Caddy's other matchers take everything that they can parse.
 var remedies = map[string]string{
-	"client_ip":     writeRanges,
+	"client_ip":     WriteRanges,
 	"expression":    seeMatchers + "#expression",
 	"file":          seeMatchers + "#file",
 	"header_regexp": writeRegexp,
 	"host":          seeMatchers + "#host",
 	"path_regexp":   writeRegexp,
-	"remote_ip":     writeRanges,
+	"remote_ip":     WriteRanges,
 	"url_pattern":   "see https://urlpattern.spec.whatwg.org",
 	"vars_regexp":   writeRegexp,
 }
@@ -180,7 +180,7 @@ func checkMatcher(name string, raw json.RawMessage) error {
 	if remedy == "" {
 		return nil
 	}
-	if _, err := provisionAlone("http.matchers."+name, raw); err != nil {
+	if _, err := ProvisionAlone("http.matchers."+name, raw); err != nil {
 		return fmt.Errorf("%s: %v; %s", name, err, remedy)
 	}
 	return nil
@@ -196,7 +196,7 @@ func withoutPlaceholders(raw json.RawMessage) json.RawMessage {
 	if err := json.Unmarshal(raw, &matcher); err != nil {
 		return raw
 	}
-	matcher.Ranges = slices.DeleteFunc(matcher.Ranges, hasPlaceholder)
+	matcher.Ranges = slices.DeleteFunc(matcher.Ranges, HasPlaceholder)
 	return caddyconfig.JSON(matcher, nil)
 }
 
@@ -212,17 +212,4 @@ func pluginsInExpressions(matchers []caddy.ModuleInfo) bool {
 		_, called := matcher.(caddyhttp.CELLibraryProducer)
 		return called && !strings.HasPrefix(kind.PkgPath(), "github.com/caddyserver/caddy/v2/")
 	})
-}
-
-// provisionAlone sets up a module outside of any configuration, to see whether
-// it can be, and lets go of it.
-func provisionAlone(id string, raw json.RawMessage) (any, error) {
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
-	module, err := ctx.LoadModuleByID(id, raw)
-	if err != nil {
-		text := strings.TrimPrefix(err.Error(), "provision ")
-		return nil, errors.New(strings.TrimPrefix(text, id+": "))
-	}
-	return module, nil
 }

@@ -1,4 +1,4 @@
-package distributedratelimit
+package settings
 
 import (
 	"slices"
