@@ -1,8 +1,10 @@
 package distributedratelimit
 
 import (
+	"slices"
 	"time"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -112,22 +114,23 @@ func (s *usedStore) atMost(stats *fallback.Stats, now time.Time) float64 {
 
 // addHeld adds what only stores of a kind have.
 func (s *usedStore) addHeld(answer *storeAnswer) {
-	seen := make(map[*pooledRedis]bool) // handlers may share one
+	var seen []*stores.Redis // handlers may share one
 	for _, b := range s.backends {
 		switch of := b.store.(type) {
-		case *MemoryStore:
+		case *stores.Memory:
 			answer.Condition = store.Up.String() // it is this process
-			answer.Memory = &memoryAnswer{Keys: of.pooled.Len(), MaxKeys: of.pooled.MaxKeys()}
-		case *RedisStore:
-			if seen[of.pooled] {
+			answer.Memory = new(memoryAnswer)
+			answer.Memory.Keys, answer.Memory.MaxKeys = of.Held()
+		case *stores.Redis:
+			if slices.ContainsFunc(seen, of.Same) {
 				continue
 			}
-			seen[of.pooled] = true
-			answer.RoundTrip = max(answer.RoundTrip, seconds(of.pooled.redis.RoundTrip()))
-			if of.pooled.leases == nil {
+			seen = append(seen, of)
+			answer.RoundTrip = max(answer.RoundTrip, seconds(of.RoundTrip()))
+			held, ok := of.LeaseStats()
+			if !ok {
 				continue
 			}
-			held := of.pooled.leases.Stats()
 			if answer.Leases == nil {
 				answer.Leases = new(leasesAnswer)
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
@@ -188,9 +189,9 @@ func (b *backend) Lost(r store.Report) {
 	if !ok {
 		return
 	}
-	policy := dataLossContinue
+	policy := stores.DataLossContinue
 	if c, ok := b.store.(fallback.Configured); ok && c.FallbackSettings().Cautious {
-		policy = dataLossCautious
+		policy = stores.DataLossCautious
 	}
 	b.logger.Warn("the store has lost counts; clients may be granted up to one limit more",
 		zap.String("store", b.name), zap.String("server", r.Server), zap.String("how", r.Lost),
@@ -214,4 +215,8 @@ func (b *backend) Alone() {
 		zap.String("store", b.name))
 }
 
-var _ fallback.Observer = (*backend)(nil)
+// Interface guards
+var (
+	_ fallback.Observer = (*backend)(nil)
+	_ Starter           = (*stores.Memory)(nil)
+)

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 )
 
 func init() {
@@ -193,7 +194,7 @@ var handlerOptions = []option[Handler]{
 	{word: "log_key", parse: func(p *handlerParser, h *Handler) error { return p.flag(&h.LogKey) }},
 	{word: "exempt", repeats: true, parse: func(p *handlerParser, h *Handler) error { return p.matchers(&h.ExemptRaw) }},
 	{word: "store", parse: func(p *handlerParser, h *Handler) (err error) {
-		h.StoreRaw, err = parseStore(p.Dispenser)
+		h.StoreRaw, err = stores.Parse(p.Dispenser)
 		return err
 	}},
 }

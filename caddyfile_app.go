@@ -6,6 +6,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 )
 
 func init() {
@@ -40,7 +41,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		var err error
 		switch d.Val() {
 		case "store":
-			app.StoreRaw, err = parseStore(d)
+			app.StoreRaw, err = stores.Parse(d)
 		case "trusted_proxies":
 			err = parseTrustedProxies(d, &app.ClientAddress)
 		case "client_ip_headers":

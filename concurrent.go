@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
@@ -21,12 +22,6 @@ import (
 // Inflight returns what the processes share, or nil if each counts for itself. A
 // zone with concurrent needs such a store.
 type InFlightStore interface{ Inflight() inflight.Shared }
-
-// Inflight implements InFlightStore.
-func (s *RedisStore) Inflight() inflight.Shared { return s.pooled.redis }
-
-// Inflight implements InFlightStore: requests in flight are this process's.
-func (*MemoryStore) Inflight() inflight.Shared { return nil }
 
 // checkConcurrent checks a zone that limits how many requests are in flight.
 func (z *Zone) checkConcurrent() *settings.Mistake {
@@ -260,7 +255,7 @@ func (g *flightGauge) Collect(into chan<- prometheus.Metric) {
 
 // Interface guards
 var (
-	_ InFlightStore        = (*RedisStore)(nil)
-	_ InFlightStore        = (*MemoryStore)(nil)
+	_ InFlightStore        = (*stores.Redis)(nil)
+	_ InFlightStore        = (*stores.Memory)(nil)
 	_ prometheus.Collector = (*flightGauge)(nil)
 )

@@ -89,14 +89,7 @@ const lookTime = 2 * time.Second
 
 // inHandOf is a store that counts some units as spent that this process may still spend.
 type inHandOf interface {
-	inHand(key store.Key, limit int64) int64
-}
-
-func (s *RedisStore) inHand(key store.Key, limit int64) int64 {
-	if s.pooled.leases == nil {
-		return 0
-	}
-	return s.pooled.leases.InHand(key, limit)
+	InHand(key store.Key, limit int64) int64
 }
 
 // look stands in for decide: it says what would be decided, and changes nothing.
@@ -123,7 +116,7 @@ func (e *evaluation) look() {
 func (e *evaluation) judge(v *verdict, request *store.Request, err error) {
 	hand := int64(0)
 	if s, ok := e.h.backend.store.(inHandOf); ok && !request.Exact {
-		hand = s.inHand(request.Key, request.Limit)
+		hand = s.InHand(request.Key, request.Limit)
 	}
 	if v.Source == store.FromLocal && err != nil {
 		switch {

@@ -27,9 +27,6 @@ type keyHash = [16]byte
 // settings know.
 type keyHasher interface{ HashKey(client string) [16]byte }
 
-// HashKey implements keyHasher: with the key_secret, if there is one.
-func (s *RedisStore) HashKey(client string) [16]byte { return s.pooled.redis.HashKey(client) }
-
 func (b *backend) hashKey(client string) keyHash {
 	if h, ok := b.store.(keyHasher); ok {
 		return h.HashKey(client)

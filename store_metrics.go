@@ -96,8 +96,8 @@ func (c *storeCollector) Collect(into chan<- prometheus.Metric) {
 		count := func(desc *prometheus.Desc, value int64) {
 			into <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value), b.name)
 		}
-		if s, ok := b.store.(interface{ leaseStats() (lease.Stats, bool) }); ok {
-			if leases, ok := s.leaseStats(); ok {
+		if s, ok := b.store.(interface{ LeaseStats() (lease.Stats, bool) }); ok {
+			if leases, ok := s.LeaseStats(); ok {
 				gauge(descLeases, float64(leases.Leased))
 				gauge(descLeaseUnits, float64(leases.Units))
 				gauge(descRefusals, float64(leases.Refusals))
@@ -105,8 +105,8 @@ func (c *storeCollector) Collect(into chan<- prometheus.Metric) {
 				count(descUnspentUnits, leases.Unspent)
 			}
 		}
-		if s, ok := b.store.(interface{ trafficStats() redis.Stats }); ok {
-			traffic := s.trafficStats()
+		if s, ok := b.store.(interface{ TrafficStats() redis.Stats }); ok {
+			traffic := s.TrafficStats()
 			gauge(descQueued, float64(traffic.Queued))
 			gauge(descTrips, float64(traffic.Trips))
 		}
@@ -149,16 +149,6 @@ func showStore(name string) {
 		}
 	})
 }
-
-// leaseStats reports false if the store takes no leases.
-func (s *RedisStore) leaseStats() (lease.Stats, bool) {
-	if s.pooled.leases == nil {
-		return lease.Stats{}, false
-	}
-	return s.pooled.leases.Stats(), true
-}
-
-func (s *RedisStore) trafficStats() redis.Stats { return s.pooled.redis.Stats() }
 
 // worst is the multiple of its limit that a client may be granted at most in a window that
 // ends now, over these zones. Zones with concurrent have no window.

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
@@ -235,8 +236,7 @@ func (b *backend) keepsBudget(logger *zap.Logger, z *Zone) {
 		logger.Warn("this budget is kept in the memory of one process: each instance has one of its own, and it begins anew with the process; write the global option: distributed_ratelimit { store redis <url> }", zone)
 		return
 	}
-	if s, ok := b.store.(*RedisStore); ok && s.OnDataLoss == "" {
-		s.OnDataLoss = dataLossCautious
+	if s, ok := b.store.(*stores.Redis); ok && s.AssumeCautious() {
 		b.Guard.BeCautious()
 		return
 	}

@@ -1,4 +1,4 @@
-package distributedratelimit
+package stores
 
 import (
 	"cmp"
@@ -9,16 +9,17 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
 
 func init() {
-	caddy.RegisterModule(new(MemoryStore))
+	caddy.RegisterModule(new(Memory))
 }
 
-// MemoryStore counts in the memory of this process. It needs no server, and
+// Memory counts in the memory of this process. It needs no server, and
 // every instance counts for itself: N instances grant up to N times a limit,
 // and a restart forgets everything.
-type MemoryStore struct {
+type Memory struct {
 	// How many keys are remembered at most, 1 to 100,000,000. At the bound a
 	// new key takes the place of one that has expired, or of the one in a
 	// sample that had used the least of its limit; a client that is being
@@ -40,16 +41,16 @@ const (
 )
 
 // CaddyModule returns the Caddy module information.
-func (*MemoryStore) CaddyModule() caddy.ModuleInfo {
+func (*Memory) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "distributed_ratelimit.stores.memory",
-		New: func() caddy.Module { return new(MemoryStore) },
+		New: func() caddy.Module { return new(Memory) },
 	}
 }
 
 // Provision takes the process's one memory. It keeps its bound until the
 // configuration starts: this one may never run.
-func (m *MemoryStore) Provision(ctx caddy.Context) error {
+func (m *Memory) Provision(ctx caddy.Context) error {
 	if mistake := m.check(); mistake != nil {
 		return mistake
 	}
@@ -65,7 +66,7 @@ func (m *MemoryStore) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-func (m *MemoryStore) check() *settings.Mistake {
+func (m *Memory) check() *settings.Mistake {
 	if m.MaxKeys < 0 || m.MaxKeys > maxMaxKeys {
 		return settings.Wrong("max_keys", "max_keys %d is not between 1 and %d", m.MaxKeys, maxMaxKeys)
 	}
@@ -73,15 +74,15 @@ func (m *MemoryStore) check() *settings.Mistake {
 }
 
 // FallbackSettings implements fallback.Configured.
-func (m *MemoryStore) FallbackSettings() fallback.Settings {
+func (m *Memory) FallbackSettings() fallback.Settings {
 	return fallback.Settings{Infallible: true}
 }
 
-// Start implements Starter.
-func (m *MemoryStore) Start() { m.pooled.SetMaxKeys(cmp.Or(m.MaxKeys, store.DefaultMaxKeys)) }
+// Start puts the bound into force: the configuration runs.
+func (m *Memory) Start() { m.pooled.SetMaxKeys(cmp.Or(m.MaxKeys, store.DefaultMaxKeys)) }
 
 // Cleanup releases the memory; requests still in flight may go on using it.
-func (m *MemoryStore) Cleanup() error {
+func (m *Memory) Cleanup() error {
 	if m.pooled == nil {
 		return nil
 	}
@@ -90,41 +91,46 @@ func (m *MemoryStore) Cleanup() error {
 }
 
 // Take implements store.Store.
-func (m *MemoryStore) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+func (m *Memory) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
 	return m.pooled.Take(now, wait, requests, decisions)
 }
 
 // Refund implements store.Store.
-func (m *MemoryStore) Refund(wait time.Duration, refunds []store.Refund) error {
+func (m *Memory) Refund(wait time.Duration, refunds []store.Refund) error {
 	return m.pooled.Refund(wait, refunds)
 }
 
+// Held returns how many keys are remembered, of how many at most.
+func (m *Memory) Held() (keys, most int) { return m.pooled.Len(), m.pooled.MaxKeys() }
+
+// Inflight returns nil: requests in flight are this process's.
+func (*Memory) Inflight() inflight.Shared { return nil }
+
 // String implements store.Store.
-func (m *MemoryStore) String() string { return m.pooled.String() }
+func (m *Memory) String() string { return m.pooled.String() }
 
 // Amend implements store.Steered.
-func (m *MemoryStore) Amend(wait time.Duration, key store.Key, amendment store.Amendment) error {
+func (m *Memory) Amend(wait time.Duration, key store.Key, amendment store.Amendment) error {
 	return m.pooled.Amend(wait, key, amendment)
 }
 
 // Post implements store.Steered.
-func (m *MemoryStore) Post(wait time.Duration, notice store.Notice, most int) error {
+func (m *Memory) Post(wait time.Duration, notice store.Notice, most int) error {
 	return m.pooled.Post(wait, notice, most)
 }
 
 // Withdraw implements store.Steered.
-func (m *MemoryStore) Withdraw(wait time.Duration, class byte, name string) (found bool, err error) {
+func (m *Memory) Withdraw(wait time.Duration, class byte, name string) (found bool, err error) {
 	return m.pooled.Withdraw(wait, class, name)
 }
 
 // WatchBoard implements store.Steered.
-func (m *MemoryStore) WatchBoard(do func([]store.Notice)) (stop func()) {
+func (m *Memory) WatchBoard(do func([]store.Notice)) (stop func()) {
 	return m.pooled.WatchBoard(do)
 }
 
 // Interface guards
 var (
-	_ store.Steered       = (*MemoryStore)(nil)
-	_ Starter             = (*MemoryStore)(nil)
-	_ fallback.Configured = (*MemoryStore)(nil)
+	_ store.Steered       = (*Memory)(nil)
+	_ fallback.Configured = (*Memory)(nil)
 )

@@ -1,4 +1,4 @@
-package distributedratelimit
+package stores
 
 import (
 	"crypto/tls"
@@ -19,7 +19,7 @@ import (
 // check finds mistakes that show before placeholders are expanded. What the
 // options may be is up to redis.Options; here are rules about how they are
 // written.
-func (s *RedisStore) check() *settings.Mistake {
+func (s *Redis) check() *settings.Mistake {
 	if mistake := s.checkPlaceholders(); mistake != nil {
 		return mistake
 	}
@@ -33,14 +33,14 @@ func (s *RedisStore) check() *settings.Mistake {
 		return mistake
 	}
 	switch s.OnDataLoss {
-	case "", dataLossContinue, dataLossCautious:
+	case "", DataLossContinue, DataLossCautious:
 		return nil
 	}
 	return settings.Wrong("on_data_loss", "unknown on_data_loss %q; write continue or cautious", s.OnDataLoss)
 }
 
 // checkServers finds mistakes in how the servers are written.
-func (s *RedisStore) checkServers() *settings.Mistake {
+func (s *Redis) checkServers() *settings.Mistake {
 	given := s.URL != "" || len(s.Address) > 0
 	switch {
 	case s.Cluster && !given:
@@ -56,11 +56,11 @@ func (s *RedisStore) checkServers() *settings.Mistake {
 }
 
 // several reports whether there may be several addresses.
-func (s *RedisStore) several() bool { return s.Cluster || s.Sentinel }
+func (s *Redis) several() bool { return s.Cluster || s.Sentinel }
 
 // checkURL finds what the URL and the fields both give, where which of them
 // counts would have to be guessed. o is what raw, the URL, says.
-func (s *RedisStore) checkURL(raw string, o redis.Options) *settings.Mistake {
+func (s *Redis) checkURL(raw string, o redis.Options) *settings.Mistake {
 	switch {
 	case o.DB != 0 && s.DB != nil:
 		return settings.Wrong("db", "the database is given twice, in the URL and as db; remove one")
@@ -95,7 +95,7 @@ var (
 
 // inWords is an error of redis.Options in the words of the configuration, and
 // the place of the mistake in it.
-func (s *RedisStore) inWords(err error) *settings.Mistake {
+func (s *Redis) inWords(err error) *settings.Mistake {
 	var mistake *redis.OptionError
 	if !errors.As(err, &mistake) {
 		return settings.Wrong("store", "%v", err)
@@ -143,7 +143,7 @@ func ofURL(err error) *settings.Mistake {
 
 // checkPlaceholders finds placeholders that Caddy does not have. The values of
 // the others are known to the server only.
-func (s *RedisStore) checkPlaceholders() *settings.Mistake {
+func (s *Redis) checkPlaceholders() *settings.Mistake {
 	texts := []struct{ field, text string }{
 		{"store", s.URL}, {"username", s.Username}, {"password", s.Password}, {"sentinel_username", s.SentinelUsername},
 		{"sentinel_password", s.SentinelPassword}, {"master_name", s.MasterName}, {"key_prefix", s.KeyPrefix}, {"key_secret", s.KeySecret},
@@ -176,7 +176,7 @@ func checkPlaceholders(field, text string) *settings.Mistake {
 // the Caddyfile may be adapted on another machine than the server's, or before
 // the file is made. Caddy does the same with the files of its directive tls.
 // Provision reads all files, and reports then that one is missing.
-func (t *RedisTLS) checkFiles() *settings.Mistake {
+func (t *TLS) checkFiles() *settings.Mistake {
 	for _, file := range []struct{ field, path string }{{"ca", t.CA}, {"cert", t.Cert}, {"key", t.Key}} {
 		if mistake := checkPlaceholders(file.field, file.path); mistake != nil {
 			return mistake

@@ -1,44 +1,19 @@
-package distributedratelimit
+package stores
 
 import (
-	"encoding/json"
 	"slices"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
-
-// parseStore parses: store <name> ...
-func parseStore(d *caddyfile.Dispenser) (json.RawMessage, error) {
-	if !d.NextArg() {
-		return nil, d.Err("store needs a name; write memory or redis")
-	}
-	name := d.Val()
-	id := "distributed_ratelimit.stores." + name
-	if _, err := caddy.GetModule(id); err != nil {
-		return nil, d.Errf("there is no store %q; write memory or redis, or build Caddy with the plugin that has the module %s", name, id)
-	}
-	module, err := caddyfile.UnmarshalModule(d, id)
-	if err != nil {
-		return nil, err
-	}
-	s, ok := module.(store.Store)
-	if !ok {
-		return nil, d.Errf("module %s is not a store", id)
-	}
-	return caddyconfig.JSONModuleObject(s, "module", name, nil), nil
-}
 
 // UnmarshalCaddyfile parses:
 //
 //	memory {
 //	    max_keys <n>
 //	}
-func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+func (m *Memory) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the name
 	if d.NextArg() {
 		return d.Errf("store memory takes no argument; remove %q", d.Val())
@@ -90,7 +65,7 @@ func (m *MemoryStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	}
 //
 // Each address line adds servers.
-func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+func (s *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the name
 	start := *d
 	switch args := d.RemainingArgs(); len(args) {
@@ -119,7 +94,7 @@ func (s *RedisStore) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // parseOption parses one option of the block.
-func (s *RedisStore) parseOption(d *caddyfile.Dispenser) (err error) {
+func (s *Redis) parseOption(d *caddyfile.Dispenser) (err error) {
 	switch d.Val() {
 	case "address":
 		return parseAddresses(d, &s.Address)
@@ -145,7 +120,7 @@ func (s *RedisStore) parseOption(d *caddyfile.Dispenser) (err error) {
 	case "key_secret":
 		return settings.ParseWord(d, &s.KeySecret)
 	case "tls":
-		s.TLS, err = parseRedisTLS(d)
+		s.TLS, err = parseTLS(d)
 		return err
 	case "timeout":
 		return settings.ParseDuration(d, &s.Timeout)
@@ -222,7 +197,7 @@ func parsePositive(d *caddyfile.Dispenser, into *int) error {
 	return nil
 }
 
-// parseRedisTLS parses:
+// parseTLS parses:
 //
 //	tls {
 //	    ca <file>
@@ -231,11 +206,11 @@ func parsePositive(d *caddyfile.Dispenser, into *int) error {
 //	    server_name <s>
 //	    insecure_skip_verify
 //	}
-func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
+func parseTLS(d *caddyfile.Dispenser) (*TLS, error) {
 	if d.NextArg() {
 		return nil, d.Errf("tls takes a block or nothing, not %q", d.Val())
 	}
-	t, at := new(RedisTLS), make(settings.Places)
+	t, at := new(TLS), make(settings.Places)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if err := at.Once(d, ""); err != nil {
 			return nil, err
@@ -267,6 +242,6 @@ func parseRedisTLS(d *caddyfile.Dispenser) (*RedisTLS, error) {
 
 // Interface guards
 var (
-	_ caddyfile.Unmarshaler = (*MemoryStore)(nil)
-	_ caddyfile.Unmarshaler = (*RedisStore)(nil)
+	_ caddyfile.Unmarshaler = (*Memory)(nil)
+	_ caddyfile.Unmarshaler = (*Redis)(nil)
 )

@@ -1,4 +1,4 @@
-package distributedratelimit
+package stores
 
 import (
 	"crypto/sha256"
@@ -12,20 +12,16 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/lease"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
 func init() {
-	caddy.RegisterModule(new(RedisStore))
+	caddy.RegisterModule(new(Redis))
 }
 
-// storePool holds the open Redis stores, and the process's one memory, by the
-// identity of their data and their settings, so that a reload keeps counts and
-// connections.
-var storePool = caddy.NewUsagePool()
-
-// RedisStore counts in Redis, shared by all instances that point at it: in one
+// Redis counts in Redis, shared by all instances that point at it: in one
 // server, in a cluster, or in the master that Sentinels name. Redis need not
 // be up for the configuration to start.
 //
@@ -35,7 +31,7 @@ var storePool = caddy.NewUsagePool()
 // the URL are expanded again for each new connection, and the files of TLS are
 // read again, so that secrets may be replaced without a reload. If that fails,
 // the previous secrets are used.
-type RedisStore struct {
+type Redis struct {
 	// Where the server is, as redis://[user:password@]host[:port][/db],
 	// rediss:// (TLS) or unix://[user:password@]/path[?db=n]. The fields below
 	// add to it; give each thing once. With a cluster or Sentinels it has the
@@ -80,7 +76,7 @@ type RedisStore struct {
 	KeySecret string `json:"key_secret,omitempty"`
 
 	// Encrypts the connection.
-	TLS *RedisTLS `json:"tls,omitempty"`
+	TLS *TLS `json:"tls,omitempty"`
 
 	// The least time that an operation may take once it is sent, even if no
 	// request is waiting; breaking it off costs the connection.
@@ -122,8 +118,8 @@ type RedisStore struct {
 	poolKey string
 }
 
-// RedisTLS configures TLS to Redis. All fields are optional.
-type RedisTLS struct {
+// TLS configures TLS to Redis. All fields are optional.
+type TLS struct {
 	// A file with the certificates of the authorities to trust, in PEM.
 	// Default: the system's.
 	CA string `json:"ca,omitempty"`
@@ -137,22 +133,22 @@ type RedisTLS struct {
 	InsecureSkipVerify bool `json:"insecure_skip_verify,omitempty"`
 }
 
-// The words of on_data_loss.
+// The words of on_data_loss, see [Redis.OnDataLoss].
 const (
-	dataLossContinue = "continue"
-	dataLossCautious = "cautious"
+	DataLossContinue = "continue"
+	DataLossCautious = "cautious"
 )
 
 // CaddyModule returns the Caddy module information.
-func (*RedisStore) CaddyModule() caddy.ModuleInfo {
+func (*Redis) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "distributed_ratelimit.stores.redis",
-		New: func() caddy.Module { return new(RedisStore) },
+		New: func() caddy.Module { return new(Redis) },
 	}
 }
 
 // Provision opens the store, without waiting for the server.
-func (s *RedisStore) Provision(ctx caddy.Context) error {
+func (s *Redis) Provision(ctx caddy.Context) error {
 	if mistake := s.check(); mistake != nil {
 		return mistake
 	}
@@ -185,7 +181,7 @@ func (s *RedisStore) Provision(ctx caddy.Context) error {
 
 // literalSecret names the first option that holds a secret as it is, "" if none
 // does.
-func (s *RedisStore) literalSecret() string {
+func (s *Redis) literalSecret() string {
 	for _, secret := range []struct{ option, value string }{
 		{"password", s.Password}, {"sentinel_password", s.SentinelPassword}, {"key_secret", s.KeySecret},
 	} {
@@ -223,7 +219,7 @@ func (p *pooledRedis) Destruct() error {
 }
 
 // fingerprint names the data and the settings of the store, without its secrets.
-func (s *RedisStore) fingerprint(o redis.Options) string {
+func (s *Redis) fingerprint(o redis.Options) string {
 	settings, err := json.Marshal(s)
 	if err != nil {
 		panic(err) // the configuration came from JSON
@@ -234,7 +230,7 @@ func (s *RedisStore) fingerprint(o redis.Options) string {
 
 // Cleanup releases the store. It is closed when the last configuration has
 // released it.
-func (s *RedisStore) Cleanup() error {
+func (s *Redis) Cleanup() error {
 	if s.pooled == nil {
 		return nil
 	}
@@ -243,52 +239,95 @@ func (s *RedisStore) Cleanup() error {
 }
 
 // Take implements store.Store.
-func (s *RedisStore) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
+func (s *Redis) Take(now time.Time, wait time.Duration, requests []store.Request, decisions []store.Decision) error {
 	return s.pooled.Take(now, wait, requests, decisions)
 }
 
 // Refund implements store.Store.
-func (s *RedisStore) Refund(wait time.Duration, refunds []store.Refund) error {
+func (s *Redis) Refund(wait time.Duration, refunds []store.Refund) error {
 	return s.pooled.Refund(wait, refunds)
 }
 
 // String implements store.Store.
-func (s *RedisStore) String() string { return s.pooled.String() }
+func (s *Redis) String() string { return s.pooled.String() }
 
 // FallbackSettings implements fallback.Configured.
-func (s *RedisStore) FallbackSettings() fallback.Settings {
-	return fallback.Settings{Cautious: s.OnDataLoss == dataLossCautious, Instances: s.AssumedInstances}
+func (s *Redis) FallbackSettings() fallback.Settings {
+	return fallback.Settings{Cautious: s.OnDataLoss == DataLossCautious, Instances: s.AssumedInstances}
 }
 
+// AssumeCautious makes the store cautious after a loss, unless on_data_loss is given. It
+// reports whether it did. It must be called before requests come.
+func (s *Redis) AssumeCautious() bool {
+	if s.OnDataLoss != "" {
+		return false
+	}
+	s.OnDataLoss = DataLossCautious
+	return true
+}
+
+// Same reports whether both use one open store, as they do with equal settings. What it
+// tells of itself is then told by both.
+func (s *Redis) Same(other *Redis) bool { return s.pooled == other.pooled }
+
+// LeaseStats tells what leases hold. It reports false if the store takes none.
+func (s *Redis) LeaseStats() (lease.Stats, bool) {
+	if s.pooled.leases == nil {
+		return lease.Stats{}, false
+	}
+	return s.pooled.leases.Stats(), true
+}
+
+// InHand is how many units of a lease the process may still spend of a key, while the
+// server counts them as spent.
+func (s *Redis) InHand(key store.Key, limit int64) int64 {
+	if s.pooled.leases == nil {
+		return 0
+	}
+	return s.pooled.leases.InHand(key, limit)
+}
+
+// TrafficStats tells of calls that wait and of round trips under way.
+func (s *Redis) TrafficStats() redis.Stats { return s.pooled.redis.Stats() }
+
+// RoundTrip is how long a round trip took lately, 0 if there was none.
+func (s *Redis) RoundTrip() time.Duration { return s.pooled.redis.RoundTrip() }
+
+// Inflight returns what limits requests in flight for all instances.
+func (s *Redis) Inflight() inflight.Shared { return s.pooled.redis }
+
+// HashKey hashes the key of a client, with the key_secret if there is one.
+func (s *Redis) HashKey(client string) [16]byte { return s.pooled.redis.HashKey(client) }
+
 // Instances implements store.Shared.
-func (s *RedisStore) Instances() int { return s.pooled.redis.Instances() }
+func (s *Redis) Instances() int { return s.pooled.redis.Instances() }
 
 // Watch implements store.Shared.
-func (s *RedisStore) Watch(do func(store.Report)) (stop func()) { return s.pooled.redis.Watch(do) }
+func (s *Redis) Watch(do func(store.Report)) (stop func()) { return s.pooled.redis.Watch(do) }
 
 // Amend implements store.Steered.
-func (s *RedisStore) Amend(wait time.Duration, key store.Key, amendment store.Amendment) error {
+func (s *Redis) Amend(wait time.Duration, key store.Key, amendment store.Amendment) error {
 	return s.pooled.Amend(wait, key, amendment)
 }
 
 // Post implements store.Steered.
-func (s *RedisStore) Post(wait time.Duration, notice store.Notice, most int) error {
+func (s *Redis) Post(wait time.Duration, notice store.Notice, most int) error {
 	return s.pooled.Post(wait, notice, most)
 }
 
 // Withdraw implements store.Steered.
-func (s *RedisStore) Withdraw(wait time.Duration, class byte, name string) (found bool, err error) {
+func (s *Redis) Withdraw(wait time.Duration, class byte, name string) (found bool, err error) {
 	return s.pooled.Withdraw(wait, class, name)
 }
 
 // WatchBoard implements store.Steered.
-func (s *RedisStore) WatchBoard(do func([]store.Notice)) (stop func()) {
+func (s *Redis) WatchBoard(do func([]store.Notice)) (stop func()) {
 	return s.pooled.WatchBoard(do)
 }
 
 // Interface guards
 var (
-	_ store.Shared        = (*RedisStore)(nil)
-	_ store.Steered       = (*RedisStore)(nil)
-	_ fallback.Configured = (*RedisStore)(nil)
+	_ store.Shared        = (*Redis)(nil)
+	_ store.Steered       = (*Redis)(nil)
+	_ fallback.Configured = (*Redis)(nil)
 )

@@ -1,4 +1,4 @@
-package distributedratelimit
+package stores
 
 import (
 	"cmp"
@@ -64,7 +64,7 @@ func (e expansion) expandAll(texts ...textOf) *settings.Mistake {
 }
 
 // options puts the settings together, and has them judged.
-func (s *RedisStore) options(e expansion) (redis.Options, *settings.Mistake) {
+func (s *Redis) options(e expansion) (redis.Options, *settings.Mistake) {
 	o, mistake := s.access(e)
 	if mistake != nil {
 		return o, mistake
@@ -101,7 +101,7 @@ func (s *RedisStore) options(e expansion) (redis.Options, *settings.Mistake) {
 }
 
 // addServers adds the addresses to what the URL says.
-func (s *RedisStore) addServers(o *redis.Options, e expansion) *settings.Mistake {
+func (s *Redis) addServers(o *redis.Options, e expansion) *settings.Mistake {
 	var servers []string
 	if o.Address != "" {
 		servers = append(servers, o.Address)
@@ -132,7 +132,7 @@ func (s *RedisStore) addServers(o *redis.Options, e expansion) *settings.Mistake
 
 // access is the part of the options that may change while the store is open:
 // who we are, and whom we trust. It has the rest of what the URL says, too.
-func (s *RedisStore) access(e expansion) (redis.Options, *settings.Mistake) {
+func (s *Redis) access(e expansion) (redis.Options, *settings.Mistake) {
 	var o redis.Options
 	if s.URL != "" {
 		raw, mistake := e.expand("url", s.URL)
@@ -168,7 +168,7 @@ func (s *RedisStore) access(e expansion) (redis.Options, *settings.Mistake) {
 }
 
 // renew reads the secrets again.
-func (s *RedisStore) renew() (redis.Secrets, error) {
+func (s *Redis) renew() (redis.Secrets, error) {
 	o, mistake := s.access(expansion{caddy.NewReplacer()})
 	if mistake != nil {
 		return redis.Secrets{}, mistake
@@ -181,7 +181,7 @@ func (s *RedisStore) renew() (redis.Secrets, error) {
 }
 
 // changeable reports whether renew can find anything new.
-func (s *RedisStore) changeable() bool {
+func (s *Redis) changeable() bool {
 	if s.TLS != nil && (s.TLS.CA != "" || s.TLS.Cert != "") {
 		return true
 	}
@@ -190,7 +190,7 @@ func (s *RedisStore) changeable() bool {
 
 // config reads the files, and adds to base, which may be nil. It reads none as
 // long as something stands in for placeholders.
-func (t *RedisTLS) config(base *tls.Config, e expansion) (*tls.Config, *settings.Mistake) {
+func (t *TLS) config(base *tls.Config, e expansion) (*tls.Config, *settings.Mistake) {
 	config := base
 	if config == nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12}

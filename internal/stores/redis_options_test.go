@@ -1,4 +1,4 @@
-package distributedratelimit
+package stores
 
 import (
 	"crypto/ecdsa"
@@ -19,7 +19,7 @@ import (
 	redisstore "github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/redis"
 )
 
-func opened(t *testing.T, s *RedisStore) redisstore.Options {
+func opened(t *testing.T, s *Redis) redisstore.Options {
 	t.Helper()
 	o, err := s.options(expansion{caddy.NewReplacer()})
 	if err != nil {
@@ -41,18 +41,18 @@ func TestRedisServers(t *testing.T) {
 	t.Setenv("DRL_HOST", "d:4")
 	for _, c := range []struct {
 		name      string
-		store     RedisStore
+		store     Redis
 		address   string
 		cluster   []string
 		sentinels []string
 	}{
-		{"nothing", RedisStore{}, "localhost:6379", nil, nil},
-		{"address", RedisStore{Address: []string{"{env.DRL_HOST}"}}, "d:4", nil, nil},
-		{"URL", RedisStore{URL: "redis://a"}, "a:6379", nil, nil},
-		{"cluster", RedisStore{Cluster: true, Address: []string{"b:2", "{env.DRL_HOST}"}}, "", []string{"b:2", "d:4"}, nil},
-		{"URL of a cluster", RedisStore{Cluster: true, URL: "redis://a/0", Address: []string{"b:2"}}, "", []string{"a:6379", "b:2"}, nil},
-		{"Sentinels", RedisStore{Sentinel: true, MasterName: "m", Address: []string{"b:2"}}, "", nil, []string{"b:2"}},
-		{"URL of a Sentinel", RedisStore{Sentinel: true, MasterName: "m", URL: "redis://:x@a:1/5"}, "", nil, []string{"a:1"}},
+		{"nothing", Redis{}, "localhost:6379", nil, nil},
+		{"address", Redis{Address: []string{"{env.DRL_HOST}"}}, "d:4", nil, nil},
+		{"URL", Redis{URL: "redis://a"}, "a:6379", nil, nil},
+		{"cluster", Redis{Cluster: true, Address: []string{"b:2", "{env.DRL_HOST}"}}, "", []string{"b:2", "d:4"}, nil},
+		{"URL of a cluster", Redis{Cluster: true, URL: "redis://a/0", Address: []string{"b:2"}}, "", []string{"a:6379", "b:2"}, nil},
+		{"Sentinels", Redis{Sentinel: true, MasterName: "m", Address: []string{"b:2"}}, "", nil, []string{"b:2"}},
+		{"URL of a Sentinel", Redis{Sentinel: true, MasterName: "m", URL: "redis://:x@a:1/5"}, "", nil, []string{"a:1"}},
 	} {
 		o := opened(t, &c.store)
 		if o.Address != c.address || !slices.Equal(o.Cluster, c.cluster) || !slices.Equal(o.Sentinels, c.sentinels) || o.MasterName != c.store.MasterName {
@@ -63,7 +63,7 @@ func TestRedisServers(t *testing.T) {
 			t.Errorf("%s: got %d instances, want 1", c.name, o.Instances)
 		}
 	}
-	o := opened(t, &RedisStore{AssumedInstances: 7, Sentinel: true, MasterName: "m", URL: "rediss://me:x@a:1/5", SentinelUsername: "u", SentinelPassword: "p"})
+	o := opened(t, &Redis{AssumedInstances: 7, Sentinel: true, MasterName: "m", URL: "rediss://me:x@a:1/5", SentinelUsername: "u", SentinelPassword: "p"})
 	if o.Instances != 7 || o.DB != 5 || o.Username != "me" || o.Password != "x" || o.TLS == nil || o.SentinelUsername != "u" || o.SentinelPassword != "p" {
 		t.Errorf("options: got %+v", o)
 	}
@@ -77,11 +77,11 @@ func TestRedisSecretsAreRenewed(t *testing.T) {
 	t.Setenv("DRL_USER", "alice")
 	t.Setenv("DRL_SENTINEL", "one")
 	ca := write(t, filepath.Join(dir, "ca.pem"), authority(t))
-	o := opened(t, &RedisStore{
+	o := opened(t, &Redis{
 		Address: []string{"a:1"}, Sentinel: true, MasterName: "m",
 		Username: "{env.DRL_USER}", Password: "{file." + password + "}",
 		SentinelUsername: "watcher", SentinelPassword: "{env.DRL_SENTINEL}",
-		TLS: &RedisTLS{CA: ca, ServerName: "redis.test"},
+		TLS: &TLS{CA: ca, ServerName: "redis.test"},
 	})
 	if o.Password != "first" || o.Renew == nil {
 		t.Fatalf("options: got password %q, Renew there: %v", o.Password, o.Renew != nil)
@@ -131,7 +131,7 @@ func TestRedisSecretsAreRenewed(t *testing.T) {
 // The URL's secrets are renewed too; where it leads stays.
 func TestRedisURLIsRenewed(t *testing.T) {
 	t.Setenv("DRL_URL", "redis://:first@a:1")
-	o := opened(t, &RedisStore{URL: "{env.DRL_URL}"})
+	o := opened(t, &Redis{URL: "{env.DRL_URL}"})
 	t.Setenv("DRL_URL", "rediss://me:second@b:2")
 	got, err := o.Renew()
 	if err != nil || got.Username != "me" || got.Password != "second" || got.TLS == nil {
@@ -141,7 +141,7 @@ func TestRedisURLIsRenewed(t *testing.T) {
 		t.Errorf("address: got %s, want a:1", o.Address)
 	}
 
-	if o := opened(t, &RedisStore{URL: "redis://:x@a:1", KeySecret: "{env.DRL_URL}", TLS: new(RedisTLS)}); o.Renew != nil {
+	if o := opened(t, &Redis{URL: "redis://:x@a:1", KeySecret: "{env.DRL_URL}", TLS: new(TLS)}); o.Renew != nil {
 		t.Error("nothing can change: got Renew, want none")
 	}
 }
@@ -167,19 +167,19 @@ func TestRedisOptionsHaveWords(t *testing.T) {
 func TestRedisIsJudgedBesidePlaceholders(t *testing.T) {
 	const later = "{env.DRL_NOT_SET}"
 	for _, c := range []struct {
-		store RedisStore
+		store Redis
 		want  string // the word of the mistake, if there is one
 	}{
-		{RedisStore{URL: later, Username: "me"}, ""},
-		{RedisStore{URL: later, Password: "x", DB: new(int)}, ""},
-		{RedisStore{URL: later, Cluster: true, TLS: new(RedisTLS)}, ""},
-		{RedisStore{Username: later, Password: later, KeyPrefix: later, KeySecret: later, Address: []string{later}}, ""},
-		{RedisStore{Sentinel: true, MasterName: later, SentinelUsername: later, SentinelPassword: later, Address: []string{later}}, ""},
-		{RedisStore{TLS: &RedisTLS{CA: "/nowhere", Cert: "/nowhere", Key: later}}, ""},
-		{RedisStore{URL: later, PoolSize: -1}, "pool_size"},
-		{RedisStore{Address: []string{later}, KeyPrefix: "a b"}, "key_prefix"},
-		{RedisStore{URL: "redis://:x@a", Password: later}, "password"},
-		{RedisStore{Cluster: true, Address: []string{later, "a"}}, "address"},
+		{Redis{URL: later, Username: "me"}, ""},
+		{Redis{URL: later, Password: "x", DB: new(int)}, ""},
+		{Redis{URL: later, Cluster: true, TLS: new(TLS)}, ""},
+		{Redis{Username: later, Password: later, KeyPrefix: later, KeySecret: later, Address: []string{later}}, ""},
+		{Redis{Sentinel: true, MasterName: later, SentinelUsername: later, SentinelPassword: later, Address: []string{later}}, ""},
+		{Redis{TLS: &TLS{CA: "/nowhere", Cert: "/nowhere", Key: later}}, ""},
+		{Redis{URL: later, PoolSize: -1}, "pool_size"},
+		{Redis{Address: []string{later}, KeyPrefix: "a b"}, "key_prefix"},
+		{Redis{URL: "redis://:x@a", Password: later}, "password"},
+		{Redis{Cluster: true, Address: []string{later, "a"}}, "address"},
 	} {
 		got := ""
 		if mistake := c.store.check(); mistake != nil {
