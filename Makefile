@@ -2,8 +2,11 @@
 # has Go, git and make.
 
 FUZZTIME ?= 10s
+# Recipes read what comes from outside as variables of the shell. As variables of make they
+# would be run: a tag may be named v1.2.3-$(command).
+export FUZZTIME VERSION
 
-.PHONY: help run build test test-portable cover soak lint smoke fuzz migration bench image compose release clean
+.PHONY: help run build platforms test test-portable cover soak lint smoke fuzz migration bench image compose release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -13,6 +16,9 @@ run: build ## build Caddy with the plugin and serve Caddyfile.example on port 80
 
 build: ## build Caddy with the plugin to bin/caddy
 	go build -o bin/caddy ./cmd/caddy
+
+platforms: ## compile the plugin and all tests for each platform that releases are built for
+	scripts/platforms
 
 test: ## run all tests with the race detector; installs redis-server and prometheus on Debian and Ubuntu
 	scripts/test-needs
@@ -44,7 +50,7 @@ smoke: ## build Caddy with xcaddy as the README and the Dockerfile say, and use 
 	scripts/image-steps
 
 fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
-	scripts/fuzz $(FUZZTIME)
+	scripts/fuzz "$$FUZZTIME"
 
 migration: ## test what docs/migrating.md says of other limiters; installs nginx and haproxy on Debian, wants node and npm
 	scripts/test-needs nginx haproxy
@@ -62,7 +68,7 @@ compose: ## start examples/compose and count what its one port grants; wants Doc
 	scripts/compose-try
 
 release: ## build archives for all platforms into dist; wants VERSION=v1.2.3
-	scripts/release $(VERSION)
+	scripts/release "$$VERSION"
 
 clean: ## remove what was built
 	rm -rf bin caddy cover.out dist
