@@ -26,6 +26,12 @@ import (
 const (
 	// steerTime is how long an operator's change may wait for the store.
 	steerTime = 2 * time.Second
+	// banInLog is how long the log of a key has a ban by hand at most: until all instances
+	// know the board, several times over. It is short, because what one operator does to the
+	// board and to the log may come between what another one does to them: a ban that is
+	// left in the log would be in no list, and it would stay there when the zone's window
+	// changes.
+	banInLog = 4 * holdsElsewhere
 	// maxOverrides and maxBansByHand are how many the board of a store holds.
 	maxOverrides  = 100
 	maxBansByHand = store.MaxNotices
@@ -71,7 +77,7 @@ func checkLasts(what string, lasts time.Duration) (time.Duration, error) {
 // empty: it is then shown nowhere, and no store holds it.
 //
 // The board is what instances go by, without asking the store. The log has the ban as well,
-// for instances that do not know the board yet. Zones with concurrent have no log.
+// for [banInLog], and so that no other ban outlasts this one. Zones with concurrent have no log.
 func (z *Zone) ban(client, readable string, lasts time.Duration) error {
 	s, err := z.steered()
 	if err != nil {
@@ -89,16 +95,9 @@ func (z *Zone) ban(client, readable string, lasts time.Duration) error {
 	case err != nil:
 		return fmt.Errorf("posting the ban: %w", err)
 	}
-	if err := z.amend(s, steerTime-time.Since(began), client, store.Amendment{Ban: lasts}); err != nil && !z.storeIsPrivate() {
-		return fmt.Errorf("the ban is in force, but not in the log of the key, where an instance that is just starting would find it; repeat it: %w", err)
-	}
+	// If that fails, all instances know of the ban in time all the same.
+	_ = z.amend(s, steerTime-time.Since(began), client, store.Amendment{Ban: min(lasts, banInLog)})
 	return nil
-}
-
-// storeIsPrivate reports whether the store is of this process alone, which knows its board.
-func (z *Zone) storeIsPrivate() bool {
-	_, shared := z.backend.store.(store.Shared)
-	return !shared
 }
 
 // unban ends any ban of a key, that of block_for included. Unless keep is true it also
