@@ -160,10 +160,13 @@ func (a *keyAnswer) look(z *usedZone, key string, limit int64) {
 
 // lookInFlight asks how many requests are in flight.
 func (a *keyAnswer) lookInFlight(z *usedZone, key string, limit int64) {
-	d := z.backend.limiter.Look(steerTime, inflight.Request{
+	d, err := z.backend.limiter.Look(steerTime, inflight.Request{
 		Key: inflight.Key{Zone: z.storeName, Client: key}, Limit: limit, Alone: z.alone(limit, z.backend.Guard.Instances()),
 	})
 	a.Source = d.Source.String()
+	if err != nil {
+		a.StoreError = err.Error()
+	}
 	remaining := max(0, limit-d.InFlight)
 	a.Used, a.Remaining = &d.InFlight, &remaining
 }

@@ -148,10 +148,13 @@ func (e *evaluation) lookAtSlots() {
 	for _, i := range e.slots {
 		v := &e.verdicts[i]
 		b := e.h.backend
-		d := b.limiter.Look(lookTime, inflight.Request{
+		d, err := b.limiter.Look(lookTime, inflight.Request{
 			Key:   inflight.Key{Zone: v.zone.storeName, Client: v.client},
 			Limit: v.limit, Alone: v.zone.alone(v.limit, b.Guard.Instances()),
 		})
+		if err != nil {
+			e.keys.probe.err = err
+		}
 		v.Decision = store.Decision{Granted: d.Granted, Remaining: max(0, v.limit-d.InFlight), Source: d.Source}
 		v.counted = true
 		if d.Source == store.FromLocal && v.zone.policy != fallback.Decide {

@@ -73,7 +73,7 @@ func TestCommands(t *testing.T) {
 		{args: []string{"show", "api", "k", "--dry-run"},
 			answer: `{"zone":"api","dry_run":true,"key":"k","limit":4,"remaining":1,"source":"local","store_error":"store away: no answer"}`,
 			call:   `GET /distributed_ratelimit/zones/api/keys {"dry_run":"true","key":"k"}`,
-			prints: []string{`zone +api \(dry run\)`, "used +-\n", `store is away \(store away: no answer\)`}},
+			prints: []string{`zone +api \(dry run\)`, "used +-\n", `the store has not answered \(store away: no answer\)`}},
 		{args: []string{"show", "api", "-"}, stdin: "a secret\n", answer: `{"key":"a secret","source":"store"}`,
 			call: `GET /distributed_ratelimit/zones/api/keys {"key":"a secret"}`, prints: []string{"a secret"}},
 		{args: []string{"show", "a/b?c", "%2F\x00\xff ü"}, answer: `{"key":"x","source":"store"}`,

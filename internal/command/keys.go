@@ -119,6 +119,27 @@ func show() *cobra.Command {
 	return r.Command
 }
 
+// shownKey is the answer to a look at a key.
+type shownKey struct {
+	limit
+	Key, Plan, Source      string
+	Limit, Used, Remaining *int64
+	Override               bool
+	Window, Reset          float64
+	BlockedUntil           *time.Time `json:"blocked_until"`
+	BlockedBy              string     `json:"blocked_by"`
+	StoreError             string     `json:"store_error"`
+}
+
+// alone is why the numbers are those of one instance.
+func (k *shownKey) alone() string {
+	why := ""
+	if k.StoreError != "" {
+		why = " (" + k.StoreError + ")"
+	}
+	return "the store has not answered" + why + "; this is what one instance counts by itself"
+}
+
 func showKey(r *remote, args []string) error {
 	p, err := r.key(args)
 	if err != nil {
@@ -127,16 +148,7 @@ func showKey(r *remote, args []string) error {
 	if plan, _ := r.Flags().GetString("plan"); plan != "" {
 		p["plan"] = plan
 	}
-	var k struct {
-		limit
-		Key, Plan, Source      string
-		Limit, Used, Remaining *int64
-		Override               bool
-		Window, Reset          float64
-		BlockedUntil           *time.Time `json:"blocked_until"`
-		BlockedBy              string     `json:"blocked_by"`
-		StoreError             string     `json:"store_error"`
-	}
+	var k shownKey
 	show, err := r.get(pathOf(args[0], "keys"), p, &k)
 	if err != nil || !show {
 		return err
@@ -167,7 +179,7 @@ func showKey(r *remote, args []string) error {
 		t.row("blocked", "until "+until(*k.BlockedUntil)+", by "+k.BlockedBy)
 	}
 	if k.Source != "store" {
-		t.row("", "the store is away ("+k.StoreError+"); this is what one instance counts by itself")
+		t.row("", k.alone())
 	}
 	return t.flush()
 }

@@ -136,6 +136,7 @@ func (t *Table) finishLocked(e *entry, c *Claim, o *Outcome) {
 			t.failLocked(e, e.line.first)
 		}
 	}
+	e.lookedLocked(e.inFlightBy(c, o), o.Err)
 	t.learnLocked(e, c, o)
 	t.nextLocked(e)
 }

@@ -18,8 +18,8 @@ func TestLook(t *testing.T) {
 			s.Helper()
 			synctest.Wait()
 			want := inflight.Decision{Granted: granted, InFlight: inFlight, Source: source}
-			if got := s.limiters[process].Look(wait, r); got != want {
-				s.Errorf("process %d looks: %+v, want %+v", process, got, want)
+			if got, err := s.limiters[process].Look(wait, r); got != want || (err != nil) != (source == store.FromLocal) {
+				s.Errorf("process %d looks: %+v, error %v, want %+v", process, got, err, want)
 			}
 			synctest.Wait()
 		}
@@ -46,5 +46,53 @@ func TestLook(t *testing.T) {
 			t.Errorf("stats after a release that nobody hears: %+v", got)
 		}
 		s.records.Fail(nil)
+	})
+}
+
+// While another call about the key is under way, that one tells; if it has too little time,
+// there is another one. A look never waits for longer than it may.
+func TestLookWhileOthersAsk(t *testing.T) {
+	onSite(t, 2, func(s *site) {
+		r := request("client", 3, 1)
+		look := func(inFlight int64, source store.Source) {
+			s.Helper()
+			d, err := s.limiters[0].Look(wait, r)
+			if d.InFlight != inFlight || d.Source != source || (err != nil) != (source == store.FromLocal) {
+				s.Errorf("a look tells %+v, error %v; want %d in flight, by %v", d, err, inFlight, source)
+			}
+		}
+		a, b := s.acquire(0, r, true, store.FromStore), s.acquire(0, r, true, store.FromStore)
+		c := s.acquire(1, r, true, store.FromStore)
+		s.records.Delay(wait / 2)
+
+		_, before := s.records.Counts()
+		a.Release()
+		synctest.Wait() // the store is just being told
+		b.Release()
+		look(1, store.FromStore) // of which it is not told yet
+		time.Sleep(time.Second)
+		if _, after := s.records.Counts(); after != before+2 {
+			t.Errorf("%d claims for two releases and a look, want 2", after-before)
+		}
+		s.hold(r, 1)
+
+		go s.limiters[0].Acquire(wait/10, request("client", 3, 0)) // which is too little time
+		synctest.Wait()
+		look(1, store.FromStore)
+		time.Sleep(time.Second)
+
+		s.records.Delay(3 * wait)
+		c.Release()
+		d := s.acquire(0, r, true, store.FromLocal)
+		d.Release()
+		synctest.Wait()
+		began := time.Now()
+		look(0, store.FromLocal)
+		if took := time.Since(began); took != wait {
+			t.Errorf("a look took %v, want %v", took, wait)
+		}
+		s.records.Delay(0)
+		time.Sleep(2 * time.Second)
+		s.hold(r, 0)
 	})
 }

@@ -63,6 +63,7 @@ type entry struct {
 	line    line // the requests that wait
 	calling bool // a call is under way, or leader is about to make one
 	leader  *waiter
+	look    *look         // those who look at the call that is under way, nil if nobody does
 	queue   *list.List    // Table.pending, Table.failed or nil
 	place   *list.Element // in it
 
