@@ -97,10 +97,19 @@ func joined(failures []error) error {
 	return errors.New(strings.Join(texts, "; "))
 }
 
+// lacksRight reports whether the user may not do what was asked. What a script
+// may not do is told in other words: the first are those of Redis 6 and 7.0, the
+// second those of Redict, Valkey and later versions of Redis.
+func lacksRight(err error) bool {
+	return redis.HasErrorPrefix(err, "NOPERM") ||
+		strings.Contains(err.Error(), "can't run this command") ||
+		strings.Contains(err.Error(), "ACL failure in script")
+}
+
 // explained adds the remedy to replies that have one.
 func explained(err error) error {
 	switch {
-	case redis.HasErrorPrefix(err, "NOPERM"), strings.Contains(err.Error(), "can't run this command"):
+	case lacksRight(err):
 		return fmt.Errorf("%w; the user needs: ~<key_prefix>:* +evalsha +eval +script|load +time +get +mget +set +del +info; "+
 			"for a database other than 0 +select, and on a cluster +cluster|slots +asking", err)
 	case isRedirect(err), isCrossSlot(err):

@@ -108,3 +108,22 @@ func nonsense(conn net.Conn, reply string) {
 		}
 	}
 }
+
+// replied is an error that a server replied.
+type replied string
+
+func (e replied) Error() string { return string(e) }
+func (replied) RedisError()     {}
+
+// Each version has words of its own for what a user may not do. The remedy is the same.
+func TestRightsInEveryVersion(t *testing.T) {
+	for version, reply := range map[string]replied{
+		"outside of a script": "NOPERM User limiter has no permissions to run the 'mget' command",
+		"Redis 6.2 and 7.0":   "ERR The user executing the script can't run this command or subcommand script: 1, on @user_script:1.",
+		"later ones":          "ERR ACL failure in script: User limiter has no permissions to run the 'mget' command",
+	} {
+		if err := explained(reply); !strings.Contains(err.Error(), "+mget") {
+			t.Errorf("%s: %v, without the remedy", version, err)
+		}
+	}
+}
