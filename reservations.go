@@ -26,6 +26,7 @@ type reservations struct {
 	charges *charges
 	ctx     context.Context // of the request
 	body    *response.RequestBody
+	sent    *response.Connections
 	settled atomic.Bool
 	held    []reservation
 	few     [1]reservation // room for most requests
@@ -58,6 +59,7 @@ func (e *evaluation) await(w http.ResponseWriter) *reservations {
 	}
 	rs.held = append(rs.few[:0], e.reserved...)
 	if len(e.metered) > 0 {
+		rs.sent = response.WatchConnections(e.r)
 		rs.spend = new(spending)
 		rs.spend.await(e)
 	}
@@ -119,6 +121,17 @@ func (rs *reservations) settleCounted(status int, header http.Header) {
 // the response tells nothing about what was done for it.
 func (rs *reservations) gone(status int) bool {
 	return status == statusClientGone || rs.ctx.Err() != nil || rs.body.Broken()
+}
+
+// unsent reports whether the request was certainly sent to nobody: no upstream could be
+// reached, or reverse_proxy knows that all of them are down.
+func (rs *reservations) unsent() bool {
+	if rs.sent.Used() {
+		return false
+	}
+	_, proxied := rs.charges.repl.Get("http.reverse_proxy.duration")
+	_, chosen := rs.charges.repl.Get("http.reverse_proxy.upstream.address")
+	return rs.sent.Asked() || proxied && !chosen
 }
 
 // end is called with what the next handler returned.

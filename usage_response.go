@@ -150,21 +150,22 @@ func (s *spending) costsNothing(rs *reservations, how *ended) bool {
 		return false
 	case rs.ctx.Err() != nil && (s.length < 0 || s.passed < s.length):
 		return false // what is left of the response may have told of usage
-	case !s.body.Begun():
-		return true // nobody has sent anything, as when the upstream cannot be reached
+	case !s.body.Begun(), rs.unsent():
+		return true // as when the upstream cannot be reached
 	case how.err != nil:
 		return false // nobody knows what the upstream has done
 	case s.status == http.StatusRequestTimeout, s.status == http.StatusGatewayTimeout, s.status == statusTimeoutOfCDN:
 		return false // somebody on the way has lost patience, and what was asked may go on
 	}
 	// reverse_proxy says what its upstream has said. Where it says nothing another handler
-	// has written the response: a 5xx may be about what it had sent elsewhere.
+	// has written the response: if the request was sent, or with a 5xx, that may be about
+	// what was done elsewhere.
 	if status, ok := rs.charges.repl.Get("http.reverse_proxy.status_code"); ok {
 		retries, _ := rs.charges.repl.Get("http.reverse_proxy.retries")
 		again, _ := retries.(int)
-		return status == s.status && again == 0
+		return status == s.status && (again == 0 || rs.sent.Sent() == 1)
 	}
-	return s.status < http.StatusInternalServerError
+	return s.status < http.StatusInternalServerError && !rs.sent.Used()
 }
 
 // tell shows a settlement in metrics, and what is wrong with it in the log.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/llmtest"
 )
 
@@ -208,6 +210,60 @@ func TestBudgetWhenResponsesFail(t *testing.T) {
 	e.sample("usage_responses_total", "overrun budget", 2)
 	e.log.says(1, "a response cost more than its request had reserved; what it exceeds the budget by was charged all the same")
 	e.log.says(1, "a response did not tell its usage, so that all that its request had reserved stays charged; see that the upstream tells it, and that nothing between here and there encodes responses")
+}
+
+// A request that nobody can have got costs nothing, although reverse_proxy has read it;
+// and one that was sent costs what it has reserved, whatever somebody makes of the error.
+func TestBudgetOfWhatWasNotSent(t *testing.T) {
+	invite(t, "calm", act(func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		if err := next.ServeHTTP(w, r); err != nil {
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+		return nil
+	}))
+	backend := llmtest.Start(t)
+	proxy := func(to string, more ...string) string {
+		return "reverse_proxy " + to + " {\n request_buffers 1MiB\n " + strings.Join(more, "\n ") + "\n}\n"
+	}
+	const impatient = "transport http {\n response_header_timeout 500ms\n }"
+	var handles string
+	for _, h := range [][2]string{
+		{"gone", proxy(freeAddress(t))},
+		{"down", proxy(freeAddress(t), "fail_duration 1h")},
+		{"second", proxy(freeAddress(t)+" "+backend.Addr, "lb_policy round_robin", "lb_retries 1")},
+		{"calmed", "route {\n stage calm\n " + proxy(backend.Addr, impatient) + "}\n"},
+		{"calmed-gone", "route {\n stage calm\n " + proxy(freeAddress(t)) + "}\n"},
+		{"again", proxy(backend.Addr, "lb_retries 1", "lb_retry_match {\n method POST\n }", impatient)},
+	} {
+		handles += "@" + h[0] + " header Test " + h[0] + "\nhandle @" + h[0] + " {\n" + h[1] + "}\n"
+	}
+	handles += "handle {\n reverse_proxy " + backend.Addr + "\n}\n"
+	e := start(t, strings.Replace(budgetSite(backend, "", tokenBudget), "reverse_proxy "+backend.Addr, handles, 1))
+	request := chatBody(`,"max_completion_tokens":100`)
+	full := int64(len(request)) + 128 + 100
+	for _, row := range []struct {
+		test, behaviour string
+		status          int
+		want            int64
+	}{
+		{"gone", "", 502, 0},
+		{"down", "", 502, 0},
+		{"down", "", 503, 0}, // no upstream is left
+		{"second", "status=400", 400, 0},
+		{"second", "status=400", 400, 0},
+		{"second", "input=30,output=50", 200, 80},
+		{"calmed", "break=hang", 429, full},
+		{"calmed", "break=head", 429, full},
+		{"calmed", "status=429", 429, 0},
+		{"calmed-gone", "", 429, 0},
+		{"again", "break=hang", 504, full},
+	} {
+		e.charged(row.test+" "+row.behaviour, row.want, func() {
+			if a := e.ask("/v1/chat/completions", row.behaviour, request, "Test", row.test); a.StatusCode != row.status {
+				t.Errorf("%s: status %d, want %d: %s", row.test, a.StatusCode, row.status, a.body)
+			}
+		})
+	}
 }
 
 // Refusals are in the API's own shape, and say whether to come again.
