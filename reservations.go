@@ -57,9 +57,9 @@ func (e *evaluation) await(w http.ResponseWriter) *reservations {
 	if e.keys.body == nil || !e.keys.body.Complete() {
 		rs.body = response.WatchBody(e.r) // else there is nothing left to break off
 	}
+	rs.sent = response.WatchConnections(e.r)
 	rs.held = append(rs.few[:0], e.reserved...)
 	if len(e.metered) > 0 {
-		rs.sent = response.WatchConnections(e.r)
 		rs.spend = new(spending)
 		rs.spend.await(e)
 	}
@@ -72,7 +72,7 @@ const statusClientGone = 499
 
 // Begin implements response.Observer.
 func (rs *reservations) Begin(status int, header http.Header) {
-	rs.settleCounted(status, header)
+	rs.settleCounted(status, header, true)
 	if rs.spend != nil {
 		rs.spend.begin(rs, status, header)
 	}
@@ -87,8 +87,9 @@ func (rs *reservations) Pass(p []byte) []byte { return rs.spend.pass(rs, p) }
 // Rest implements response.BodyObserver.
 func (rs *reservations) Rest() []byte { return rs.spend.rest() }
 
-// settleCounted settles what depends on the header of the response.
-func (rs *reservations) settleCounted(status int, header http.Header) {
+// settleCounted settles what depends on the header of the response. asked is false if
+// nobody was asked for one.
+func (rs *reservations) settleCounted(status int, header http.Header, asked bool) {
 	if rs.settled.Swap(true) {
 		return
 	}
@@ -101,7 +102,7 @@ func (rs *reservations) settleCounted(status int, header http.Header) {
 	var back []fallback.Settlement
 	for i := range rs.held {
 		held := &rs.held[i]
-		if held.zone.counts(status, header) {
+		if asked && held.zone.counts(status, header) {
 			held.zone.counters.settle(settledCounted)
 			continue
 		}
@@ -142,8 +143,12 @@ func (rs *reservations) end(err error) {
 	if err == nil {
 		rs.End()
 	} else {
-		// The error routes, or the server, write the response.
-		rs.settleCounted(statusOf(err), rs.Header())
+		// The error routes, or the server, write the response. An error of the proxy
+		// that has sent the request to nobody is not the client's: a backend that is
+		// down would ban everybody who tries.
+		status := statusOf(err)
+		down := status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
+		rs.settleCounted(status, rs.Header(), !down || !rs.unsent())
 	}
 	if rs.spend != nil {
 		rs.spend.settle(rs, &ended{err: err})

@@ -99,7 +99,8 @@ type Zone struct {
 	// matcher of this list matches its response, before the response is sent.
 	// Until then they are taken, so that parallel guesses cannot slip through;
 	// parallel requests of one client can therefore be refused while others are
-	// pending: size events for them. An error counts with its status, and a
+	// pending: size events for them. An error counts with its status, but one of
+	// reverse_proxy that could send the request to nobody counts for nothing; and a
 	// client that goes away before the response gets nothing back. Matchers are
 	// as in the handle_response of reverse_proxy: status codes, classes such as
 	// 4, and headers. The zone takes no leases: each request asks the store, and

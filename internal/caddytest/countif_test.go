@@ -162,6 +162,48 @@ http://a.test {
 	}
 }
 
+// A backend that is down counts against nobody; one that breaks down does, and so does
+// an error that is not the proxy's.
+func TestABackendThatIsDownBansNobody(t *testing.T) {
+	breaks := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	defer breaks.Close()
+	handles := ""
+	for _, h := range [][2]string{
+		{"/gone", "reverse_proxy " + freeAddress(t)},
+		{"/down", "reverse_proxy " + freeAddress(t) + " {\nfail_duration 1h\n}"},
+		{"/php", "reverse_proxy " + freeAddress(t) + " {\ntransport fastcgi\n}"},
+		{"/breaks", "reverse_proxy " + breaks.Listener.Addr().String()},
+		{"/error", "error 503"},
+		{"/refused", "error 401"},
+	} {
+		handles += "handle " + h[0] + " {\n" + h[1] + "\n}\n"
+	}
+	e := start(t, `
+http://a.test {
+	distributed_ratelimit 1 1h z {
+		key {path}
+		count_if status 4xx 5xx
+		block_for 10m
+	}
+	`+handles+`
+}`)
+	for path, want := range map[string][3]int{
+		"/gone":    {502, 502, 502},
+		"/down":    {502, 503, 503},
+		"/php":     {502, 502, 502},
+		"/breaks":  {502, 429, 429},
+		"/error":   {503, 429, 429},
+		"/refused": {401, 429, 429},
+	} {
+		for i, status := range want {
+			if a := e.get(alice, "http://a.test"+path); a.StatusCode != status {
+				t.Errorf("%s, request %d: status %d, want %d", path, i, a.StatusCode, status)
+			}
+		}
+	}
+	e.sample("settled_requests_total", "given_back z", 9)
+}
+
 func redirect(to string) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, _ *http.Request) error {
 		w.Header().Set("Location", to)
