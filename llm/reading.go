@@ -21,6 +21,7 @@ const (
 	choiceField // an element of choices
 	moderationField
 	errorField
+	generatedField // what was generated and did not fit, in an error
 )
 
 // The places of usage in the two APIs, and the bodies and events around them.
@@ -49,7 +50,8 @@ var (
 
 	modelPlace = &place{name: "model", field: modelField}
 	typePlace  = &place{name: "type", field: typeField}
-	errorPlace = &place{name: "error", field: errorField}
+	// Groq answers 400, and puts there what the model has said.
+	errorPlace = &place{name: "error", field: errorField, kids: []*place{{name: "failed_generation", field: generatedField}}}
 
 	chatRoot = &place{kids: []*place{
 		modelPlace, chatUsage, errorPlace,
@@ -113,6 +115,7 @@ type reading struct {
 	choice     bool // and had an element
 	moderation bool
 	failed     bool // an error object
+	generated  bool // with what was generated all the same
 	kind       string
 	model      func(name []byte) // hears each name, nil for one that is too long
 }
@@ -131,6 +134,8 @@ func (r *reading) open(p *place, kind byte) {
 		r.moderation = r.moderation || kind != 'n'
 	case errorField:
 		r.failed = r.failed || kind != 'n'
+	case generatedField:
+		r.generated = r.generated || kind != 'n' && kind != '"' // string looks at those
 	case noField, modelField, typeField:
 	default: // null is the same as nothing
 		r.bad = r.bad || kind != '0' && kind != 'n'
@@ -155,11 +160,16 @@ func (r *reading) number(p *place, text []byte) {
 	r.seen[p.field] = true
 }
 
+// spoke reports whether there is something that a model has said.
+func (r *reading) spoke() bool { return r.generated || r.choice }
+
 // eventTypes are the types that say something here.
 var eventTypes = [...]string{"error", "message_stop", "response.completed", "response.incomplete", "response.failed"}
 
 func (r *reading) string(p *place, text []byte) {
 	switch p.field {
+	case generatedField:
+		r.generated = r.generated || text == nil || len(text) > 0
 	case modelField:
 		r.model(text)
 	case typeField:

@@ -19,7 +19,8 @@ const (
 	// connection afterwards changes it.
 	Counted
 
-	// Failed: an error status without usage. Nothing was spent if the upstream
+	// Failed: an error status without usage, and without anything that a model has
+	// said: that is Missing. Nothing was spent if the upstream
 	// wrote it. Who did is for the caller to know: a proxy's own 502 or 504
 	// tells nothing of what the upstream did, and the reservation stands.
 	Failed
@@ -56,6 +57,7 @@ type Response struct {
 	bad     bool
 	over    bool // the last event, or the end of the body, was read
 	errored bool
+	spoke   bool   // an error came with what a model has said
 	prices  []bool // by the models that were named
 	events  events
 	head    [len(doneText)]byte // the beginning of an event's data
@@ -144,12 +146,13 @@ func (r *Response) Settle() Settlement {
 		r.End()
 	}
 	meter := r.rsv.meter
+	spoke := r.spoke || r.now.spoke()
 	s := Settlement{Usage: r.usage.total(meter.cfg.API, r.rsv.hourWrites), Price: r.rsv.Price}
 	spent := r.cost(&s)
 	switch {
 	case r.Complete():
 		s.Outcome, s.Units = Counted, spent
-	case r.status >= 400 && r.readable && !r.usage.seen[inputField] && !r.usage.seen[outputField] && !r.bad:
+	case r.status >= 400 && r.readable && !r.usage.seen[inputField] && !r.usage.seen[outputField] && !r.bad && !spoke:
 		s.Outcome = Failed
 	default:
 		s.Units = max(spent, r.rsv.Units)
@@ -222,6 +225,7 @@ func (r *Response) endEvent() (drop bool) {
 		r.over = r.over || whole && r.now.kind == "message_stop"
 	}
 	r.headLen = 0
+	r.spoke = r.spoke || r.now.spoke()
 	r.now.reset()
 	r.scan.reset(r.rsv.endpoint.root(true), &r.now)
 	return drop
