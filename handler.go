@@ -91,8 +91,9 @@ type Handler struct {
 	// can be told of, it is the one that refused, else the one nearest to its
 	// limit. When: `refused` or `always`. Or `off` alone. With `always`, shared
 	// caches may keep one client's numbers for another; a draft, or the legacy
-	// fields, are left out if the upstream has set one of them. Default: `draft`,
-	// `refused`.
+	// fields, are left out if the upstream has set one of them. The policy of a zone
+	// with usage names its unit, as the draft's parameter `qu`: tokens or
+	// micro-dollars. Default: `draft`, `refused`.
 	RateLimitHeaders []string `json:"ratelimit_headers,omitempty"`
 
 	// What the names of the legacy fields begin with: `X-Rate-Limit` stands for

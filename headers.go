@@ -108,6 +108,7 @@ func parseHeaderStyle(words []string, prefix string) headerStyle {
 // headerZone is what headers tell about one zone.
 type headerZone struct {
 	name             string
+	unit             string // of limit and remaining; empty for requests
 	limit, remaining int64
 	window, reset    int64 // s; reset is noReset if waiting does not help
 	decided          int64 // when, in seconds since 1970, rounded up
@@ -139,6 +140,9 @@ func (e *evaluation) appendHeaderZones(zones []headerZone, retryAfter int64) []h
 			name: v.zone.Name, limit: v.limit, remaining: v.Remaining,
 			window: wholeSeconds(v.zone.window), reset: wholeSeconds(v.Reset),
 			decided: decided, reason: v.reason, wait: v.wait(),
+		}
+		if v.zone.Usage != nil {
+			zone.unit = v.zone.unit()
 		}
 		switch {
 		case !v.counted:
@@ -189,6 +193,16 @@ func appendItem(dst []byte, name, param1 string, value1 int64, param2 string, va
 	dst = append(dst, ';')
 	dst = append(dst, param2...)
 	return strconv.AppendInt(append(dst, '='), value2, 10)
+}
+
+// appendUnit appends the quota unit to a policy, as a parameter of its item: without
+// one, clients take the quota for one of requests. It comes last, because some clients
+// look for the others by their place.
+func appendUnit(dst []byte, z *headerZone) []byte {
+	if z.unit == "" {
+		return dst
+	}
+	return append(append(append(dst, `;qu="`...), z.unit...), '"')
 }
 
 // headerWriter adds the headers to the response to a granted request at the last

@@ -60,7 +60,7 @@ func writeDraft(names []string, header http.Header, zones []headerZone) {
 	policy, limit := room[0][:0], room[1][:0]
 	for i := range zones {
 		z := &zones[i]
-		policy = appendItem(policy, z.name, "q", z.limit, "w", z.window)
+		policy = appendUnit(appendItem(policy, z.name, "q", z.limit, "w", z.window), z)
 		if z.remaining != notCounted {
 			limit = appendItem(limit, z.name, "r", z.remaining, "t", z.reset)
 		}
@@ -134,7 +134,7 @@ func quotas(zones []headerZone, shown *headerZone) string {
 
 func appendQuota(dst []byte, z *headerZone) []byte {
 	dst = append(strconv.AppendInt(dst, z.limit, 10), ";w="...)
-	return strconv.AppendInt(dst, z.window, 10)
+	return appendUnit(strconv.AppendInt(dst, z.window, 10), z)
 }
 
 // shownZone is the zone that fields tell of which can tell of one only: the one that

@@ -1,6 +1,7 @@
 package caddytest
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/dunglas/httpsfv"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/llmtest"
 )
 
 // limitFields is what a response tells of limits, without what depends on the moment.
@@ -359,6 +362,29 @@ func TestStructuredFieldsReadTheDrafts(t *testing.T) {
 			checkQuotas(t, list(t, a.Header, "RateLimit-Policy"), integer)
 		}
 	})
+}
+
+// Clients can tell tokens and micro-dollars from requests.
+func TestHeadersTellUnits(t *testing.T) {
+	backend := llmtest.Start(t)
+	const requests, tokens = "zone requests {\nevents 10\nwindow 1h\n}\n", "zone tokens {\nwindow 1h\n" + tokenBudget + "\n}"
+	for shape, want := range map[string]string{
+		"draft":  `"requests";q=10;w=3600, "tokens";q=100000;w=3600;qu="tokens", "budget";q=20000000;w=3600;qu="micro-dollars"`,
+		"draft7": `10;w=3600, 100000;w=3600;qu="tokens", 20000000;w=3600;qu="micro-dollars"`,
+		"draft6": `10;w=3600, 100000;w=3600;qu="tokens", 20000000;w=3600;qu="micro-dollars"`,
+	} {
+		site := budgetSite(backend, requests+tokens, fmt.Sprintf(dollarBudget, "openai"))
+		e := start(t, strings.Replace(site, "ratelimit_headers", "ratelimit_headers "+shape, 1))
+		a := e.ask("/v1/chat/completions", "", chatBody(""))
+		a.header(t, "RateLimit-Policy", want)
+		policies, err := httpsfv.UnmarshalList(a.Header.Values("RateLimit-Policy"))
+		if err != nil || len(policies) != 3 {
+			t.Fatalf("%s: RateLimit-Policy %q: %v", shape, a.Header.Values("RateLimit-Policy"), err)
+		}
+		if unit, _ := policies[2].(httpsfv.Item).Params.Get("qu"); unit != "micro-dollars" {
+			t.Errorf("%s: the unit is %v", shape, unit)
+		}
+	}
 }
 
 // checkQuotas expects the policies of threeZones, the one of zone 1 first.
