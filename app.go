@@ -53,7 +53,7 @@ type App struct {
 	events   *emitter
 
 	bodyWarnings logLimiter
-	forwarding   logLimiter // of the warning about headers that are not believed
+	forwarding   fadingLimiter // of the warning about headers that are not believed
 
 	mu       sync.Mutex
 	shared   *backend // opened by the first handler that needs it

@@ -83,7 +83,7 @@ type identity struct {
 	logger     *zap.Logger
 	log        logLimiter
 	unix       sync.Once
-	forwarding *logLimiter // of all handlers, see warnOfForwarding
+	forwarding *fadingLimiter // of all handlers, see warnOfForwarding
 }
 
 // provisionIdentity finds the rules of the handler, else of the app, else of the
@@ -165,7 +165,7 @@ var forwardingHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "C
 // warnOfForwarding warns of a peer that is not trusted but names its client in a
 // header. It may be a bot that tries its luck; or the site's own proxy, all of whose
 // visitors share one limit then, and nothing else tells. What a stranger wrote is not
-// logged, and one line a minute is enough.
+// logged. Bots never end, so the lines become rarer.
 func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
 	if len(r.Header) == 0 {
 		return
@@ -178,7 +178,7 @@ func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
 		}
 		name = forwardingHeaders[i]
 	}
-	suppressed, ok := id.forwarding.allow(1, logMinute)
+	suppressed, ok := id.forwarding.allow()
 	if !ok {
 		return
 	}

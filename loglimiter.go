@@ -37,3 +37,31 @@ func (l *logLimiter) allow(most int, span time.Duration) (suppressed int64, ok b
 	suppressed, l.suppressed = l.suppressed, 0
 	return suppressed, true
 }
+
+// fadingLimiter allows a line whose cause may last for ever without anybody who could
+// end it: the first at once, and each next one after twice the time, from a minute up to
+// an hour. Its zero value is ready; it is safe for concurrent use.
+type fadingLimiter struct {
+	mu         sync.Mutex
+	next       time.Time
+	span       time.Duration
+	suppressed int64
+}
+
+const logHour = time.Hour
+
+// allow reports whether the line may be written now, and how many were suppressed since
+// the last one.
+func (l *fadingLimiter) allow() (suppressed int64, ok bool) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Before(l.next) {
+		l.suppressed++
+		return 0, false
+	}
+	l.span = min(max(2*l.span, logMinute), logHour)
+	l.next = now.Add(l.span)
+	suppressed, l.suppressed = l.suppressed, 0
+	return suppressed, true
+}
