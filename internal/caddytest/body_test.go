@@ -100,6 +100,47 @@ func (e *edge) post(path, contentType string, body io.Reader, change ...func(*ht
 	return e.dial(r).StatusCode
 }
 
+// A limit on the address in a handler of its own counts the requests whose body another
+// handler refuses: large bodies that are refused cannot be sent without end. In one
+// handler with that zone it does not.
+func TestRefusedBodiesCountInAHandlerBefore(t *testing.T) {
+	for name, row := range map[string]struct {
+		between string
+		want    int
+	}{
+		"apart":    {"}\ndistributed_ratelimit {", http.StatusTooManyRequests},
+		"together": {"", http.StatusUnauthorized},
+	} {
+		app := startLogins(t)
+		e := start(t, fmt.Sprintf(`
+http://a.test {
+	distributed_ratelimit {
+		zone address-%s {
+			key all
+			events 4
+			window 1h
+		}
+		%s
+		zone account-%[1]s {
+			key {form.user}
+			events 1
+			window 1h
+		}
+	}
+	reverse_proxy %[3]s
+}`, name, row.between, app.Listener.Addr()))
+		post := func(user string) int { return e.post("/", formType, strings.NewReader("user="+user)) }
+		for i, want := range []int{http.StatusUnauthorized, http.StatusTooManyRequests, http.StatusTooManyRequests, http.StatusTooManyRequests} {
+			if status := post("alice"); status != want {
+				t.Errorf("%s, login %d of one account: status %d, want %d", name, i, status, want)
+			}
+		}
+		if status := post("bob"); status != row.want {
+			t.Errorf("%s: another account has status %d, want %d", name, status, row.want)
+		}
+	}
+}
+
 // login is one way to send a name.
 type login struct {
 	name, contentType, body string
