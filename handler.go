@@ -44,9 +44,9 @@ func init() {
 // ------------|---------------
 // `{http.distributed_ratelimit.client_ip}` | The client's address, as the handler decided it
 // `{http.distributed_ratelimit.outcome}` | `granted`, `refused`, `dry_run` (granted, but a zone in dry run would have refused) or `exempt`; empty if no zone applied
-// `{http.distributed_ratelimit.reason}` | Why it was refused, or would have been in the dry run: `limit`, `zero` (the limit is 0), `busy`, `too_costly` (it takes more than the limit), `empty_key`, `store_away`, `body_memory` or `slow_body`
+// `{http.distributed_ratelimit.reason}` | Why it was refused, or would have been in the dry run: `limit`, `blocked` (the key is banned), `busy`, `zero` (the limit is 0), `too_costly` (it takes more than the limit), `empty_key`, `store_away`, `body_memory` or `slow_body`; of budgets also `unbounded`, `unmetered`, `malformed`, `encoded` or `too_long`
 // `{http.distributed_ratelimit.zone}` | The zone that refused, else the one nearest to its limit; a zone in dry run only if no zone in force applied
-// `{http.distributed_ratelimit.limit}` | The limit of that zone, in requests
+// `{http.distributed_ratelimit.limit}` | The limit of that zone, in requests, units of its cost, tokens or micro-dollars
 // `{http.distributed_ratelimit.remaining}` | What is left of it
 // `{http.distributed_ratelimit.reset}` | Seconds until all of it is free again
 // `{http.distributed_ratelimit.retry_after}` | Seconds until a retry can succeed, if refused
