@@ -108,7 +108,11 @@ func dialTo(o Options, secrets *secrets, network, address string) dialer {
 		if config := secrets.get().TLS; config != nil && network != "unix" {
 			// It takes the name that the certificate must have from the
 			// address, if there is none in the configuration.
-			return (&tls.Dialer{NetDialer: plain, Config: config}).DialContext(ctx, network, address)
+			conn, err := (&tls.Dialer{NetDialer: plain, Config: config}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, explainedTLS(err)
+			}
+			return conn, nil
 		}
 		return plain.DialContext(ctx, network, address)
 	}

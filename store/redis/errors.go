@@ -1,6 +1,8 @@
 package redis
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -118,6 +120,33 @@ func explained(err error) error {
 		return fmt.Errorf("%w: configure it as a single server", err)
 	case redis.HasErrorPrefix(err, "READONLY"):
 		return fmt.Errorf("%w; the server is a replica: name the master, the Sentinels or the cluster", err)
+	case unauthenticated(err):
+		return fmt.Errorf("NOAUTH: %w (%s)", err, logIn)
+	case redis.HasErrorPrefix(err, "NOAUTH"), redis.HasErrorPrefix(err, "WRONGPASS"):
+		return fmt.Errorf("%w (%s)", err, logIn)
+	case strings.Contains(err.Error(), "redis: invalid reply"), strings.Contains(err.Error(), "redis: can't parse"):
+		return fmt.Errorf("%w; what answers is no Redis, or expects TLS: look at host and port, or write rediss:// or tls", err)
+	}
+	return err
+}
+
+const logIn = "write a user of the server and its password: username and password, or redis://user:password@host"
+
+// unauthenticated reports whether a server that wants a password refuses a long
+// command from somebody who has not given one. It says so in other words than
+// of a short command, and hangs up.
+func unauthenticated(err error) bool {
+	return redis.HasErrorPrefix(err, "Protocol error: unauthenticated")
+}
+
+// hungUp reports whether the other side has closed the connection.
+func hungUp(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) }
+
+// explainedTLS adds the remedy to a handshake of TLS with a server that does not
+// speak it: Redis waits for the end of what it takes for a command.
+func explainedTLS(err error) error {
+	if errors.As(err, new(tls.RecordHeaderError)) || errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*net.OpError)) {
+		return fmt.Errorf("no TLS handshake: %w; if the server does not speak TLS, write redis:// and no tls", err)
 	}
 	return err
 }

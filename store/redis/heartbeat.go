@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -148,16 +149,28 @@ func (n *node) exchange(client *client, life time.Duration, load bool, cmd *beat
 	_, err := pipe.Exec(background)
 	switch {
 	case cmd.written.IsZero():
-		return "", classify(n.env.secrets, err, false)
+		return "", n.classify(err, false)
+	case loaded != nil && unauthenticated(loaded.Err()):
+		// The server has hung up, which is all that the beat itself tells.
+		return "", n.classify(loaded.Err(), true)
 	case isRedirect(cmd.Err()) && n.env.redirect != nil:
 		return "", &store.Error{Kind: store.KindReply, Unexecuted: true, Err: errMoved}
 	case isReadOnly(cmd.Err()):
 		n.hangUp(client) // the master is elsewhere by now
-		return "", classify(n.env.secrets, cmd.Err(), true)
+		return "", n.classify(cmd.Err(), true)
 	case cmd.Err() != nil:
-		return "", classify(n.env.secrets, cmd.Err(), true)
+		return "", n.classify(cmd.Err(), true)
 	case loaded != nil && loaded.Err() != nil:
-		return "", classify(n.env.secrets, loaded.Err(), true)
+		return "", n.classify(loaded.Err(), true)
 	}
 	return cmd.Val(), nil
+}
+
+// classify is [classify] of a beat, with the remedy for a server that has never
+// answered.
+func (n *node) classify(err error, written bool) *store.Error {
+	if hungUp(err) && !n.breaker.seen.Load() {
+		err = fmt.Errorf("%w; the server hangs up without an answer: if it expects TLS, write rediss:// or tls", err)
+	}
+	return classify(n.env.secrets, err, written)
 }
