@@ -86,6 +86,9 @@ func parseKey(key string) (keyTemplate, error) {
 	if key == "" {
 		return addressKey, nil
 	}
+	if err := checkBraces(key); err != nil {
+		return keyTemplate{text: key}, err
+	}
 	return parseTemplate("key", key, checkPlaceholder)
 }
 

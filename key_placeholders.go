@@ -127,6 +127,29 @@ func checkPlaceholder(name string) error {
 	return checkExists(name)
 }
 
+// checkBraces rejects a key that is the name of a placeholder without its braces: it
+// would be the same text, and so one limit, for everybody. A word such as host or path
+// may be meant as one.
+func checkBraces(key string) error {
+	if strings.ContainsAny(key, "{} ") {
+		return nil
+	}
+	short, long := key, ""
+	switch family, rest, dotted := strings.Cut(key, "."); {
+	case key == "ip", key == "remote_ip", key == "remote_addr", key == "client_ip":
+		short, long = "client_ip", placeholderClientVar
+	case key == "remote_host":
+		long = placeholderPeer
+	case dotted && rest != "" && (family == "form" || family == "json" || family == "http" && ofCaddy(key)):
+		long = key
+	case dotted && rest != "" && (family == "header" || family == "cookie" || family == "query" || family == "vars"):
+		long = shortFamilies[family] + "." + rest
+	default:
+		return nil
+	}
+	return fmt.Errorf("key %q has no braces, so that all clients would share one limit; write {%s} (in JSON {%s})", key, short, long)
+}
+
 // checkValuePlaceholder rejects what certainly is a mistake in another value that
 // is read from a request.
 func checkValuePlaceholder(name string) error {
@@ -214,6 +237,12 @@ func checkHTTPPlaceholder(name, rest string) error {
 	}
 	if strings.HasSuffix(rest, ".") {
 		return fmt.Errorf("{%s} ends in a dot; write the name that is to follow", name)
+	}
+	if field, ok := strings.CutPrefix(rest, "form."); ok {
+		return fmt.Errorf("{%s} is no placeholder; write {form.%s} for the field of a form", name, field)
+	}
+	if field, ok := strings.CutPrefix(rest, "json."); ok {
+		return fmt.Errorf("{%s} is no placeholder; write {json.%s} for a place in a JSON body", name, field)
 	}
 	if !isOfRequest(name) {
 		return noPlaceholder(name, "")

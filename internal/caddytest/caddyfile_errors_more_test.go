@@ -36,7 +36,7 @@ func TestCaddyfileMistakesOfRedis(t *testing.T) {
 	const url = "redis://:" + secret + "@"
 	for _, m := range []mistake{
 		{"two URLs", global("store redis " + url + "a " + url + "b" + here), []string{"store redis takes one URL, not 2"}},
-		{"scheme", global("store redis http://:" + secret + "@host" + here), []string{"redis://, rediss:// and unix://"}},
+		{"scheme", global("store redis http://:" + secret + "@host" + here), []string{"redis://, rediss:// and unix://; write redis://host:port"}},
 		{"no URL", global("store redis localhost:6379" + here), []string{"redis://"}},
 		{"host and nothing else", global("store redis localhost" + here), []string{"redis://"}},
 		{"unreadable", global("store redis redis://user:" + secret + "%zz@host" + here), []string{"percent encoding"}},

@@ -237,6 +237,15 @@ func TestCaddyfileMistakesOfKeys(t *testing.T) {
 		"{rp.duration_ms}":              {"differs for each request"},
 		"{header.Host}":                 {"always empty", "write {host}"},
 		"{http.request.header.}":        {"ends in a dot"},
+		"{http.request.form.user}":      {"write {form.user}"},
+		"{http.request.json.user.name}": {"write {json.user.name}"},
+		"header.X-Api-Key":              {"has no braces", "share one limit", "write {header.X-Api-Key}", "{http.request.header.X-Api-Key}"},
+		"vars.tenant":                   {"has no braces", "write {vars.tenant}", "{http.vars.tenant}"},
+		"form.user":                     {"has no braces", "write {form.user}"},
+		"http.auth.user.id":             {"has no braces", "write {http.auth.user.id}"},
+		"client_ip":                     {"has no braces", own},
+		"remote_addr":                   {"has no braces", own},
+		"remote_host":                   {"has no braces", "write {remote_host}"},
 		"{http.requst.x}":               {"is no placeholder of Caddy", "did you mean {http.request.x}"},
 		"{htpp.request.host}":           {"did you mean {http.request.host}"},
 		"{headers.X-User}":              {"did you mean {header.X-User}"},
@@ -265,7 +274,7 @@ func TestCaddyfileMistakesOfKeys(t *testing.T) {
 
 func TestCaddyfileTakesSensibleKeys(t *testing.T) {
 	for _, key := range []string{
-		"everybody", "{client_ip}", "{remote_host}", "{host}", "{header.Authorization}", "{header.X-Api-Key}|{client_ip}",
+		"everybody", "host", "api.v1", "{client_ip}", "{remote_host}", "{host}", "{header.Authorization}", "{header.X-Api-Key}|{client_ip}",
 		"{cookie.session}", "{path}", "{method}", "{query.token}", "{tls_client_fingerprint}", "{http.auth.user.id}", "{vars.tenant}",
 		"{http.request.tls.client.subject}", "{http.request.host.labels.1}", "{http.request.remote.host/24,64}", "{re.name.1}",
 		"{tenant}", "{uid}", "{geoip2.country_code}", "{http.ratelimit.name}", "{l4.x}", "{tls_version}", "{labels.0}", "{path.0}",

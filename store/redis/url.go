@@ -85,7 +85,7 @@ func (o *Options) serverOf(u *url.URL) (db string, err error) {
 		}
 		o.Address = "unix/" + u.Path
 	default:
-		return "", errors.New("redis: the URL begins with none of redis://, rediss:// and unix://")
+		return "", errors.New("redis: the URL begins with none of redis://, rediss:// and unix://; write redis://host:port, or rediss:// for TLS")
 	}
 	return db, nil
 }
