@@ -136,6 +136,15 @@ func TestFromUpstash(t *testing.T) {
 			t.Errorf("%s: %v", name, a.header)
 		}
 	}
+	// Express takes more paths for a route than its own. None of them goes around the limit.
+	for _, path := range []string{"/api/chat/", "/API/Chat", "/api/chat?again"} {
+		if around := get(t, one, b+path, post, carol); time.Since(began) < time.Minute && around.status != http.StatusTooManyRequests {
+			t.Errorf("POST %s after the limit: status %d", path, around.status)
+		}
+	}
+	if a := get(t, one, b+"/api/else", post, carol); a.status != http.StatusNotFound {
+		t.Errorf("a route that is none: status %d", a.status)
+	}
 	if refused := get(t, one, a+"/api/chat", post, carol); time.Since(began) < time.Minute && refused.body != `{"error":"Too many requests"}` {
 		t.Errorf("a refusal has the body %q", refused.body)
 	}
@@ -154,6 +163,9 @@ func TestFromUpstashToTokens(t *testing.T) {
 		service := strings.TrimPrefix(node(t, copied(t, "../examples/from-upstash/after.js"), "LLM_URL=http://127.0.0.1:"+port, "OPENAI_API_KEY=none"), "http://")
 		site := instance(t, caddyfile, url, "BACKEND="+service, "LLM="+api.URL, "LLM_PORT="+port, "OPENAI_API_KEY=provider")
 		want(t, "a question through it all", granted(t, 2, 429, one, site+"/api/chat", post, with("X-User", "carol")), 2)
+		if a := get(t, one, site+"/api/chat/", post); a.status != http.StatusForbidden {
+			t.Errorf("a question of nobody, through it all: status %d: %s", a.status, a.body)
+		}
 		llms = append(llms, "http://127.0.0.1:"+port+"/v1/chat/completions")
 	}
 

@@ -21,4 +21,4 @@ app.get('/', (request, response) => {
 	response.json({ remaining: request.rateLimit.remaining })
 })
 
-app.listen(Number(process.env.PORT), '127.0.0.1')
+app.listen(Number(process.env.PORT ?? 3001), '127.0.0.1')

@@ -2,19 +2,22 @@
 // Caddy's second site, and X-User tells it whose tokens they are.
 import express from 'express'
 
+const routes = ['chat', 'summary', 'translate']
+const llm = process.env.LLM_URL ?? 'https://api.openai.com'
 const app = express()
 
-app.post('/api/:route', async (request, response) => {
-	const answer = await fetch(process.env.LLM_URL + '/v1/chat/completions', {
+app.post(routes.map((route) => '/api/' + route), async (request, response) => {
+	const headers = { 'Content-Type': 'application/json', Authorization: 'Bearer ' + process.env.OPENAI_API_KEY }
+	// Without a user there is no field: fetch would send the word "undefined", and all who
+	// are nobody would share its tokens.
+	const user = request.get('X-User')
+	if (user) headers['X-User'] = user
+	const answer = await fetch(llm + '/v1/chat/completions', {
 		method: 'POST',
-		headers: {
-			'Content-Type': 'application/json',
-			Authorization: 'Bearer ' + process.env.OPENAI_API_KEY,
-			'X-User': request.get('X-User'),
-		},
+		headers,
 		body: JSON.stringify({ model: 'gpt-5', max_completion_tokens: 500, messages: [{ role: 'user', content: 'Hello' }] }),
 	})
 	response.status(answer.status).json(await answer.json())
 })
 
-app.listen(Number(process.env.PORT), '127.0.0.1')
+app.listen(Number(process.env.PORT ?? 3000), '127.0.0.1')

@@ -4,32 +4,30 @@ import express from 'express'
 import { Ratelimit } from '@upstash/ratelimit'
 import { Redis } from '@upstash/redis'
 
+const routes = ['chat', 'summary', 'translate']
+const llm = process.env.LLM_URL ?? 'https://api.openai.com'
 const redis = Redis.fromEnv()
-const limits = {}
-for (const route of ['chat', 'summary', 'translate']) {
-	limits[route] = new Ratelimit({
+const app = express()
+
+for (const route of routes) {
+	const ratelimit = new Ratelimit({
 		redis,
 		limiter: Ratelimit.slidingWindow(30, '60 s'),
 		prefix: route,
 	})
+	app.use('/api/' + route, async (request, response, next) => {
+		const { success, remaining, reset } = await ratelimit.limit(request.get('X-User'))
+		response.set('X-RateLimit-Limit', '30')
+		response.set('X-RateLimit-Remaining', String(remaining))
+		response.set('X-RateLimit-Reset', String(Math.ceil(reset / 1000)))
+		if (!success) return response.status(429).json({ error: 'Too many requests' })
+		next()
+	})
 }
 
-const app = express()
-
-app.use('/api/:route', async (request, response, next) => {
-	const limit = limits[request.params.route]
-	if (!limit) return next()
-	const { success, remaining, reset } = await limit.limit(request.get('X-User'))
-	response.set('X-RateLimit-Limit', '30')
-	response.set('X-RateLimit-Remaining', String(remaining))
-	response.set('X-RateLimit-Reset', String(Math.ceil(reset / 1000)))
-	if (!success) return response.status(429).json({ error: 'Too many requests' })
-	next()
-})
-
 // What asks the LLM.
-app.post('/api/:route', async (request, response) => {
-	const answer = await fetch(process.env.LLM_URL + '/v1/chat/completions', {
+app.post(routes.map((route) => '/api/' + route), async (request, response) => {
+	const answer = await fetch(llm + '/v1/chat/completions', {
 		method: 'POST',
 		headers: { 'Content-Type': 'application/json', Authorization: 'Bearer ' + process.env.OPENAI_API_KEY },
 		body: JSON.stringify({ model: 'gpt-5', max_completion_tokens: 500, messages: [{ role: 'user', content: 'Hello' }] }),
@@ -37,4 +35,4 @@ app.post('/api/:route', async (request, response) => {
 	response.status(answer.status).json(await answer.json())
 })
 
-app.listen(Number(process.env.PORT), '127.0.0.1')
+app.listen(Number(process.env.PORT ?? 3000), '127.0.0.1')
