@@ -84,8 +84,14 @@ var fromUpstash = migrationRows{
 	},
 	"timeout":          as(fromExpress, "passOnStoreError"),
 	"enableProtection": bans,
-	"getRemaining":     as(fromExpress, "handler"),
-	"resetUsedTokens":  resets,
+	"deniedValue": func(t *testing.T) {
+		e := limitedSite(t, zonesOf("events 1;window 1s;block_for 1h"), "handle_errors {\nrespond {http.distributed_ratelimit.reason} 429\n}")
+		e.granted(1, alice, siteA)
+		e.refused(alice, siteA)
+		e.body("blocked", alice, siteA)
+	},
+	"getRemaining":    as(fromExpress, "handler"),
+	"resetUsedTokens": resets,
 }
 
 var fromVercel = migrationRows{
@@ -95,13 +101,15 @@ var fromVercel = migrationRows{
 		e.grants(100, alice, "http://a.test:8080/api/x", post)
 		e.granted(3, alice, "http://a.test:8080/", post)
 	},
-	"Fixed Window":    grantsOf(100, "events 100;window 60s"),
-	"Token Bucket":    grantsOf(20, "events 20;window 40s"),
-	"Time Window":     as(fromCaddyRatelimit, "window"),
-	"Request Limit":   as(fromExpress, "limit"),
-	"key: IP address": as(fromCaddyRatelimit, "ipv6_prefix"),
-	"key: header":     byHeader,
-	"Default (429)":   func(t *testing.T) { limitedSite(t, "distributed_ratelimit 0 1h").status(429, alice, siteA) },
+	"Fixed Window":                 grantsOf(100, "events 100;window 60s"),
+	"Token Bucket":                 grantsOf(20, "events 20;window 40s"),
+	"Time Window":                  as(fromCaddyRatelimit, "window"),
+	"Request Limit":                as(fromExpress, "limit"),
+	"key: IP address":              as(fromCaddyRatelimit, "ipv6_prefix"),
+	"a second group of conditions": as(fromCaddyRatelimit, "match"),
+	"several keys":                 as(fromExpress, "keyGenerator"),
+	"key: header":                  byHeader,
+	"Default (429)":                func(t *testing.T) { limitedSite(t, "distributed_ratelimit 0 1h").status(429, alice, siteA) },
 	"Deny": func(t *testing.T) {
 		limitedSite(t, "distributed_ratelimit 0 1h {\nstatus 403\n}").status(403, alice, siteA)
 	},
@@ -145,7 +153,7 @@ var fromTraefik = migrationRows{
 
 var fromHAProxy = migrationRows{
 	"stick-table": grantsOf(3, "events 3;"+oneHour),
-	"type": func(t *testing.T) {
+	"type, len": func(t *testing.T) {
 		e := limitedSite(t, zonesOf("key {header.X-Key};"+twoAnH))
 		e.grants(2, alice, siteA, with("X-Key", strings.Repeat("k", 5000)))
 		e.grants(2, alice, siteA, with("X-Key", strings.Repeat("k", 4999)))
@@ -170,14 +178,21 @@ var fromHAProxy = migrationRows{
 			e.status(401, alice, siteA+"bad")
 		}
 	},
-	"conn_cur":                     as(fromNginx, "limit_conn"),
-	"gpc0, sc_inc_gpc0":            bans,
-	"track-sc0 src":                as(fromCaddyRatelimit, "ipv6_prefix"),
-	"track-sc0 req.hdr(X-Api-Key)": as(fromNginx, "empty key"),
-	"track-sc1":                    as(fromCaddyRatelimit, "zone"),
-	"track-sc0 ... if":             as(fromCaddyRatelimit, "match"),
-	"deny_status":                  as(fromNginx, "limit_req_status"),
-	"acl of exempt addresses":      as(fromNginx, "geo, map"),
+	"gpc0_rate(60s), gpc1, gpc(n)": func(t *testing.T) {
+		as(fromCaddyRatelimit, "match")(t)
+		as(fromExpress, "skipSuccessfulRequests")(t)
+	},
+	"table of another proxy":         as(fromCaddyRatelimit, "zone"),
+	"show table, clear table":        resets,
+	"http-request return, errorfile": as(fromCaddyRatelimit, "handle_errors"),
+	"conn_cur":                       as(fromNginx, "limit_conn"),
+	"gpc0, sc_inc_gpc0":              bans,
+	"track-sc0 src":                  as(fromCaddyRatelimit, "ipv6_prefix"),
+	"track-sc0 req.hdr(X-Api-Key)":   as(fromNginx, "empty key"),
+	"track-sc1":                      as(fromCaddyRatelimit, "zone"),
+	"track-sc0 ... if":               as(fromCaddyRatelimit, "match"),
+	"deny_status":                    as(fromNginx, "limit_req_status"),
+	"acl of exempt addresses":        as(fromNginx, "geo, map"),
 	"http-response set-header": fields("legacy always\nratelimit_headers_prefix X-Rate-Limit", map[string]string{
 		"X-Rate-Limit-Limit": "2", "X-Rate-Limit-Remaining": "1", "X-Rate-Limit-Reset": "HOUR"}),
 }

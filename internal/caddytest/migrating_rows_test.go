@@ -94,6 +94,34 @@ func handlerInJSON(t *testing.T, handler string) *edge {
 	return e
 }
 
+// jsonRejected expects that a handler in JSON is not taken, with a word of the error.
+func jsonRejected(t *testing.T, handler, word string) {
+	t.Helper()
+	config := `{"apps": {"http": {"servers": {"s": {"routes": [{"handle": [` + handler + `]}]}}}}}`
+	var cfg caddy.Config
+	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := caddy.Validate(&cfg); err == nil || !strings.Contains(err.Error(), word) {
+		t.Errorf("%s: error %v, want one that says %q", handler, err, word)
+	}
+}
+
+// storeOf is the store of the global option, in JSON.
+func storeOf(t *testing.T, store string) string {
+	t.Helper()
+	var cfg map[string]any
+	config := adapted(t, "{\ndistributed_ratelimit {\n"+store+"\n}\n}\nhttp://a.test {\ndistributed_ratelimit 1 1h\n}")
+	if err := json.Unmarshal(config, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(dig(cfg, "apps", "distributed_ratelimit", "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(got)
+}
+
 func retryAfter(t *testing.T, a reply) int {
 	t.Helper()
 	n, err := strconv.Atoi(a.Header.Get("Retry-After"))
@@ -185,6 +213,16 @@ var fromCaddyRatelimit = migrationRows{
 			}
 		}
 	},
+	"caddy_rate_limit_*": func(t *testing.T) {
+		e := limitedSite(t, "distributed_ratelimit 1 1h x")
+		e.granted(1, alice, siteA)
+		e.refused(alice, siteA)
+		for labels, n := range e.series("requests_total") {
+			if n != 1 || !strings.Contains(labels, "granted") && !strings.Contains(labels, "refused") {
+				t.Errorf("a series with labels %q: %v", labels, n)
+			}
+		}
+	},
 	"jitter": func(t *testing.T) {
 		for _, share := range []string{"0.2", "20%"} {
 			e := limitedSite(t, "distributed_ratelimit 1 1h {\njitter "+share+"\n}")
@@ -246,14 +284,36 @@ var fromCaddyRatelimit = migrationRows{
 		e.grants(2, alice, siteA, post)
 		e.granted(3, alice, siteA)
 	},
-	`"distributed", "storage"`: func(t *testing.T) {
-		var cfg map[string]any
-		config := adapted(t, "{\ndistributed_ratelimit {\nstore redis {env.REDIS_URL}\n}\n}\nhttp://a.test {\ndistributed_ratelimit 1 1h\n}")
-		if err := json.Unmarshal(config, &cfg); err != nil {
-			t.Fatal(err)
+	`"key", "window"`: func(t *testing.T) {
+		e := handlerInJSON(t, `{"handler": "distributed_ratelimit", "zones": [{"name": "z", "key": "static", "events": 2, "window": 3600000000000}]}`)
+		e.granted(1, alice, siteA)
+		e.grants(1, bob, siteA)
+	},
+	`"ipv4_prefix", "ipv6_prefix"`: func(t *testing.T) {
+		e := handlerInJSON(t, `{"handler": "distributed_ratelimit", "zones": [{"name": "z", "ipv4_prefix": 24, "ipv6_prefix": 128, "events": 2, "window": "1h"}]}`)
+		e.granted(1, "198.51.100.1", siteA)
+		e.grants(1, "198.51.100.2", siteA)
+		e.grants(2, "[2001:db8::1]:1", siteA)
+		e.grants(2, "[2001:db8::2]:1", siteA)
+		jsonRejected(t, `{"handler": "distributed_ratelimit", "zones": [{"name": "z", "ipv6_prefix": 0, "events": 2, "window": "1h"}]}`, "ipv6_prefix")
+	},
+	`"jitter", "log_key"`: func(t *testing.T) {
+		e := handlerInJSON(t, `{"handler": "distributed_ratelimit", "jitter": 0.2, "log_key": true, "zones": [{"name": "z", "events": 1, "window": "1h"}]}`)
+		e.granted(1, alice, siteA)
+		if n := retryAfter(t, e.refused(alice, siteA)); n < 3590 || n > 4321 {
+			t.Errorf("Retry-After %d, want 3600 to 4320", n)
 		}
-		got, _ := json.Marshal(dig(cfg, "apps", "distributed_ratelimit", "store"))
-		if string(got) != `{"module":"redis","url":"{env.REDIS_URL}"}` {
+		if lines := e.log.find("request refused"); len(lines) != 1 || lines[0]["key"] != alice {
+			t.Errorf("the log has %v", lines)
+		}
+	},
+	`"sweep_interval", "disable_metrics"`: func(t *testing.T) {
+		for _, field := range []string{"sweep_interval", "disable_metrics"} {
+			jsonRejected(t, `{"handler": "distributed_ratelimit", "`+field+`": null, "zones": [{"name": "z", "events": 1, "window": "1h"}]}`, field)
+		}
+	},
+	`"distributed", "storage"`: func(t *testing.T) {
+		if got := storeOf(t, "store redis {env.REDIS_URL}"); got != `{"module":"redis","url":"{env.REDIS_URL}"}` {
 			t.Errorf("the store is %s", got)
 		}
 	},
@@ -309,6 +369,11 @@ var fromNginx = migrationRows{
 		e.get(alice, siteA).header(t, "X-Outcome", "dry_run")
 	},
 	"several limit_req": func(t *testing.T) { fromCaddyRatelimit["zone"](t) },
+	"limit_req in http, server and location": func(t *testing.T) {
+		e := limitedSite(t, zonesOf("events 10;"+oneHour), "handle /b {\n"+strings.Replace(zonesOf("events 2;"+oneHour), "za", "zb", 1)+"\nrespond hello\n}")
+		e.grants(2, alice, siteA+"b") // of five, which the first directive charges
+		e.grants(5, alice, siteA)
+	},
 	"empty key": func(t *testing.T) {
 		e := limitedSite(t, zonesOf("key {header.X-Key};on_empty_key skip;"+twoAnH))
 		e.granted(5, alice, siteA)
@@ -351,6 +416,13 @@ var fromNginx = migrationRows{
 		if len(w.e.log.find("request would be refused")) == 0 {
 			t.Error("nothing in the log")
 		}
+	},
+	"$limit_conn_status": func(t *testing.T) {
+		w := waitingSite(t, strings.Replace(zonesOf("concurrent 1"), "zone", "refusal error\nzone", 1)+
+			"\nheader >X-Outcome {http.distributed_ratelimit.outcome}\nhandle_errors {\nrespond {http.distributed_ratelimit.outcome} 429\n}")
+		w.e.get(alice, siteA).header(t, "X-Outcome", "granted")
+		w.hold(1, alice)
+		w.e.body("refused", alice, siteA)
 	},
 	"Retry-After":    func(t *testing.T) { fromCaddyRatelimit["Retry-After"](t) },
 	"error_page 429": func(t *testing.T) { fromCaddyRatelimit["handle_errors"](t) },
@@ -411,6 +483,16 @@ var fromExpress = migrationRows{
 			t.Errorf("the application saw %q", seen)
 		}
 	},
+	"requestPropertyName": func(t *testing.T) {
+		var seen string
+		b := newBackend(t, func(_ http.ResponseWriter, r *http.Request) { seen = r.Header.Get("X-Left") })
+		e := start(t, "http://a.test {\ndistributed_ratelimit 2 1h x\nreverse_proxy "+strings.TrimPrefix(b.URL, "http://")+
+			" {\nheader_up X-Left {http.distributed_ratelimit.remaining}\n}\n}")
+		e.granted(1, alice, siteA)
+		if seen != "1" {
+			t.Errorf("the application saw %q", seen)
+		}
+	},
 	"skipFailedRequests": func(t *testing.T) {
 		e := failingSite(t, "status 2xx 3xx")
 		for range 4 {
@@ -466,6 +548,12 @@ var fromExpress = migrationRows{
 	},
 	"prefix": func(t *testing.T) {
 		adapted(t, "{\ndistributed_ratelimit {\nstore redis {env.REDIS_URL} {\nkey_prefix rl2\n}\n}\n}\nhttp://a.test {\ndistributed_ratelimit 2 1h\n}")
+	},
+	"sendCommandCluster": func(t *testing.T) {
+		got := storeOf(t, "store redis redis://redis-1:6379 {\naddress redis-2:6379\ncluster\n}")
+		if want := `{"address":["redis-2:6379"],"cluster":true,"module":"redis","url":"redis://redis-1:6379"}`; got != want {
+			t.Errorf("the store is %s, want %s", got, want)
+		}
 	},
 	"passOnStoreError": func(t *testing.T) {
 		for policy, want := range map[string]int{"allow": 200, "deny": 503, "local": 200} {
