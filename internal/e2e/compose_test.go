@@ -6,12 +6,15 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 )
@@ -20,11 +23,41 @@ const composeFolder = "examples/compose/"
 
 type composeService struct {
 	Image       string
+	Build       string
 	Environment map[string]string
 	Volumes     []string
-	Command     []string
 	Ports       []string
-	Networks    []string
+	Networks    composeNetworks
+	Healthcheck struct{ Test []string }
+	ReadOnly    bool     `yaml:"read_only"`
+	CapDrop     []string `yaml:"cap_drop"`
+	Security    []string `yaml:"security_opt"`
+	Memory      string   `yaml:"mem_limit"`
+	Processes   int      `yaml:"pids_limit"`
+	Logging     struct{ Driver string }
+}
+
+// composeNetworks are the networks of a service, by name, with its address if it has
+// one of its own.
+type composeNetworks map[string]string
+
+func (n *composeNetworks) UnmarshalYAML(node *yaml.Node) error {
+	*n = make(composeNetworks)
+	var names []string
+	if node.Decode(&names) == nil {
+		for _, name := range names {
+			(*n)[name] = ""
+		}
+		return nil
+	}
+	var full map[string]struct {
+		Address string `yaml:"ipv4_address"`
+	}
+	err := node.Decode(&full)
+	for name, network := range full {
+		(*n)[name] = network.Address
+	}
+	return err
 }
 
 // composed is the set-up of examples/compose with processes in the place of its
@@ -90,6 +123,7 @@ var (
 	hostPort  = regexp.MustCompile(`\b([a-z][a-z0-9-]*):(\d{4})\b`)
 	siteOpens = regexp.MustCompile(`(?m)^(?:http://:\d{4}|\{\$SITE.*\}) \{$`)
 	plainPort = regexp.MustCompile(`\b(8080|9180|3000)\b`)
+	addresses = regexp.MustCompile(`\b172\.30\.8[12]\.\d+/\d+\b`)
 )
 
 // value is that of a variable of the environment, with the addresses that are here.
@@ -102,9 +136,8 @@ func (c *composed) value(service, value string) string {
 		return c.at(name, port)
 	})
 	value = strings.ReplaceAll(value, "http://127.0.0.1:", "http://"+c.addresses[service]+":")
-	// The network of the balancer, whose connections here come from this address.
-	return strings.ReplaceAll(plainPort.ReplaceAllStringFunc(value, func(port string) string { return c.ports[port] }),
-		"172.30.81.0/24", "127.0.0.1/32")
+	// The balancer and Prometheus, whose connections here come from this address.
+	return addresses.ReplaceAllString(plainPort.ReplaceAllStringFunc(value, func(port string) string { return c.ports[port] }), "127.0.0.1/32")
 }
 
 // caddyfile is the file that a service has mounted.
@@ -197,6 +230,20 @@ func TestCompose(t *testing.T) {
 	if r := other.get(t, "/"); r.status != http.StatusOK {
 		t.Errorf("another client: status %d, want 200", r.status)
 	}
+	// What is neither the balancer nor Prometheus is believed nothing, and told nothing.
+	other.addr = c.at("caddy-1", "8080")
+	if r := other.get(t, "/", "X-Forwarded-For", "192.0.2.200"); r.status != http.StatusOK {
+		t.Errorf("past the balancer: status %d, want 200", r.status)
+	}
+	if keys := logKeys(t, c.redis); len(keys) != 2 {
+		t.Errorf("two clients, one of them also past the balancer, have the keys %q in Redis", keys)
+	}
+	other.addr = c.at("caddy-1", "9180")
+	for path, want := range map[string]int{"/metrics": http.StatusForbidden, "/healthz": http.StatusOK} {
+		if r := other.get(t, path); r.status != want {
+			t.Errorf("%s for a stranger: status %d, want %d", path, r.status, want)
+		}
+	}
 
 	var prometheus struct {
 		Scrape []struct {
@@ -224,31 +271,109 @@ func TestCompose(t *testing.T) {
 }
 
 // What can be seen of the rest: nothing is published but the one port and, to this
-// machine alone, Prometheus; images have versions; every file is there; Redis is on no
-// network but its own.
+// machine alone, what shows metrics; images have versions; every file is there; Redis is
+// on no network but its own; no container has more rights than it needs.
 func TestComposeFile(t *testing.T) {
 	var file struct{ Services map[string]composeService }
 	readYAML(t, composeFolder+"compose.yaml", &file)
-	published := map[string][]string{"balancer": {"${PORT:-8080}:8080"}, "prometheus": {"127.0.0.1:9090:9090"}}
+	published := map[string][]string{"balancer": {"${PORT:-8080}:8080"}, "prometheus": {"127.0.0.1:9090:9090"}, "grafana": {"127.0.0.1:3000:3000"}}
+	onNetwork := make(map[string][]string)
+	built := 0
 	for name, service := range file.Services {
 		if !slices.Equal(service.Ports, published[name]) {
 			t.Errorf("%s publishes %v, want %v", name, service.Ports, published[name])
+		}
+		if service.Build != "" {
+			built++
 		}
 		if service.Image != "caddy-distributed-ratelimit" && !regexp.MustCompile(`:v?\d+\.\d+\.\d+`).MatchString(service.Image) {
 			t.Errorf("%s is of %q, without a version", name, service.Image)
 		}
 		for _, volume := range service.Volumes {
-			if source, _, _ := strings.Cut(volume, ":"); strings.HasPrefix(source, ".") {
-				if _, err := os.Stat(filepath.Join(root+composeFolder, source)); err != nil {
-					t.Errorf("%s mounts %s: %v", name, source, err)
-				}
+			source, _, _ := strings.Cut(volume, ":")
+			if !strings.HasPrefix(source, ".") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(root+composeFolder, source)); err != nil {
+				t.Errorf("%s mounts %s: %v", name, source, err)
+			}
+			if !strings.HasSuffix(volume, ":ro") {
+				t.Errorf("%s can write to %s", name, source)
 			}
 		}
-		if want := map[string]bool{"redis": true, "caddy-1": true, "caddy-2": true, "caddy-3": true}; slices.Contains(service.Networks, "counts") && !want[name] {
-			t.Errorf("%s is on Redis's network", name)
+		for network := range service.Networks {
+			onNetwork[network] = append(onNetwork[network], name)
+		}
+		if !service.ReadOnly || !slices.Equal(service.CapDrop, []string{"ALL"}) || !slices.Equal(service.Security, []string{"no-new-privileges:true"}) ||
+			service.Memory == "" || service.Processes == 0 || service.Logging.Driver != "local" {
+			t.Errorf("%s is not as confined as it can be: %+v", name, service)
 		}
 	}
-	if got := file.Services["redis"].Networks; !slices.Equal(got, []string{"counts"}) {
+	// More services that build the same image would write it at the same time.
+	if built != 1 {
+		t.Errorf("%d services build the image, want 1", built)
+	}
+	for network, want := range map[string]string{
+		"counts": "caddy-1 caddy-2 caddy-3 redis",
+		"front":  "balancer caddy-1 caddy-2 caddy-3",
+		"back":   "backend caddy-1 caddy-2 caddy-3",
+		"watch":  "caddy-1 caddy-2 caddy-3 prometheus",
+	} {
+		slices.Sort(onNetwork[network])
+		if got := strings.Join(onNetwork[network], " "); got != want {
+			t.Errorf("on the network %s are %s, want %s", network, got, want)
+		}
+	}
+	if got := file.Services["redis"].Networks; len(got) != 1 {
 		t.Errorf("Redis is on %v", got)
+	}
+	for _, name := range []string{"caddy-1", "caddy-2", "caddy-3"} {
+		if got, want := file.Services[name].Environment["BALANCER"], file.Services["balancer"].Networks["front"]+"/32"; got != want {
+			t.Errorf("%s believes %s, and the balancer is %s", name, got, want)
+		}
+	}
+}
+
+// Prometheus takes its configuration and the alerts as they are mounted. The health check
+// of Redis knows a server that loads its data from one that answers.
+func TestComposeServices(t *testing.T) {
+	var file struct{ Services map[string]composeService }
+	readYAML(t, composeFolder+"compose.yaml", &file)
+	dir := t.TempDir()
+	rules := 0
+	for _, volume := range file.Services["prometheus"].Volumes {
+		source, rest, _ := strings.Cut(volume, ":")
+		target, _, _ := strings.Cut(rest, ":")
+		name, ok := strings.CutPrefix(target, "/etc/prometheus/")
+		if !ok {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(root+composeFolder, source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules += strings.Count(string(text), "- alert: ")
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	promtool := debianProgram(t, "promtool")
+	out, err := exec.Command(promtool, "check", "config", filepath.Join(dir, "prometheus.yml")).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), fmt.Sprintf("%d rules found", rules)) || rules == 0 {
+		t.Errorf("promtool check config: %v, want %d rules\n%s", err, rules, out)
+	}
+
+	redis := redistest.Start(t)
+	_, port, _ := net.SplitHostPort(redis.Addr)
+	healthy := func() ([]byte, error) {
+		args := slices.Insert(slices.Clone(file.Services["redis"].Healthcheck.Test[1:]), 1, "-p", port)
+		return exec.Command(args[0], args[1:]...).CombinedOutput()
+	}
+	if out, err := healthy(); err != nil {
+		t.Errorf("the health check of Redis: %v\n%s", err, out)
+	}
+	redis.RestartLoading(t, 30*time.Second)
+	if out, err := healthy(); err == nil {
+		t.Errorf("Redis counts as healthy while it loads its data: %s", out)
 	}
 }
