@@ -36,13 +36,14 @@ RUN set -- && for plugin in $PLUGINS; do set -- "$@" --with "$plugin"; done && \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH GOARM=${TARGETVARIANT#v} \
     /out/xcaddy build --with "$(go list -m)@$VERSION=." "$@" --output /out/caddy
 # The final stage runs nothing, so that an image for another architecture needs no
-# emulator. What it must own is made here.
-RUN mkdir -p /out/root/config /out/root/data /out/root/etc/caddy && \
-    cp Caddyfile.example /out/root/etc/caddy/Caddyfile
+# emulator. What the user must own is made here, and nothing else: a folder that Alpine
+# has already, such as /etc, would become the user's with it.
+RUN mkdir -p /out/root/config /out/root/data
 
 FROM alpine:$ALPINE
 COPY --from=build /etc/mime.types /etc/mime.types
 COPY --from=build --chown=65532:65532 /out/root/ /
+COPY Caddyfile.example /etc/caddy/Caddyfile
 COPY --from=build /out/caddy /usr/bin/caddy
 ENV XDG_CONFIG_HOME=/config \
     XDG_DATA_HOME=/data \
