@@ -12,7 +12,7 @@ import (
 )
 
 // A handler that looks at a field of the body, and hands the request on untouched.
-func ExampleOpen() {
+func Example() {
 	field, err := body.ParseField("json.user.name")
 	if err != nil {
 		panic(err)

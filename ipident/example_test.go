@@ -8,7 +8,9 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
 
-func ExampleRules_Client() {
+// A client is told from its proxies, and its key is the same however it writes its header.
+// Who connects without a trusted proxy is believed nothing.
+func Example() {
 	rules, err := ipident.NewRules("X-Forwarded-For")
 	if err != nil {
 		panic(err)

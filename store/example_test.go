@@ -9,7 +9,7 @@ import (
 
 // A limit of three in an hour for each client, and one of four for all of them: a call
 // is granted by both or charged to neither.
-func ExampleMemory() {
+func Example() {
 	limits := store.NewMemory(0)
 	take := func(client string) {
 		requests := []store.Request{

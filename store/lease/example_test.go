@@ -11,7 +11,7 @@ import (
 // The store below would be one that several processes share; a Memory stands in for it.
 // Many requests of a client far from its limit are decided here, without asking it; of a
 // limit this small, every one is asked about. What is granted is the same.
-func ExampleNew() {
+func Example() {
 	shared := store.NewMemory(0)
 	limits := lease.New(shared, lease.Options{})
 	defer limits.Close(time.Second) // refunds what is in hand
