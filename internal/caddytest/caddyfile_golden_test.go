@@ -61,7 +61,7 @@ func TestCaddyfileAdapts(t *testing.T) {
 			}
 			want, err := os.ReadFile(path)
 			if err != nil {
-				t.Fatalf("%v; run: go test -run TestCaddyfileAdapts -update .", err)
+				t.Fatalf("%v; run: go test ./internal/caddytest -run TestCaddyfileAdapts -update", err)
 			}
 			if !bytes.Equal(indented.Bytes(), want) {
 				t.Errorf("adapting %s.caddyfile: got\n%s\nwant\n%s", name, indented.Bytes(), want)
