@@ -16,6 +16,9 @@
 # So use ports from 1024: http_port 8080 and https_port 8443 in the global options, and
 # --publish 80:8080 --publish 443:8443 --publish 443:8443/udp. Secrets come at run time,
 # in the environment or in files; there are none in the image.
+#
+# Images are named by tag rather than by digest, so that building again takes in their fixes;
+# which ones they were stands in the provenance of a released image.
 ARG GO=1.26-alpine3.24
 ARG ALPINE=3.24.1
 
@@ -41,6 +44,10 @@ RUN set -- && for plugin in $PLUGINS; do set -- "$@" --with "$plugin"; done && \
 RUN mkdir -p /out/root/config /out/root/data
 
 FROM alpine:$ALPINE
+ARG VERSION=v0.0.0
+LABEL org.opencontainers.image.source=https://github.com/caddy-distributed-ratelimit/distributed-ratelimit \
+      org.opencontainers.image.licenses=Apache-2.0 \
+      org.opencontainers.image.version=$VERSION
 COPY --from=build /etc/mime.types /etc/mime.types
 COPY --from=build --chown=65532:65532 /out/root/ /
 COPY Caddyfile.example /etc/caddy/Caddyfile
