@@ -6,7 +6,6 @@ import (
 	"regexp"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -52,9 +51,9 @@ func TestLeasesOfProcesses(t *testing.T) {
 		case 9: // paused for far longer than a lease lasts
 			for range 3 {
 				time.Sleep(window / 2)
-				_ = caddys[2].cmd.Process.Signal(syscall.SIGSTOP)
+				_ = caddys[2].cmd.Process.Signal(redistest.SIGSTOP)
 				time.Sleep(window / 4)
-				_ = caddys[2].cmd.Process.Signal(syscall.SIGCONT)
+				_ = caddys[2].cmd.Process.Signal(redistest.SIGCONT)
 			}
 		default:
 			for n := 0; time.Since(began) < 3*window; n++ {

@@ -244,10 +244,10 @@ func (s *Server) dial() (*Conn, error) {
 
 // Stop freezes the server, as a machine that is overloaded or gone does:
 // connections stay open, and the kernel accepts new ones, but nothing answers.
-func (s *Server) Stop() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Stop() { s.signal(SIGSTOP) }
 
 // Cont lets a stopped server go on; it works off what was sent meanwhile.
-func (s *Server) Cont() { s.signal(syscall.SIGCONT) }
+func (s *Server) Cont() { s.signal(SIGCONT) }
 
 // running reports whether the server can answer: it was neither stopped nor
 // killed.
@@ -281,7 +281,7 @@ func (s *Server) signal(sig syscall.Signal) {
 	defer s.mu.Unlock()
 	if s.cmd != nil {
 		_ = s.cmd.Process.Signal(sig) // it may have ended
-		s.stopped = sig == syscall.SIGSTOP
+		s.stopped = sig == SIGSTOP
 	}
 }
 

@@ -81,7 +81,7 @@ func TestClaimModel(t *testing.T) {
 		seqs := make(map[string]int64)
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			if rapid.IntRange(0, 3).Draw(t, "pass") == 0 {
-				now = now.Add(time.Duration(rapid.SampledFrom([]int{1, 999_999, 15_000_000, 15_000_001, 59_000_000, 60_000_000, 10_800_000_001, -1, -20_000_000}).Draw(t, "time")) * time.Microsecond)
+				now = now.Add(time.Duration(rapid.SampledFrom([]int64{1, 999_999, 15_000_000, 15_000_001, 59_000_000, 60_000_000, 10_800_000_001, -1, -20_000_000}).Draw(t, "time")) * time.Microsecond)
 			}
 			dead := []string(nil)
 			if rapid.IntRange(0, 2).Draw(t, "kill") == 0 {
