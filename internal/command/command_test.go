@@ -109,6 +109,9 @@ func TestCommands(t *testing.T) {
 			call: `POST /distributed_ratelimit/explain {"headers":{"X-A":["b:c","d"]},"method":"POST","remote_addr":"192.0.2.7","url":"https://example.com/","vars":{"a":"b=c"}}`,
 			prints: []string{"would be refused by server srv0", "client is 192.0.2.7 .* status 429, reason limit", "pages +192.0.2.7 +5 +5 +0 +1m +refused: limit", "refused, blocked by hand until 2036", "login .* does not apply: not_matched",
 				"Assumed: it is HTTPS."}},
+		{args: []string{"explain", "http://example.com/", "--from", "192.0.2.7"}, answer: `{"server":"srv0","granted":true,"handlers":[],"ends":"reverse_proxy","assumed":[]}`,
+			call:   `POST /distributed_ratelimit/explain {"remote_addr":"192.0.2.7","url":"http://example.com/"}`,
+			prints: []string{"would be granted by server srv0", "It meets no limit. Its way ends with reverse_proxy; a limit behind"}},
 	} {
 		e := newEndpoint(t)
 		e.answer = c.answer

@@ -115,6 +115,11 @@ func (r *remote) showExplained(x *explained) error {
 	if err := r.tell("", "The request would be %s by server %s.", outcome, x.Server); err != nil {
 		return err
 	}
+	if len(x.Handlers) == 0 {
+		if err := r.tell("", "It meets no limit. Its way ends with %s; a limit behind that is not asked.", x.Ends); err != nil {
+			return err
+		}
+	}
 	for _, h := range x.Handlers {
 		text := fmt.Sprintf("The client is %s (%s).", h.Client.IP, h.Client.Because)
 		if h.Reason != "" {
