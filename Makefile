@@ -6,7 +6,7 @@ FUZZTIME ?= 10s
 # would be run: a tag may be named v1.2.3-$(command).
 export FUZZTIME VERSION
 
-.PHONY: help run build platforms test test-portable cover soak lint smoke fuzz migration bench image compose release clean
+.PHONY: help run build platforms test test-portable cover soak lint smoke fuzz migration migration-traefik bench image compose release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -55,6 +55,12 @@ fuzz: ## fuzz each target for FUZZTIME, 10s unless told otherwise
 migration: ## test what docs/migrating.md says of other limiters; installs nginx and haproxy on Debian, wants node and npm
 	scripts/test-needs nginx haproxy
 	go -C migration test -timeout 10m ./...
+
+# Its modules and packages take too long for .ci/run.
+migration-traefik: ## the same of Traefik, which it builds once: some ten minutes on two cores
+	scripts/test-needs
+	scripts/traefik bin/traefik
+	TRAEFIK=$(CURDIR)/bin/traefik go -C migration test -timeout 10m -tags traefik -run Traefik ./...
 
 bench: ## compare with other limiters and write docs/benchmarks.md; wants redis-server, wrk, node and npm
 	cd bench && go run .

@@ -11,11 +11,18 @@ import (
 
 // held begins a request that stays in flight until the backend releases it. It tries
 // again if it is refused: what came before may not be over yet for the limiter.
-func held(t *testing.T, b *backend, from, url string) {
+func held(t *testing.T, b *backend, from, url string, change ...func(*http.Request)) {
 	t.Helper()
 	go func() {
 		for range 100 {
-			response, err := http.Get(url)
+			r, err := http.NewRequest(http.MethodGet, url, nil)
+			if err != nil {
+				return
+			}
+			for _, c := range change {
+				c(r)
+			}
+			response, err := http.DefaultClient.Do(r)
 			if err != nil {
 				return
 			}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // grantsOf is a test of a site with one zone, which grants so many to each of two
@@ -126,28 +127,58 @@ var fromVercel = migrationRows{
 	},
 }
 
+// storeIs is a test of what the words of store redis are in JSON.
+func storeIs(words, want string) func(t *testing.T) {
+	return func(t *testing.T) {
+		if got := storeOf(t, "store redis {\n"+words+"\n}"); got != "{"+want+"}" {
+			t.Errorf("the store is %s, want {%s}", got, want)
+		}
+	}
+}
+
 var fromTraefik = migrationRows{
 	"average": func(t *testing.T) {
 		e := limitedSite(t, "distributed_ratelimit 0 1h")
 		e.refused(alice, siteA)
 	},
-	"period":                            as(fromCaddyRatelimit, "window"),
-	"burst":                             grantsOf(20, "events 20;window 1h"),
-	"sourceCriterion.ipStrategy":        as(fromCaddyRatelimit, "{remote_host}"),
-	"ipStrategy.depth":                  as(fromExpress, "trust proxy"),
-	"ipStrategy.excludedIPs":            as(fromCaddyRatelimit, "{remote_host}"),
-	"ipStrategy.ipv6Subnet":             as(fromCaddyRatelimit, "ipv6_prefix"),
-	"sourceCriterion.requestHeaderName": byHeader,
-	"sourceCriterion.requestHost":       as(fromNginx, "key"),
-	"inFlightReq.amount":                as(fromNginx, "limit_conn"),
+	"period": as(fromCaddyRatelimit, "window"),
+	"burst":  grantsOf(20, "events 20;window 1h"),
+	"a client that pauses": func(t *testing.T) {
+		// Whatever it waits for within the window, what it spent is still spent.
+		e := limitedSite(t, "distributed_ratelimit 20 1m")
+		e.grants(20, alice, siteA)
+		time.Sleep(2100 * time.Millisecond)
+		e.refused(alice, siteA)
+	},
+	"sourceCriterion":                          as(fromExpress, "keyGenerator"),
+	"forwardedHeaders.trustedIPs":              as(fromCaddyRatelimit, "{remote_host}"),
+	"redis.endpoints":                          as(fromExpress, "sendCommandCluster"),
+	"redis.username, redis.password, redis.db": storeIs("username u\npassword {env.P}\ndb 3", `"db":3,"module":"redis","password":"{env.P}","username":"u"`),
+	"redis.tls":                                storeIs("tls {\nserver_name r\ninsecure_skip_verify\n}", `"module":"redis","tls":{"insecure_skip_verify":true,"server_name":"r"}`),
+	"redis.poolSize":                           storeIs("pool_size 20", `"module":"redis","pool_size":20`),
+	"redis.readTimeout, redis.writeTimeout":    storeIs("timeout 3s", `"module":"redis","timeout":3000000000`),
+	"redis.dialTimeout":                        storeIs("dial_timeout 5s", `"dial_timeout":5000000000,"module":"redis"`),
+	"sourceCriterion.ipStrategy":               as(fromCaddyRatelimit, "{remote_host}"),
+	"ipStrategy.depth":                         as(fromExpress, "trust proxy"),
+	"ipStrategy.excludedIPs":                   as(fromCaddyRatelimit, "{remote_host}"),
+	"ipStrategy.ipv6Subnet":                    as(fromCaddyRatelimit, "ipv6_prefix"),
+	"sourceCriterion.requestHeaderName":        byHeader,
+	"sourceCriterion.requestHost":              as(fromNginx, "key"),
+	"inFlightReq.amount": func(t *testing.T) {
+		as(fromNginx, "limit_conn")(t)
+		rejected(t, zonesOf("concurrent 0"), "concurrent")
+	},
 	"inFlightReq.sourceCriterion": func(t *testing.T) {
 		w := waitingSite(t, zonesOf("key {host};concurrent 2"))
 		w.hold(1, alice)
 		w.hold(1, bob)
 		w.e.refused(bob, siteA)
 	},
-	"429":                    as(fromNginx, "limit_req_status"),
-	"Retry-After":            as(fromCaddyRatelimit, "Retry-After"),
+	"429": as(fromNginx, "limit_req_status"),
+	"Retry-After": func(t *testing.T) {
+		as(fromCaddyRatelimit, "Retry-After")(t)
+		as(fromNginx, "limit_conn")(t)
+	},
 	"a router's middlewares": as(fromCaddyRatelimit, "match"),
 }
 

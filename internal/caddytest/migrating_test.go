@@ -62,6 +62,8 @@ var untestedRows = map[string]string{
 	"@upstash/ratelimit: analytics":                              "nothing to write here",
 	"@upstash/ratelimit: blockUntilReady":                        "nothing to write here",
 	"Traefik: a short delay":                                     "nothing to write here",
+	"Traefik: redis.minIdleConns, redis.maxActiveConns":          "nothing to write here",
+	"Traefik: inFlightConn":                                      "it has no counterpart",
 	"Traefik: X-Retry-In":                                        "nothing to write here",
 	"HAProxy: size":                                              "nothing to write here",
 	"HAProxy: expire":                                            "nothing to write here",
