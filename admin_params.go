@@ -143,14 +143,14 @@ func (p params) key(z *usedZone) (key, readable string, err error) {
 	case byKey == byAddress:
 		return "", "", adminError(http.StatusBadRequest, "write either key, the key as explain and the log show it, or client_ip, a client's address")
 	case byAddress:
-		key, err = z.keyOfAddress(address)
+		key, err = z.key.FindAddress(address)
 	default:
-		key, err = z.keyOf(text)
+		key, err = z.key.Find(text)
 	}
 	if err != nil {
 		return "", "", adminError(http.StatusBadRequest, "zone %s: %v", z.Name, err)
 	}
-	return key, z.readableOf(key, text), nil
+	return key, z.key.ReadableOf(key, text), nil
 }
 
 // steeringError is an error of what operators change by hand, as the admin API tells it.

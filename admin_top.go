@@ -2,12 +2,12 @@ package distributedratelimit
 
 import (
 	"cmp"
-	"encoding/hex"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/busiest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 )
 
 // provisionTop has the keys of the handler's zones counted, for the admin API. That
@@ -29,7 +29,7 @@ func (e *evaluation) countKey(v *verdict, refused bool) {
 		return
 	}
 	top := v.zone.same.top
-	if top.Count(time.Now(), v.client, refused) && !v.zone.decodable(v.client) {
+	if top.Count(time.Now(), v.client, refused) && !v.zone.key.Decodable(v.client) {
 		top.Name(v.client, v.zone.readable(&e.keys, e.charges.client, v.client))
 	}
 }
@@ -86,12 +86,12 @@ func adminTop(c *adminCall) (any, error) {
 	if !z.logKey() {
 		return nil, adminError(http.StatusConflict, "the keys of zone %s are not listed, as they may be secrets: write log_key into the block of each distributed_ratelimit that has the zone, and reload; from then on they are counted", z.Name)
 	}
-	keys, over := z.top.Top(time.Now(), int(n))
+	busy, over := z.top.Top(time.Now(), int(n))
 	answer := &topAnswer{limitAnswer: z.where(), Over: seconds(over), Keys: []topKey{}}
-	for _, k := range keys {
-		name, ok := z.decoded(k.Key)
+	for _, k := range busy {
+		name, ok := z.key.Decode(k.Key)
 		if !ok {
-			name = cmp.Or(k.Name, readableHex+hex.EncodeToString([]byte(k.Key)))
+			name = cmp.Or(k.Name, keys.Hex(k.Key))
 		}
 		answer.Keys = append(answer.Keys, topKey{Key: name, Granted: k.Granted, Refused: k.Refused, Missed: k.Missed})
 	}

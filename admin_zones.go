@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
 
@@ -66,16 +67,16 @@ func (z *usedZone) configured() zoneAnswer {
 		Overrides: []overrideAnswer{},
 	}
 	if z.Key == "" {
-		answer.Key = "{" + placeholderClientVar + "}"
+		answer.Key = "{" + keys.ClientPlaceholder + "}"
 	}
-	if z.key.normal.any() {
-		answer.KeyNormalize = z.key.normal.String()
+	if z.key.Normal.Any() {
+		answer.KeyNormalize = z.key.Normal.String()
 	}
-	if z.key.dynamic() && !z.key.neverEmpty() {
-		answer.OnEmptyKey = z.whenEmpty(&z.key)
+	if z.key.Dynamic() && !z.key.NeverEmpty() {
+		answer.OnEmptyKey = z.whenEmpty(&z.key.Template)
 	}
 	if z.keyedOnAddress() {
-		answer.IPv4Prefix, answer.IPv6Prefix = z.v4, z.v6
+		answer.IPv4Prefix, answer.IPv6Prefix = z.key.Mask.V4, z.key.Mask.V6
 	}
 	if z.Tier != nil {
 		answer.Tier = &tierAnswer{Plan: z.Tier.Plan, Limits: z.Tier.Limits, Default: *z.Tier.Default}

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -106,18 +107,17 @@ func (z *Zone) writtenWithBody() bool {
 	if z.Usage != nil {
 		return true
 	}
-	key, _ := parseKey(z.Key)
-	if key.body {
+	if key, _ := keys.Parse(z.Key); key.ReadsBody() {
 		return true
 	}
 	if z.Tier != nil {
-		if plan, _ := parseValue(readTier, z.Tier.Plan); plan.body {
+		if plan, _ := keys.ParseValue(readTier.String(), z.Tier.Plan); plan.ReadsBody() {
 			return true
 		}
 	}
 	if z.Cost != nil && z.Cost.From != "" {
-		from, _ := parseValue(readCost, z.Cost.From)
-		return from.body
+		from, _ := keys.ParseValue(readCost.String(), z.Cost.From)
+		return from.ReadsBody()
 	}
 	return false
 }
@@ -135,46 +135,6 @@ func (h *Handler) bodyLimitsOf(app *App) body.Limits {
 	}
 }
 
-// bodyLacks are what keys and values are short of when a body does not have them.
-var bodyLacks = [...]lack{
-	body.Found: lackNothing, body.Missing: lackMissing, body.Ambiguous: lackAmbiguous,
-	body.OtherType: lackOtherType, body.TooLong: lackTooLong, body.Unreadable: lackUnreadable,
-}
-
-// bodyParts is what became of the parts of a key that stand in the body.
-type bodyParts struct {
-	found, missing bool
-	worst          lack
-}
-
-func (p *bodyParts) add(l lack) {
-	switch l {
-	case lackNothing:
-		p.found = true
-	case lackMissing:
-		p.missing = true
-	case lackOtherType:
-		// A key may have a part for forms beside one for JSON.
-	default:
-		p.worst = max(p.worst, l)
-	}
-}
-
-// lacked is what a key is short of: nothing if some part has a value and none is in
-// doubt. The other parts of the key do not count. Else a client could leave its
-// account's limit with a body that is read in two ways.
-func (p *bodyParts) lacked() lack {
-	switch {
-	case p.worst != lackNothing:
-		return p.worst
-	case p.found:
-		return lackNothing
-	case p.missing:
-		return lackMissing
-	}
-	return lackOtherType
-}
-
 // decideByBody decides the zones that need the request's body, after all others:
 // nobody makes this process read bodies who is over another limit. If one of them
 // refuses, the others get their units back, as nothing was done in between.
@@ -187,7 +147,7 @@ func (e *evaluation) decideByBody(w http.ResponseWriter) {
 	e.index = e.index[:0]
 
 	read, err := e.openBody(w)
-	e.keys.body = read
+	e.keys.Body = read
 	switch err {
 	case nil:
 		e.orderUsage()
@@ -252,7 +212,7 @@ func (e *evaluation) reservations() []fallback.Settlement {
 
 // unread reports whether the request's body, or a part of it, is still to come.
 func (e *evaluation) unread() bool {
-	return e.r.ContentLength != 0 && (e.keys.body == nil || !e.keys.body.Complete())
+	return e.r.ContentLength != 0 && (e.keys.Body == nil || !e.keys.Body.Complete())
 }
 
 // warnOfBodyMemory warns that requests are refused for want of memory.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -53,11 +54,11 @@ func (c *Cost) check() *settings.Mistake {
 	case c.Units != 0:
 		return settings.Wrong("cost", "cost has both units and from; remove one")
 	}
-	from, err := parseValue(readCost, c.From)
+	from, err := keys.ParseValue(readCost.String(), c.From)
 	if err != nil {
 		return settings.Wrong("cost", "%w", err)
 	}
-	if !from.dynamic() {
+	if !from.Dynamic() {
 		return settings.Wrong("cost", "cost %q is neither a whole number nor a placeholder; write: cost 5, or %s", c.From, form)
 	}
 	return c.checkBounds(form)
@@ -93,7 +94,7 @@ func (c *Cost) least() int64 {
 // same reports whether two costs without mistakes are equal. Nil is a cost of 1.
 func (c *Cost) same(other *Cost) bool {
 	a, b := newCost(c), newCost(other)
-	return a.fixed == b.fixed && (a.fixed > 0 || sameValue(c.From, other.From) &&
+	return a.fixed == b.fixed && (a.fixed > 0 || keys.SameValue(c.From, other.From) &&
 		a.byDefault == b.byDefault && a.least == b.least && a.most == b.most)
 }
 
@@ -110,7 +111,7 @@ func (c *Cost) text() string {
 // cost is what a request costs, as requests are asked.
 type cost struct {
 	fixed                  int64 // 0 if it is read from
-	from                   valueTemplate
+	from                   keys.Template
 	byDefault, least, most int64
 }
 
@@ -122,30 +123,30 @@ func newCost(c *Cost) cost {
 	case c.From == "":
 		return cost{fixed: c.Units}
 	}
-	from, _ := parseValue(readCost, c.From) // check has parsed it
+	from, _ := keys.ParseValue(readCost.String(), c.From) // check has parsed it
 	return cost{from: from, byDefault: *c.Default, least: c.least(), most: *c.Max}
 }
 
 // unitsOf is how many units a request takes.
-func (z *Zone) unitsOf(keys *keyBuilder, client ipident.Result) int64 {
+func (z *Zone) unitsOf(from *reader, client ipident.Result) int64 {
 	c := &z.cost
 	if c.fixed > 0 {
 		return c.fixed
 	}
-	value, lacked := keys.value(&c.from, client, z.v4, z.v6)
-	if lacked == lackNothing {
+	value, lacked := from.Value(&c.from, client, z.key.Mask)
+	if lacked == keys.LackNothing {
 		n, err := strconv.ParseInt(string(value), 10, 64)
 		switch {
 		case err != nil && !errors.Is(err, strconv.ErrRange): // else n is the nearest number
-			lacked = lackNumber
+			lacked = keys.LackNumber
 		case n > c.most:
-			z.replaces(keys, readCost, &c.from, lackBound)
+			z.replaces(from, readCost, &c.from, keys.LackBound)
 			return c.most
 		default:
 			return max(n, c.least)
 		}
 	}
-	z.replaces(keys, readCost, &c.from, lacked)
+	z.replaces(from, readCost, &c.from, lacked)
 	return c.byDefault
 }
 

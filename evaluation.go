@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
@@ -21,7 +22,7 @@ type evaluation struct {
 	h       *Handler
 	r       *http.Request
 	charges *charges
-	keys    keyBuilder
+	keys    reader
 
 	verdicts []verdict
 	call     fallback.Call // for the verdicts that need the store
@@ -63,8 +64,8 @@ var evaluations = sync.Pool{New: func() any { return new(evaluation) }}
 func newEvaluation(h *Handler, r *http.Request, c *charges) *evaluation {
 	e := evaluations.Get().(*evaluation)
 	e.h, e.r, e.charges = h, r, c
-	e.keys.repl = c.repl
-	e.keys.request = r
+	e.keys.Replacer = c.repl
+	e.keys.Request = r
 	return e
 }
 
@@ -81,9 +82,9 @@ func (e *evaluation) release() {
 	e.verdicts, e.index, e.exempt, e.later = e.verdicts[:0], e.index[:0], e.exempt[:0], e.later[:0]
 	e.slots, e.flight, e.reserved = e.slots[:0], nil, e.reserved[:0]
 	e.h, e.r, e.charges, e.reason = nil, nil, nil, reasonNone
-	e.keys.repl = nil
-	e.keys.request = nil
-	e.keys.body = nil
+	e.keys.Replacer = nil
+	e.keys.Request = nil
+	e.keys.Body = nil
 	e.keys.probe = nil
 	evaluations.Put(e)
 }
@@ -143,7 +144,7 @@ func (e *evaluation) showAddresses() (restore func()) {
 	// The matcher remote_ip reads this field. That of a Unix socket may look
 	// like an address of the client's choice.
 	peer := e.r.RemoteAddr
-	e.r.RemoteAddr = remoteAddr(e.r)
+	e.r.RemoteAddr = ipident.RemoteAddr(e.r)
 	return func() {
 		e.r.RemoteAddr = peer
 		caddyhttp.SetVar(ctx, caddyhttp.ClientIPVarKey, client)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 )
 
 // walk follows one request through the routes of a server, as the server would, without
@@ -173,7 +175,7 @@ func (x *walk) putVars(r *http.Request) {
 	for _, name := range slices.Sorted(maps.Keys(x.vars)) {
 		value := x.vars[name]
 		name = strings.Trim(name, "{}")
-		if header, ok := strings.CutPrefix(name, headerPrefix); ok {
+		if header, ok := strings.CutPrefix(name, keys.HeaderPrefix); ok {
 			r.Header.Set(header, caddy.ToString(value))
 			continue
 		}

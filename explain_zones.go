@@ -177,7 +177,7 @@ func (e *evaluation) planOf(z *Zone) string {
 	if z.tier == nil {
 		return ""
 	}
-	plan, _ := e.keys.value(&z.tier.plan, e.charges.client, z.v4, z.v6)
+	plan, _ := e.keys.Value(&z.tier.plan, e.charges.client, z.key.Mask)
 	return string(plan)
 }
 

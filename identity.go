@@ -3,11 +3,9 @@ package distributedratelimit
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -146,19 +144,6 @@ func loadIPSource(ctx caddy.Context, c *ClientAddress) (caddyhttp.IPRangeSource,
 	return ipSource, nil
 }
 
-// remoteAddr is the text of the peer's address, "@" if it is a Unix socket.
-//
-// The listener's network tells, never the look of the name: a client may bind
-// its end of a Unix socket to the relative path "203.0.113.9:80", or write such
-// a name into a PROXY header for AF_UNIX. Behind a PROXY header for TCP the
-// listener's address is that of TCP, whatever the proxy connected through.
-func remoteAddr(r *http.Request) string {
-	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && strings.HasPrefix(local.Network(), "unix") {
-		return "@"
-	}
-	return r.RemoteAddr
-}
-
 // forwardingHeaders are what proxies name their clients in, in canonical form.
 var forwardingHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Cf-Connecting-Ip", "True-Client-Ip"}
 
@@ -214,7 +199,7 @@ func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result 
 func (id *identity) find(r *http.Request, vars map[string]any) ipident.Result {
 	peer := true // comes first, and once
 	var ranges ipident.Ranges
-	return id.rules.Client(remoteAddr(r), r.Header, func(hop netip.Addr) bool {
+	return id.rules.Client(ipident.RemoteAddr(r), r.Header, func(hop netip.Addr) bool {
 		first := peer
 		peer = false
 		switch {

@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -187,8 +188,8 @@ type zoneCounters struct {
 	zone      string
 	requests  [outcomes][store.Sources]counterSlot
 	refusals  [outcomes][reasons]counterSlot
-	emptyKeys [lacks]counterSlot
-	replaced  [len(readWords)][lacks]counterSlot
+	emptyKeys [keys.Lacks]counterSlot
+	replaced  [len(readWords)][keys.Lacks]counterSlot
 	settled   [settledResults]counterSlot
 	bans      counterSlot
 	near      counterSlot
@@ -222,14 +223,14 @@ func (c *zoneCounters) refuse(o outcome, s store.Source, why reason) {
 }
 
 // emptyKey counts a key that was short of something.
-func (c *zoneCounters) emptyKey(l lack) {
+func (c *zoneCounters) emptyKey(l keys.Lack) {
 	if slot := &c.emptyKeys[l]; !hit(slot) {
 		c.add(1, slot, metrics.emptyKeys, l.String())
 	}
 }
 
 // replace counts a value for which a default or a bound stands.
-func (c *zoneCounters) replace(word readWord, l lack) {
+func (c *zoneCounters) replace(word readWord, l keys.Lack) {
 	if slot := &c.replaced[word][l]; !hit(slot) {
 		c.add(1, slot, metrics.replaced, readWords[word], l.String())
 	}
@@ -288,14 +289,14 @@ func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
 			c.add(0, &c.requests[outcome][store.FromPolicy], metrics.requests, outcome.String(), store.FromPolicy.String())
 		}
 	}
-	if z.key.dynamic() && !z.key.neverEmpty() {
-		c.add(0, &c.emptyKeys[lackMissing], metrics.emptyKeys, lackMissing.String())
+	if z.key.Dynamic() && !z.key.NeverEmpty() {
+		c.add(0, &c.emptyKeys[keys.LackMissing], metrics.emptyKeys, keys.LackMissing.String())
 	}
 	if z.tier != nil {
-		c.showReplaced(readTier, lackMissing, lackListed)
+		c.showReplaced(readTier, keys.LackMissing, keys.LackListed)
 	}
 	if z.cost.fixed == 0 {
-		c.showReplaced(readCost, lackMissing, lackNumber, lackBound)
+		c.showReplaced(readCost, keys.LackMissing, keys.LackNumber, keys.LackBound)
 	}
 	if len(z.CountIf) > 0 {
 		for s := range settledResults {
@@ -310,7 +311,7 @@ func (c *zoneCounters) show(z *Zone, shared, exempt bool) {
 	}
 }
 
-func (c *zoneCounters) showReplaced(word readWord, lacking ...lack) {
+func (c *zoneCounters) showReplaced(word readWord, lacking ...keys.Lack) {
 	for _, l := range lacking {
 		c.add(0, &c.replaced[word][l], metrics.replaced, readWords[word], l.String())
 	}

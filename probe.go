@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
@@ -42,7 +43,7 @@ const (
 type shortWord struct {
 	zone *Zone
 	word string
-	lack lack
+	lack keys.Lack
 }
 
 // zoneCost is the limit that holds for a request, and how many units it takes.
@@ -60,7 +61,7 @@ func (p *probe) absent(z *Zone, why absence) {
 
 // lacks notes what a word of a zone is short of, and reports whether it did: else that
 // is counted.
-func (p *probe) lacks(z *Zone, word string, l lack) bool {
+func (p *probe) lacks(z *Zone, word string, l keys.Lack) bool {
 	if p != nil {
 		p.short = append(p.short, shortWord{z, word, l})
 	}

@@ -2,7 +2,6 @@ package distributedratelimit
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/http"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/replay"
 )
 
@@ -124,9 +124,9 @@ func (e *replayEvaluator) handler(c *replayConfig, h *Handler) {
 func (z *Zone) forReplay() replay.Zone {
 	described := replay.Zone{
 		Name: z.Name, StoreName: z.storeName, Window: z.window, Block: time.Duration(z.BlockFor), DryRun: z.DryRun,
-		Concurrent: z.Concurrent != nil, Limit: z.limitForReplay(), Key: "the client's address", Show: showKey,
+		Concurrent: z.Concurrent != nil, Limit: z.limitForReplay(), Key: "the client's address", Show: keys.Values,
 	}
-	if z.Key != "" && !z.key.onlyClient() {
+	if z.Key != "" && !z.key.OnlyClient() {
 		described.Key = z.Key
 	}
 	switch {
@@ -158,28 +158,11 @@ func (z *Zone) limitForReplay() string {
 	return b.String()
 }
 
-// showKey is a key as people write it. A hash cannot be shown, see replayWorker.part.
-func showKey(key string) string {
-	if key == "" || key[0] != formTemplate {
-		return strings.TrimPrefix(key, string(formAddress))
-	}
-	var b strings.Builder
-	for rest := key[1:]; rest != ""; {
-		n, width := binary.Uvarint([]byte(rest))
-		if width <= 0 || uint64(len(rest)-width) < n {
-			break
-		}
-		b.WriteString(rest[width : width+int(n)])
-		rest = rest[width+int(n):]
-	}
-	return b.String()
-}
-
 // templates are what the zone reads of a request to tell clients, plans and costs apart.
-func (z *Zone) templates() []*keyTemplate {
-	list := []*keyTemplate{&z.key, &z.cost.from.keyTemplate}
+func (z *Zone) templates() []*keys.Template {
+	list := []*keys.Template{&z.key.Template, &z.cost.from}
 	if z.tier != nil {
-		list = append(list, &z.tier.plan.keyTemplate)
+		list = append(list, &z.tier.plan)
 	}
 	return list
 }
@@ -187,14 +170,7 @@ func (z *Zone) templates() []*keyTemplate {
 // headersRead are the headers that they read.
 func (z *Zone) headersRead() (names []string) {
 	for _, t := range z.templates() {
-		for i := range t.parts {
-			switch part := &t.parts[i]; part.kind {
-			case partHeader, partCredentials:
-				names = append(names, part.text)
-			case partCookie:
-				names = append(names, "Cookie")
-			}
-		}
+		names = append(names, t.Headers()...)
 	}
 	return names
 }
@@ -330,7 +306,7 @@ func (w *replayWorker) take(h *Handler, e *evaluation) {
 			p.Back = len(v.zone.CountIf) > 0 && !w.counted(v.zone)
 			counts++
 		}
-		if strings.HasPrefix(v.client, string(formHash)) {
+		if keys.Hashed(v.client) {
 			p.Text = v.zone.readable(&e.keys, w.charges.client, v.client)
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 )
 
 // This file makes of a configuration what replay needs of it: the servers' routes with
@@ -331,9 +333,9 @@ func (r *replayReads) text(text string) {
 		rest = rest[open+1:]
 		name, _, _ := strings.Cut(rest, "}")
 		switch {
-		case strings.HasPrefix(name, headerPrefix):
-			r.header(strings.TrimPrefix(name, headerPrefix))
-		case strings.HasPrefix(name, cookiePrefix):
+		case strings.HasPrefix(name, keys.HeaderPrefix):
+			r.header(strings.TrimPrefix(name, keys.HeaderPrefix))
+		case strings.HasPrefix(name, keys.CookiePrefix):
 			r.header("Cookie")
 		case strings.HasPrefix(name, "http.auth."):
 			r.user = true

@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/replay"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
@@ -31,12 +32,12 @@ type replayShape struct {
 	steady bool // routes look at nothing but host, method, path, port, and whether somebody is logged in
 	path   bool // some matcher looks at the path
 	simple map[*Handler]bool
-	masks  map[[2]int]int // of the keys; each has a number
+	masks  map[keys.Mask]int // of the keys; each has a number
 }
 
 // shape finds out what the routes of all servers look at.
 func (e *replayEvaluator) shape() *replayShape {
-	s := &replayShape{steady: !e.reads.allHeaders, simple: make(map[*Handler]bool), masks: make(map[[2]int]int)}
+	s := &replayShape{steady: !e.reads.allHeaders, simple: make(map[*Handler]bool), masks: make(map[keys.Mask]int)}
 	for _, name := range credentialHeaders {
 		// Requests in which the log redacts them are counted.
 		s.steady = s.steady && !e.reads.headers[name]
@@ -127,9 +128,8 @@ func (s *replayShape) limits(h *Handler) bool {
 	sets := append(caddyhttp.MatcherSets(nil), h.exempt...)
 	for _, zone := range h.Zones {
 		sets = append(append(sets, zone.match...), zone.exempt...)
-		mask := [2]int{zone.v4, zone.v6}
-		if _, known := s.masks[mask]; !known {
-			s.masks[mask] = len(s.masks)
+		if _, known := s.masks[zone.key.Mask]; !known {
+			s.masks[zone.key.Mask] = len(s.masks)
 		}
 	}
 	for _, set := range sets {
@@ -143,7 +143,7 @@ func (s *replayShape) limits(h *Handler) bool {
 // addressOnly reports whether what the zone makes of a request that it applies to
 // follows from the client's address.
 func (z *Zone) addressOnly() bool {
-	return z.key.onlyClient() && z.tier == nil && z.cost.fixed > 0 && !z.needsBody && z.Usage == nil
+	return z.key.OnlyClient() && z.tier == nil && z.cost.fixed > 0 && !z.needsBody && z.Usage == nil
 }
 
 func newReplayMemo(shape *replayShape) replayMemo {
@@ -159,7 +159,7 @@ type replayMemo struct {
 	requests map[string]*replayOutcome
 	clients  map[string][]string // keys of addresses, by the number of their mask
 	portless map[string][]string // the same for logs without ports
-	keys     keyBuilder
+	builder  keys.Builder
 	buf      []byte
 	// zones are those of the parts of the request that is evaluated; open is set if
 	// these follow from more than what is remembered.
@@ -244,8 +244,8 @@ func (m *replayMemo) client(line *replay.Line) []string {
 	if len(line.RemotePort) == 0 {
 		known = m.portless
 	}
-	if keys, ok := known[string(line.RemoteIP)]; ok && plainPort(line.RemotePort) {
-		return keys
+	if byMask, ok := known[string(line.RemoteIP)]; ok && plainPort(line.RemotePort) {
+		return byMask
 	}
 	if !plainPort(line.RemotePort) || len(line.RemoteIP) > maxMemoBytes {
 		return nil
@@ -253,15 +253,14 @@ func (m *replayMemo) client(line *replay.Line) []string {
 	if len(known) >= maxMemoAddresses {
 		clear(known)
 	}
-	keys := make([]string, len(m.shape.masks))
+	byMask := make([]string, len(m.shape.masks))
 	remote, _ := remoteOf(line)
 	peer := ipident.Peer(remote)
 	for mask, i := range m.shape.masks {
-		key, _, _ := m.keys.build(&addressKey, peer, mask[0], mask[1])
-		keys[i] = string(key)
+		byMask[i] = string(m.builder.Address(peer, mask))
 	}
-	known[string(line.RemoteIP)] = keys
-	return keys
+	known[string(line.RemoteIP)] = byMask
+	return byMask
 }
 
 // plainPort reports whether a port is a number of up to four digits, or five that are no
@@ -303,7 +302,7 @@ func (m *replayMemo) keep(request []byte, parts []replay.Part) {
 	for i := range parts {
 		p, mask := parts[i], -1
 		if p.Client != "" {
-			mask = m.shape.masks[[2]int{m.zones[i].v4, m.zones[i].v6}]
+			mask = m.shape.masks[m.zones[i].key.Mask]
 		}
 		p.Client, p.Back = "", false
 		of.parts, of.masks = append(of.parts, p), append(of.masks, mask)

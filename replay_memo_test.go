@@ -156,7 +156,7 @@ func TestReplayForgets(t *testing.T) {
 		}
 		line.TLS = &replay.TLS{}
 		for range 2 {
-			if parts := w.Gather(line, nil); len(parts) != 1 || parts[0].Client != string(formAddress)+string(line.RemoteIP) {
+			if parts := w.Gather(line, nil); len(parts) != 1 || parts[0].Client != "a"+string(line.RemoteIP) {
 				t.Fatalf("request %d: %v", n, parts)
 			}
 		}

@@ -54,7 +54,7 @@ func (e *evaluation) await(w http.ResponseWriter) *reservations {
 		return nil
 	}
 	rs := &reservations{handler: e.h, charges: e.charges, ctx: e.r.Context()}
-	if e.keys.body == nil || !e.keys.body.Complete() {
+	if e.keys.Body == nil || !e.keys.Body.Complete() {
 		rs.body = response.WatchBody(e.r) // else there is nothing left to break off
 	}
 	rs.sent = response.WatchConnections(e.r)

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/inflight"
 )
@@ -38,7 +39,7 @@ const (
 	// maxNote bounds the note of an override, in bytes.
 	maxNote = 200
 	// maxReadable bounds the readable key of a ban, in bytes.
-	maxReadable = 200
+	maxReadable = keys.MaxReadable
 )
 
 // steerError is a mistake in what an operator asks for.

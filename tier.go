@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
@@ -97,11 +98,11 @@ func (t *Tier) check() *settings.Mistake {
 	if t.Plan == "" {
 		return settings.Wrong("tier", "tier does not say what tells the plan; write: %s", form)
 	}
-	plan, err := parseValue(readTier, t.Plan)
+	plan, err := keys.ParseValue(readTier.String(), t.Plan)
 	if err != nil {
 		return settings.Wrong("tier", "%w", err)
 	}
-	if !plan.dynamic() {
+	if !plan.Dynamic() {
 		return settings.Wrong("tier", "tier %q has no placeholder, so that all requests have one plan; write events instead, or: %s", t.Plan, form)
 	}
 	if len(t.Limits) == 0 {
@@ -173,7 +174,7 @@ func (t *Tier) text() string {
 
 // tier is the table as requests look into it.
 type tier struct {
-	plan      valueTemplate
+	plan      keys.Template
 	limits    map[string]int64
 	byDefault int64
 	defaultOf string // plan whose limit that is, wordDefault if it is of its own
@@ -186,7 +187,7 @@ func newTier(t *Tier) (*tier, error) {
 	if t == nil {
 		return nil, nil
 	}
-	plan, err := parseValue(readTier, t.Plan)
+	plan, err := keys.ParseValue(readTier.String(), t.Plan)
 	if err != nil {
 		return nil, err
 	}
@@ -208,20 +209,20 @@ func (t *tier) has(limit int64) bool {
 }
 
 // limitOf is the limit that holds for a request, or unlimited.
-func (z *Zone) limitOf(keys *keyBuilder, client ipident.Result) int64 {
+func (z *Zone) limitOf(from *reader, client ipident.Result) int64 {
 	if z.tier == nil {
 		return z.limitShown()
 	}
 	f := z.steering.Load()
-	value, lacked := keys.value(&z.tier.plan, client, z.v4, z.v6)
-	if lacked == lackNothing {
+	value, lacked := from.Value(&z.tier.plan, client, z.key.Mask)
+	if lacked == keys.LackNothing {
 		limit, ok := z.tier.limits[string(value)]
 		if ok {
 			return f.limitOf(value, limit)
 		}
-		lacked = lackListed
+		lacked = keys.LackListed
 	}
-	z.replaces(keys, readTier, &z.tier.plan, lacked)
+	z.replaces(from, readTier, &z.tier.plan, lacked)
 	// Else a client would leave the limit that an operator has set for its plan by naming
 	// no plan at all.
 	return f.limit(wordDefault, f.limit(z.tier.defaultOf, z.tier.byDefault))

@@ -13,7 +13,7 @@ import (
 // meets looks at a request before its body is read, for a zone with usage: it reports
 // whether the body says what the request may cost.
 func (e *evaluation) meets(zone *Zone) bool {
-	if !zone.key.body && zone.whenEmpty(&zone.key) != emptyKeyClient {
+	if !zone.key.ReadsBody() && zone.whenEmpty(&zone.key.Template) != emptyKeyClient {
 		// Whom the key refuses makes nobody read a long body, and reads nothing that is free.
 		switch _, found := zone.client(&e.keys, e.charges); found {
 		case keyDenied:
@@ -56,7 +56,7 @@ func (z *Zone) writes() int64 {
 // price finds out what the request may cost by its body, and rewrites it. It returns
 // nil if the zone refuses the request.
 func (e *evaluation) price(zone *Zone, limit int64) *llm.Reservation {
-	read := e.keys.body
+	read := e.keys.Body
 	if !e.priced {
 		e.priced, e.text = true, read.Bytes()
 	}
@@ -99,7 +99,7 @@ func (e *evaluation) rewrite() {
 	if !e.written {
 		return
 	}
-	if err := e.keys.body.Replace(text); err == body.ErrMemory {
+	if err := e.keys.Body.Replace(text); err == body.ErrMemory {
 		e.h.app.warnOfBodyMemory()
 		for _, zone := range e.later {
 			if zone.meter != nil {

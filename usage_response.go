@@ -42,7 +42,7 @@ type spending struct {
 // await prepares the request for its response to be read.
 func (s *spending) await(e *evaluation) {
 	s.meters = append(s.meters, e.metered...)
-	s.body, s.length = e.keys.body, -1
+	s.body, s.length = e.keys.Body, -1
 	// A response that is encoded cannot be read.
 	e.r.Header.Del("Accept-Encoding")
 }

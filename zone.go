@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/busiest"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -134,14 +135,13 @@ type Zone struct {
 
 	match, exempt caddyhttp.MatcherSets
 	about         matchersText
-	key           keyTemplate
+	key           keys.Key
 	meter         *llm.Meter // or nil
 	needsBody     bool
 	window        time.Duration
 	limit         int64 // of all plans, if there is no tier
 	tier          *tier // or nil
 	cost          cost
-	v4, v6        int
 	policy        fallback.Policy
 	storeName     string // of the log: a dry run has one of its own
 	backend       *backend
@@ -182,10 +182,9 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 	if z.exempt, err = loadMatchers(ctx, z, "ExemptRaw", z.ExemptRaw); err != nil {
 		return fmt.Errorf("exempt: %v", err)
 	}
-	if z.key, err = parseKey(z.Key); err != nil {
+	if z.key, err = z.parseKey(); err != nil {
 		return err
 	}
-	z.key.normal = newNormalization(z.KeyNormalize, z.key.body)
 	z.needsBody = z.writtenWithBody()
 	z.window = time.Duration(z.Window)
 	if z.tier, err = newTier(z.Tier); err != nil {
@@ -198,7 +197,6 @@ func (z *Zone) provision(ctx caddy.Context, h *Handler) error {
 		z.limit = *z.Events
 	}
 	z.cost = newCost(z.Cost)
-	z.v4, z.v6 = z.ipv4Prefix(), z.ipv6Prefix()
 	z.policy = policies[cmp.Or(z.OnStoreError, h.policy)]
 	if z.Usage != nil {
 		z.policy = policies[cmp.Or(z.OnStoreError, policyDeny)]
@@ -283,7 +281,7 @@ func (z *Zone) possible() []reason {
 	if z.Cost != nil {
 		list = append(list, reasonTooCostly)
 	}
-	if z.whenEmpty(&z.key) == emptyKeyDeny {
+	if z.whenEmpty(&z.key.Template) == emptyKeyDeny {
 		list = append(list, reasonEmptyKey)
 	}
 	if z.policy == fallback.Deny {
@@ -298,36 +296,6 @@ func (z *Zone) possible() []reason {
 	return list
 }
 
-// keyed is what became of the key of a request.
-type keyed uint8
-
-const (
-	keyFound   keyed = iota
-	keySkipped       // it is empty: the zone does not apply
-	keyDenied        // it is empty: the zone refuses
-)
-
-// client returns the key of a request, unless it is empty and on_empty_key says
-// otherwise.
-func (z *Zone) client(keys *keyBuilder, c *charges) (string, keyed) {
-	bytes, empty, lacked := keys.build(&z.key, c.client, z.v4, z.v6)
-	if lacked != lackNothing && !keys.probe.lacks(z, "key", lacked) {
-		z.counters.emptyKey(lacked)
-		z.explain("key", &z.key, lacked)
-	}
-	if empty {
-		switch onEmpty := z.whenEmpty(&z.key); {
-		case onEmpty == emptyKeyDeny, z.key.body && lacked != lackMissing:
-			// What a body holds that cannot be read without doubt is not missing.
-			return "", keyDenied
-		case onEmpty == emptyKeySkip:
-			return "", keySkipped
-		}
-		bytes, _, _ = keys.build(&addressKey, c.client, z.v4, z.v6)
-	}
-	return c.text(bytes), keyFound
-}
-
 // exact reports whether every decision is the store's own: what was charged may be
 // refunded at any moment, and a ban begin elsewhere: nothing that is known here holds
 // for long.
@@ -335,20 +303,4 @@ func (z *Zone) exact() bool { return len(z.CountIf) > 0 || z.BlockFor > 0 || z.U
 
 // keyedOnAddress reports whether an address that is not verified could choose
 // the key of a request.
-func (z *Zone) keyedOnAddress() bool { return z.mayUseAddress(&z.key) }
-
-// mayUseAddress reports whether a key of the zone holds an address, or one takes
-// its place when it comes out empty.
-func (z *Zone) mayUseAddress(key *keyTemplate) bool {
-	return key.address || (key.dynamic() && z.whenEmpty(key) == emptyKeyClient)
-}
-
-// whenEmpty is what to do when a key of the zone comes out empty. The address is no
-// substitute for what stands in a body, as clients can write bodies in which it is
-// not found.
-func (z *Zone) whenEmpty(key *keyTemplate) string {
-	if z.OnEmptyKey == "" && key.body {
-		return emptyKeyDeny
-	}
-	return cmp.Or(z.OnEmptyKey, emptyKeyClient)
-}
+func (z *Zone) keyedOnAddress() bool { return z.key.MayUseAddress() }

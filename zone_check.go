@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -97,7 +98,7 @@ func (z *Zone) checkWindow() *settings.Mistake {
 
 // checkKey checks what tells clients apart.
 func (z *Zone) checkKey() *settings.Mistake {
-	key, err := parseKey(z.Key)
+	key, err := z.parseKey()
 	if err != nil {
 		return settings.Wrong("key", "%w", err)
 	}
@@ -115,37 +116,37 @@ func (z *Zone) checkKey() *settings.Mistake {
 	default:
 		return settings.Wrong("on_empty_key", "unknown on_empty_key %q; write client, skip or deny", z.OnEmptyKey)
 	}
-	if mistake := checkNormalize(z.KeyNormalize, &key); mistake != nil {
-		return mistake
+	if err := keys.CheckNormalize(z.KeyNormalize, &key.Template); err != nil {
+		return settings.Wrong("key_normalize", "%w", err)
 	}
 	return z.checkOnEmptyKey(&key)
 }
 
 // checkPrefixes and checkOnEmptyKey reject settings that have nothing to apply
 // to: their author believes that they do something.
-func (z *Zone) checkPrefixes(key *keyTemplate) *settings.Mistake {
+func (z *Zone) checkPrefixes(key *keys.Key) *settings.Mistake {
 	for _, prefix := range []struct {
 		field string
 		set   *int
 	}{{"ipv4_prefix", z.IPv4Prefix}, {"ipv6_prefix", z.IPv6Prefix}} {
-		if prefix.set != nil && !z.mayUseAddress(key) {
+		if prefix.set != nil && !key.MayUseAddress() {
 			return settings.Wrong(prefix.field, "%s %d: the key %q holds no address; remove the prefix, or write {client_ip} in the key", prefix.field, *prefix.set, z.Key)
 		}
 	}
 	return nil
 }
 
-func (z *Zone) checkOnEmptyKey(key *keyTemplate) *settings.Mistake {
+func (z *Zone) checkOnEmptyKey(key *keys.Key) *settings.Mistake {
 	switch {
 	case z.OnEmptyKey == "":
 		return nil
-	case !key.dynamic():
+	case !key.Dynamic():
 		return settings.Wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as it has no placeholder; remove on_empty_key", z.OnEmptyKey, z.Key)
 	case z.Key == "":
 		return settings.Wrong("on_empty_key", "on_empty_key %s: without a key the limit is on the client's address, which is never empty; remove on_empty_key, or write a key", z.OnEmptyKey)
-	case key.body && z.OnEmptyKey == emptyKeyClient:
+	case key.ReadsBody() && z.OnEmptyKey == emptyKeyClient:
 		return settings.Wrong("on_empty_key", "on_empty_key client: the client's address is no substitute for what stands in a body: whoever pads the body, or names the field twice, would have a limit of its own instead of the account's; remove on_empty_key, which is deny then, or write skip")
-	case key.neverEmpty():
+	case key.NeverEmpty():
 		return settings.Wrong("on_empty_key", "on_empty_key %s: the key %q is never empty, as every client has the address in it; remove on_empty_key, or the address from the key", z.OnEmptyKey, z.Key)
 	}
 	return nil
@@ -172,8 +173,8 @@ func (z *Zone) conflict(other *Zone) *settings.Mistake {
 	case z.Window != other.Window:
 		return settings.Wrong("window", "window %s here and %s in another handler; "+remedy,
 			windowText(time.Duration(z.Window)), windowText(time.Duration(other.Window)))
-	case !sameKey(z.Key, other.Key):
-		return settings.Wrong("key", "key %s here and %s in another handler; "+remedy, keyText(z.Key), keyText(other.Key))
+	case !keys.Same(z.Key, other.Key):
+		return settings.Wrong("key", "key %s here and %s in another handler; "+remedy, keys.InWords(z.Key), keys.InWords(other.Key))
 	case z.normalization() != other.normalization():
 		return settings.Wrong("key_normalize", "key_normalize %s here and %s in another handler; "+remedy, z.normalization(), other.normalization())
 	case z.ipv4Prefix() != other.ipv4Prefix():

@@ -6,11 +6,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 )
 
 // warnOfKeys warns of keys that may be no limit. It is called before zones are
@@ -18,92 +19,59 @@ import (
 func (h *Handler) warnOfKeys(ctx caddy.Context) {
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	anyHost := !namesItsHosts(server)
-	keys := make([]keyTemplate, len(h.Zones))
+	templates := make([]keys.Template, len(h.Zones))
 	var addresses []*Zone // limited by the address alone
 	for i, zone := range h.Zones {
-		keys[i], _ = parseKey(zone.Key) // check has found the mistakes
-		if keys[i].addressAlone() {
+		templates[i], _ = keys.Parse(zone.Key) // check has found the mistakes
+		if templates[i].AddressAlone() {
 			addresses = append(addresses, zone)
 		}
 	}
 	for i, zone := range h.Zones {
-		key := &keys[i]
+		key := &templates[i]
 		covers := func(by *Zone) bool { return by.covers(zone) }
-		if chosen := key.chosenByClient(anyHost); chosen != "" && !slices.ContainsFunc(addresses, covers) {
+		if chosen := key.ChosenByClient(anyHost); chosen != "" && !slices.ContainsFunc(addresses, covers) {
 			h.logger.Warn("the client chooses a part of this key, and so has as many limits as it likes; "+
 				"put a zone beside it, in the same distributed_ratelimit, that is keyed on the address alone (no key, or key {client_ip}) and has no match or the same one",
 				zap.String("zone", zone.Name), zap.String("key", zone.Key), zap.String("placeholder", "{"+chosen+"}"))
 		}
 		h.warnOfForeign(zone, "key", key)
 		if zone.Tier != nil {
-			plan, _ := parseValue(readTier, zone.Tier.Plan)
+			plan, _ := keys.ParseValue(readTier.String(), zone.Tier.Plan)
 			h.warnOfChosen(zone, readTier, &plan, anyHost)
 		}
 		if zone.Cost != nil && zone.Cost.From != "" {
-			from, _ := parseValue(readCost, zone.Cost.From)
+			from, _ := keys.ParseValue(readCost.String(), zone.Cost.From)
 			h.warnOfChosen(zone, readCost, &from, anyHost)
 		}
 	}
 }
 
 // warnOfForeign warns of a placeholder that Caddy itself does not have.
-func (h *Handler) warnOfForeign(zone *Zone, word string, t *keyTemplate) {
-	for i := range t.parts {
-		if part := &t.parts[i]; part.kind == partPlaceholder && !ofCaddy(part.name) {
-			h.logger.Warn("Caddy itself does not have this placeholder of a "+word+"; unless a plugin or the directive map sets it, it is empty",
-				zap.String("zone", zone.Name), zap.String(word, t.text), zap.String("placeholder", "{"+part.name+"}"))
-			return
-		}
+func (h *Handler) warnOfForeign(zone *Zone, word string, t *keys.Template) {
+	if foreign := t.Foreign(); foreign != "" {
+		h.logger.Warn("Caddy itself does not have this placeholder of a "+word+"; unless a plugin or the directive map sets it, it is empty",
+			zap.String("zone", zone.Name), zap.String(word, t.Text()), zap.String("placeholder", "{"+foreign+"}"))
 	}
 }
 
 // warnOfChosen warns of what a word of the zone reads from the client's own words.
-func (h *Handler) warnOfChosen(zone *Zone, word readWord, t *valueTemplate, anyHost bool) {
-	h.warnOfForeign(zone, word.String(), &t.keyTemplate)
-	chosen := t.chosenByClient(anyHost)
+func (h *Handler) warnOfChosen(zone *Zone, word readWord, t *keys.Template, anyHost bool) {
+	h.warnOfForeign(zone, word.String(), t)
+	chosen := t.ChosenByClient(anyHost)
 	if chosen == "" {
 		return
 	}
 	const remedy = "; let authentication or map say it, and read it from there: in a route, write authentication, then for example " +
 		"vars %s {http.auth.user.%[1]s}, then distributed_ratelimit with {http.vars.%[1]s}. " +
 		"A header that forward_auth sets with copy_headers, or that this server always overwrites, is safe"
-	fields := []zap.Field{zap.String("zone", zone.Name), zap.String(word.String(), t.text), zap.String("placeholder", "{"+chosen+"}")}
+	fields := []zap.Field{zap.String("zone", zone.Name), zap.String(word.String(), t.Text()), zap.String("placeholder", "{"+chosen+"}")}
 	switch word {
 	case readTier:
 		h.logger.Warn("the client writes what this tier reads, and so chooses its own plan"+fmt.Sprintf(remedy, "plan"), fields...)
 	case readCost:
 		h.logger.Warn("the client writes what this cost reads, and so chooses its own price, between min and max"+fmt.Sprintf(remedy, "cost"), fields...)
 	}
-}
-
-// explanations are the warnings about what a zone reads from requests, each given
-// once.
-type explanations struct{ unknown, unauthenticated sync.Once }
-
-// explain warns of a word of the zone for which requests have no value, if that
-// may be a mistake in the configuration.
-func (z *Zone) explain(word string, t *keyTemplate, lacked lack) {
-	if lacked == lackUnknown {
-		z.explained.unknown.Do(func() {
-			z.logger.Warn("nobody knows a placeholder of this "+word+", so that it is empty; correct its name, "+
-				"or put the directive that sets it before distributed_ratelimit",
-				zap.String("zone", z.Name), zap.String(word, t.text))
-		})
-	}
-	if lacked == lackMissing && t.authenticated() {
-		z.explained.unauthenticated.Do(func() {
-			z.logger.Warn("nobody was authenticated when this "+word+" was read, so that it is empty; if that is not so for visitors only, "+
-				"write authentication and then distributed_ratelimit into a route, which keeps their order: outside of one, limits come first",
-				zap.String("zone", z.Name), zap.String(word, t.text))
-		})
-	}
-}
-
-// authenticated reports whether some placeholder is only set by authentication.
-func (t *keyTemplate) authenticated() bool {
-	return slices.ContainsFunc(t.parts, func(p keyPart) bool {
-		return p.kind == partPlaceholder && strings.HasPrefix(p.name, "http.auth.")
-	})
 }
 
 // covers reports whether z limits every request that other applies to.
@@ -123,41 +91,6 @@ func sameMatchers(a, b caddyhttp.RawMatcherSets) bool {
 		}
 		return true
 	})
-}
-
-// addressAlone reports whether an address is all that tells clients apart.
-func (t *keyTemplate) addressAlone() bool {
-	return t.address && !slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.kind != partLiteral && !p.address() })
-}
-
-// chosenByClient returns the first placeholder whose value the client can choose
-// freely, empty if there is none. With anyHost the host is one, as some site
-// takes any.
-func (t *keyTemplate) chosenByClient(anyHost bool) string {
-	for i := range t.parts {
-		p := &t.parts[i]
-		switch p.kind {
-		case partHost, partHostLabel, partServerName:
-			if anyHost {
-				return p.name
-			}
-		case partHeader, partCredentials, partCookie, partQuery, partBody:
-			return p.name
-		case partPlaceholder:
-			if slices.ContainsFunc(chosenFamilies, func(f string) bool { return p.name == f || strings.HasPrefix(p.name, f+".") }) {
-				return p.name
-			}
-		}
-	}
-	return ""
-}
-
-// chosenFamilies hold what the client writes. What Caddy's matchers find is
-// taken from paths and headers.
-var chosenFamilies = []string{
-	"http.request.method", "http.request.orig_method", "http.request.port", "http.request.proto", "http.request.proto_name",
-	"http.request.uri", "http.request.uri_escaped", "http.request.orig_uri",
-	"http.regexp", "http.url_pattern", "http.matchers.file",
 }
 
 // namesItsHosts reports whether every site of a server is for hosts that are

@@ -1,10 +1,12 @@
-package distributedratelimit
+package keys
 
 import (
 	"encoding/base64"
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
 )
 
 // This file reads the parts of a key that a client writes, so that one value is
@@ -13,43 +15,84 @@ import (
 // would be another spelling too, and nobody knows which of the two the application
 // behind takes.
 
-// lack is what a key is short of, or another value that is read.
-type lack uint8
+// Lack is what a key is short of, or another value that is read.
+type Lack uint8
 
 const (
-	lackNothing    lack = iota
-	lackMissing         // the request does not have it
-	lackUnknown         // nobody knows the placeholder
-	lackAmbiguous       // the request has several values of it
-	lackOtherType       // the body is neither a form nor JSON, or not the one of both, or encoded
-	lackTooLong         // the body is longer than body_limit
-	lackUnreadable      // the body is malformed, or broke off
-	lackListed          // the plan is not in the table
-	lackNumber          // it is no whole number
-	lackBound           // it is above its bound
-	lacks               // how many there are
+	LackNothing    Lack = iota
+	LackMissing         // the request does not have it
+	LackUnknown         // nobody knows the placeholder
+	LackAmbiguous       // the request has several values of it
+	LackOtherType       // the body is neither a form nor JSON, or not the one of both, or encoded
+	LackTooLong         // the body is longer than body_limit
+	LackUnreadable      // the body is malformed, or broke off
+	LackListed          // the plan is not in the table; so say users of a value, as of the next two
+	LackNumber          // it is no whole number
+	LackBound           // it is above its bound
+	Lacks               // how many there are
 )
 
-var lackNames = [lacks]string{"", "missing", "unknown", "ambiguous", "other_type", "too_long", "unreadable", "unlisted", "no_number", "above_max"}
+var lackNames = [Lacks]string{"", "missing", "unknown", "ambiguous", "other_type", "too_long", "unreadable", "unlisted", "no_number", "above_max"}
 
-func (l lack) String() string { return lackNames[l] }
+// String is the lack as metrics name it, "" for LackNothing.
+func (l Lack) String() string { return lackNames[l] }
+
+// bodyLacks are what keys and values are short of when a body does not have them.
+var bodyLacks = [...]Lack{
+	body.Found: LackNothing, body.Missing: LackMissing, body.Ambiguous: LackAmbiguous,
+	body.OtherType: LackOtherType, body.TooLong: LackTooLong, body.Unreadable: LackUnreadable,
+}
+
+// bodyParts is what became of the parts of a key that stand in the body.
+type bodyParts struct {
+	found, missing bool
+	worst          Lack
+}
+
+func (p *bodyParts) add(l Lack) {
+	switch l {
+	case LackNothing:
+		p.found = true
+	case LackMissing:
+		p.missing = true
+	case LackOtherType:
+		// A key may have a part for forms beside one for JSON.
+	default:
+		p.worst = max(p.worst, l)
+	}
+}
+
+// lacked is what a key is short of: nothing if some part has a value and none is in
+// doubt. The other parts of the key do not count. Else a client could leave its
+// account's limit with a body that is read in two ways.
+func (p *bodyParts) lacked() Lack {
+	switch {
+	case p.worst != LackNothing:
+		return p.worst
+	case p.found:
+		return LackNothing
+	case p.missing:
+		return LackMissing
+	}
+	return LackOtherType
+}
 
 // one returns a value that was found so many times.
-func one(value string, times int) (string, lack) {
+func one(value string, times int) (string, Lack) {
 	switch {
 	case times > 1:
-		return "", lackAmbiguous
+		return "", LackAmbiguous
 	case value == "":
-		return "", lackMissing
+		return "", LackMissing
 	}
-	return value, lackNothing
+	return value, LackNothing
 }
 
 // headerValue is the value of a header that has one line. name is canonical.
-func headerValue(h http.Header, name string) (string, lack) {
+func headerValue(h http.Header, name string) (string, Lack) {
 	lines := h[name]
 	if len(lines) == 0 {
-		return "", lackMissing
+		return "", LackMissing
 	}
 	return one(lines[0], len(lines))
 }
@@ -57,7 +100,7 @@ func headerValue(h http.Header, name string) (string, lack) {
 // cookieValue is the value of a cookie that is sent once. Names are compared
 // regardless of case, as Caddy does. What is no proper cookie counts as well:
 // the application may be less strict than Go, which drops it.
-func cookieValue(h http.Header, name string) (string, lack) {
+func cookieValue(h http.Header, name string) (string, Lack) {
 	var value string
 	times := 0
 	for _, line := range h["Cookie"] {
@@ -80,7 +123,7 @@ func cookieValue(h http.Header, name string) (string, lack) {
 // queryValue is the value of a field that the query has once. Go drops pairs
 // with a semicolon or a bad escape, but the application may not: a semicolon
 // ends a pair here, and what cannot be decoded is taken as it is.
-func queryValue(query, name string) (string, lack) {
+func queryValue(query, name string) (string, Lack) {
 	var value string
 	times := 0
 	for query != "" {

@@ -1,4 +1,4 @@
-package distributedratelimit
+package keys
 
 import (
 	"encoding/binary"
@@ -23,57 +23,85 @@ import (
 //	/login|192.0.2.7          the key as its template makes it of the values
 //	["a|b","c"]               the values of its placeholders, where the text could be
 //	                          several keys or is not printable
-//	hex:6b04...               the key's bytes, if it is longer than readableBytes or
+//	hex:6b04...               the key's bytes, if it is longer than MaxReadable or
 //	                          not UTF-8
 //	client_ip=192.0.2.7       the address that stands in for an empty key
 //
 // Strangers choose what stands in keys: nobody's key may read like another's.
 
-// readableBytes is the longest key that is shown as text.
-const readableBytes = maxReadable
+// MaxReadable is the longest key that is shown as text, in bytes.
+const MaxReadable = 200
 
 const (
 	readableHex    = "hex:"
 	readableClient = "client_ip="
 )
 
-// readable returns a key of the request as a person would write it: as text that
-// keyOf takes for the key. key is what client returned; if that is nothing, because
-// the zone refuses all, it is the values that would be in a key.
-func (z *Zone) readable(keys *keyBuilder, client ipident.Result, key string) string {
-	if key != "" && key[0] == formAddress {
-		if !z.key.onlyClient() {
+// Readable returns a key of the builder's request as a person would write it: as text
+// that Find takes for the key. key is what Builder.Key or Builder.Address returned, and
+// is not empty.
+func (k *Key) Readable(b *Builder, client ipident.Result, key string) string {
+	if key[0] == formAddress {
+		if !k.OnlyClient() {
 			return readableClient + key[1:]
 		}
 		return key[1:]
 	}
-	plain, values := keys.values(&z.key, client, z.v4, z.v6)
-	if key == "" {
-		return bounded(plain)
-	}
-	if text, ok := z.shown(key, plain, values); ok {
+	plain, values := b.values(k, client)
+	if text, ok := k.shown(key, plain, values); ok {
 		return text
 	}
-	return readableHex + hex.EncodeToString([]byte(key))
+	return Hex(key)
 }
 
-// readableOf is the readable form of a key that was given as a text.
-func (z *Zone) readableOf(key, text string) string {
-	if decoded, ok := z.decoded(key); ok {
+// ValuesOf is the text that the request's values make of the template. Unlike a key it has
+// no bound, and may be that of other requests.
+func (k *Key) ValuesOf(b *Builder, client ipident.Result) string {
+	text, _ := b.values(k, client)
+	return text
+}
+
+// ReadableOf is the readable form of a key that was given as a text.
+func (k *Key) ReadableOf(key, text string) string {
+	if decoded, ok := k.Decode(key); ok {
 		return decoded
 	}
-	if len(text) <= readableBytes && printable(text) {
+	if len(text) <= MaxReadable && printable(text) {
 		return text
 	}
-	return readableHex + hex.EncodeToString([]byte(key))
+	return Hex(key)
 }
 
-// decoded reads a key back. That fails if its values were made alike or hashed.
-func (z *Zone) decoded(key string) (string, bool) {
+// Hex is the readable form that every key has.
+func Hex(key string) string { return readableHex + hex.EncodeToString([]byte(key)) }
+
+// Hashed reports whether nothing of a key's values is left in it.
+func Hashed(key string) bool { return key != "" && key[0] == formHash }
+
+// Values are the values in a key one after the other, for people who do not give it back.
+// It is "" for the empty key, and of no use if the key is hashed.
+func Values(key string) string {
+	if key == "" || key[0] != formTemplate {
+		return strings.TrimPrefix(key, string(formAddress))
+	}
+	var b strings.Builder
+	for rest := key[1:]; rest != ""; {
+		n, width := binary.Uvarint([]byte(rest))
+		if width <= 0 || uint64(len(rest)-width) < n {
+			break
+		}
+		b.WriteString(rest[width : width+int(n)])
+		rest = rest[width+int(n):]
+	}
+	return b.String()
+}
+
+// Decode reads a key back. That fails if its values were made alike or hashed.
+func (k *Key) Decode(key string) (string, bool) {
 	switch {
-	case !z.decodable(key):
+	case !k.Decodable(key):
 		return "", false
-	case key[0] == formAddress && z.key.onlyClient():
+	case key[0] == formAddress && k.OnlyClient():
 		return key[1:], true
 	case key[0] == formAddress:
 		return readableClient + key[1:], true
@@ -87,26 +115,26 @@ func (z *Zone) decoded(key string) (string, bool) {
 		}
 		part := string(rest[n : n+int(length)])
 		rest = rest[n+int(length):]
-		if plain += part; parts < len(z.key.parts) && z.key.parts[parts].kind != partLiteral {
+		if plain += part; parts < len(k.parts) && k.parts[parts].kind != partLiteral {
 			values = append(values, part)
 		}
 	}
-	return z.shown(key, plain, values)
+	return k.shown(key, plain, values)
 }
 
-// decodable reports whether a key can be read back.
-func (z *Zone) decodable(key string) bool {
-	return key != "" && (key[0] == formAddress || key[0] == formTemplate && !z.key.normal.any())
+// Decodable reports whether a key may be read back.
+func (k *Key) Decodable(key string) bool {
+	return key != "" && (key[0] == formAddress || key[0] == formTemplate && !k.Normal.Any())
 }
 
 // shown is the first of the readable forms that stands for the key, unless only its
 // bytes do.
-func (z *Zone) shown(key, plain string, values []string) (string, bool) {
+func (k *Key) shown(key, plain string, values []string) (string, bool) {
 	for _, text := range []string{plain, valuesJSON(values)} {
-		if len(text) > readableBytes || !printable(text) {
+		if len(text) > MaxReadable || !printable(text) {
 			continue
 		}
-		if found, err := z.keyOf(text); err == nil && found == key {
+		if found, err := k.Find(text); err == nil && found == key {
 			return text, true
 		}
 	}
@@ -114,12 +142,12 @@ func (z *Zone) shown(key, plain string, values []string) (string, bool) {
 }
 
 // values returns the values in a key, and its text.
-func (b *keyBuilder) values(t *keyTemplate, client ipident.Result, v4, v6 int) (text string, values []string) {
+func (b *Builder) values(k *Key, client ipident.Result) (text string, values []string) {
 	var out []byte
-	for i := range t.parts {
+	for i := range k.parts {
 		start := len(out)
-		out, _ = b.appendPart(out, &t.parts[i], client, v4, v6)
-		if t.parts[i].kind != partLiteral {
+		out, _ = b.appendPart(out, &k.parts[i], client, k.Mask)
+		if k.parts[i].kind != partLiteral {
 			values = append(values, string(out[start:]))
 		}
 	}
@@ -164,9 +192,9 @@ func valuesJSON(values []string) string {
 
 var errKeyEmpty = errors.New("the key is empty; write it as explain or the log show it")
 
-// keyOf returns the key that a person means with a text. Its errors do not hold the
+// Find returns the key that a person means with a text. Its errors do not hold the
 // text, which may be a secret.
-func (z *Zone) keyOf(text string) (string, error) {
+func (k *Key) Find(text string) (string, error) {
 	if text == "" {
 		return "", errKeyEmpty
 	}
@@ -176,77 +204,78 @@ func (z *Zone) keyOf(text string) (string, error) {
 			return string(key), nil
 		}
 	}
-	if address, ok := strings.CutPrefix(text, readableClient); ok && z.mayUseAddress(&z.key) {
-		if key, err := z.keyOfAddress(address); err == nil {
+	if address, ok := strings.CutPrefix(text, readableClient); ok && k.MayUseAddress() {
+		if key, err := k.FindAddress(address); err == nil {
 			return key, nil
 		}
 	}
 	var values []string
-	if text[0] == '[' && json.Unmarshal([]byte(text), &values) == nil && len(values) == z.key.placeholders() {
-		key, ok := z.keyFrom(values)
+	if text[0] == '[' && json.Unmarshal([]byte(text), &values) == nil && len(values) == k.placeholders() {
+		key, ok := k.from(values)
 		if !ok {
-			return "", fmt.Errorf("these values make no key of the zone, which is %s; write them as explain or the log show them", keyText(z.Key))
+			return "", fmt.Errorf("these values make no key of the zone, which is %s; write them as explain or the log show them", InWords(k.text))
 		}
 		return key, nil
 	}
-	return z.keyOfText(text)
+	return k.findText(text)
 }
 
-// keyOfAddress returns the key of a client that is told by its address alone.
-func (z *Zone) keyOfAddress(address string) (string, error) {
+// FindAddress returns the key of a client that is told by its address alone. Its errors do
+// not hold the address.
+func (k *Key) FindAddress(address string) (string, error) {
 	switch {
-	case len(z.key.parts) == 1 && z.key.parts[0].kind == partPeer:
-		return z.keyOfText(address)
-	case !z.key.onlyClient() && (!z.key.dynamic() || z.whenEmpty(&z.key) != emptyKeyClient || z.key.neverEmpty()):
-		return "", fmt.Errorf("the key of the zone is %s, which is never an address alone; write key= instead of client_ip=", keyText(z.Key))
+	case len(k.parts) == 1 && k.parts[0].kind == partPeer:
+		return k.findText(address)
+	case !k.OnlyClient() && (!k.Dynamic() || !k.AddressWhenEmpty || k.NeverEmpty()):
+		return "", fmt.Errorf("the key of the zone is %s, which is never an address alone; write key= instead of client_ip=", InWords(k.text))
 	}
-	text, ok := z.addressText(address)
+	text, ok := k.addressText(address)
 	if !ok {
-		return "", z.notAddress()
+		return "", k.notAddress()
 	}
 	return string(formAddress) + text, nil
 }
 
-func (z *Zone) notAddress() error {
-	return fmt.Errorf("that is no address; write for example 192.0.2.7, or a network of %d bits, or of %d bits for IPv6", z.v4, z.v6)
+func (k *Key) notAddress() error {
+	return fmt.Errorf("that is no address; write for example 192.0.2.7, or a network of %d bits, or of %d bits for IPv6", k.Mask.V4, k.Mask.V6)
 }
 
 // addressText is an address as it stands in the zone's keys.
-func (z *Zone) addressText(text string) (string, bool) {
+func (k *Key) addressText(text string) (string, bool) {
 	if text == "unix" || text == "unknown" {
 		return text, true
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
-		return string(ipident.AppendKey(nil, addr, z.v4, z.v6)), true
+		return string(ipident.AppendKey(nil, addr, k.Mask.V4, k.Mask.V6)), true
 	}
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
 		return "", false
 	}
-	bits := z.v6
+	bits := k.Mask.V6
 	if prefix.Addr().Is4() {
-		bits = z.v4
+		bits = k.Mask.V4
 	}
 	return prefix.String(), prefix.Bits() == bits && bits < prefix.Addr().BitLen() && prefix == prefix.Masked()
 }
 
-// keyOfText finds the values in the text that a key's template makes of them.
-func (z *Zone) keyOfText(text string) (string, error) {
-	if z.key.onlyClient() {
-		return z.keyOfAddress(text)
+// findText finds the values in the text that a key's template makes of them.
+func (k *Key) findText(text string) (string, error) {
+	if k.OnlyClient() {
+		return k.FindAddress(text)
 	}
-	s := keySearch{zone: z}
+	s := keySearch{key: k}
 	s.find(0, text)
 	switch {
 	case len(s.found) == 1 && s.steps <= maxKeySteps:
 		return s.found[0], nil
 	case len(s.found) > 0 || s.steps > maxKeySteps:
 		return "", fmt.Errorf("this may be several keys of the zone, whose key is %s; write the values of its %d placeholders as JSON, for example %s",
-			keyText(z.Key), z.key.placeholders(), valuesJSON([]string{"first", "second"}))
-	case len(z.key.parts) == 1 && z.key.parts[0].address():
-		return "", z.notAddress()
+			InWords(k.text), k.placeholders(), valuesJSON([]string{"first", "second"}))
+	case len(k.parts) == 1 && k.parts[0].address():
+		return "", k.notAddress()
 	}
-	return "", fmt.Errorf("this is no key of the zone, whose key is %s; write it as explain or the log show it", keyText(z.Key))
+	return "", fmt.Errorf("this is no key of the zone, whose key is %s; write it as explain or the log show it", InWords(k.text))
 }
 
 // maxKeySteps bounds the search for values. Beyond it a text counts as ambiguous.
@@ -254,7 +283,7 @@ const maxKeySteps = 20_000
 
 // keySearch looks for all keys that a text may be.
 type keySearch struct {
-	zone   *Zone
+	key    *Key
 	values []string
 	found  []string // different keys, at most two
 	steps  int
@@ -262,7 +291,7 @@ type keySearch struct {
 
 // find goes through the ways in which the template's parts from i on make the text.
 func (s *keySearch) find(i int, text string) {
-	parts := s.zone.key.parts
+	parts := s.key.parts
 	if s.steps++; s.steps > maxKeySteps || len(s.found) > 1 {
 		return
 	}
@@ -293,32 +322,18 @@ func (s *keySearch) with(i int, value, rest string) {
 }
 
 func (s *keySearch) add() {
-	key, ok := s.zone.keyFrom(s.values)
+	key, ok := s.key.from(s.values)
 	if ok && (len(s.found) == 0 || s.found[0] != key) {
 		s.found = append(s.found, key)
 	}
 }
 
-// onlyClient reports whether a key is the client's address alone.
-func (t *keyTemplate) onlyClient() bool { return len(t.parts) == 1 && t.parts[0].kind == partClient }
-
-// placeholders is how many values a key has.
-func (t *keyTemplate) placeholders() int {
-	n := 0
-	for i := range t.parts {
-		if t.parts[i].kind != partLiteral {
-			n++
-		}
-	}
-	return n
-}
-
-// keyFrom builds the key that has these values, as [keyBuilder.build] does for a
+// from builds the key that has these values, as [Builder.Key] does for a
 // request that has them. It fails if no request can have the key.
-func (z *Zone) keyFrom(values []string) (string, bool) {
-	t := &z.key
-	if t.onlyClient() {
-		text, ok := z.addressText(values[0])
+func (k *Key) from(values []string) (string, bool) {
+	t := &k.Template
+	if t.OnlyClient() {
+		text, ok := k.addressText(values[0])
 		return string(formAddress) + text, ok
 	}
 	normal := make([]string, 0, len(values))
@@ -329,7 +344,7 @@ func (z *Zone) keyFrom(values []string) (string, bool) {
 			normal = append(normal, part.text)
 			continue
 		}
-		value, ok := z.partText(part, values[n])
+		value, ok := k.partText(part, values[n])
 		if n++; !ok {
 			return "", false
 		}
@@ -342,7 +357,7 @@ func (z *Zone) keyFrom(values []string) (string, bool) {
 	if form && inJSON || t.body && !form && !inJSON {
 		return "", false // no body is both, and without a value the key is empty
 	}
-	buf, empty := []byte{formTemplate}, t.dynamic()
+	buf, empty := []byte{formTemplate}, t.Dynamic()
 	for i := range t.parts {
 		part := &t.parts[i]
 		if part.kind == partBody && strings.HasPrefix(part.name, "form.") != form {
@@ -356,19 +371,19 @@ func (z *Zone) keyFrom(values []string) (string, bool) {
 }
 
 // partText is the value of a part as it stands in keys.
-func (z *Zone) partText(part *keyPart, value string) (string, bool) {
+func (k *Key) partText(part *part, value string) (string, bool) {
 	switch part.kind {
 	case partClient, partPeer:
-		text, ok := z.addressText(value)
+		text, ok := k.addressText(value)
 		return text, ok
 	case partHost, partHostLabel, partServerName:
 		value = string(appendFolded(nil, value))
 	case partCredentials:
 		value = string(appendCredentials(nil, value))
 	}
-	if value == "" || !z.key.normal.any() || !part.normalizable() {
+	if value == "" || !k.Normal.Any() || !part.normalizable() {
 		return value, true
 	}
-	normal, lacked := z.key.normal.normalize([]byte(value), 0)
-	return string(normal), lacked != lackAmbiguous
+	normal, lacked := k.Normal.normalize([]byte(value), 0)
+	return string(normal), lacked != LackAmbiguous
 }

@@ -1,4 +1,4 @@
-package distributedratelimit
+package keys
 
 import (
 	"context"
@@ -78,7 +78,7 @@ var shorthands = map[string]string{
 	"tls_cipher": "http.request.tls.cipher_suite", "tls_version": "http.request.tls.version",
 	"tls_client_fingerprint": "http.request.tls.client.fingerprint", "tls_client_issuer": "http.request.tls.client.issuer",
 	"tls_client_serial": "http.request.tls.client.serial", "tls_client_subject": "http.request.tls.client.subject",
-	"upstream_hostport": "http.reverse_proxy.upstream.hostport", "client_ip": placeholderClientVar,
+	"upstream_hostport": "http.reverse_proxy.upstream.hostport", "client_ip": ClientPlaceholder,
 }
 
 // shortFamilies are the same for names that go on after a dot.
@@ -120,7 +120,7 @@ func checkPlaceholder(name string) error {
 	if rest, ok := strings.CutPrefix(name, "http.reverse_proxy."); ok && (strings.Contains(rest, "duration") || strings.Contains(rest, "latency")) {
 		return fmt.Errorf("{%s} cannot tell clients apart: %s", name, differs)
 	}
-	if header, ok := strings.CutPrefix(name, headerPrefix); ok && slices.Contains(addressHeaders, strings.ToLower(header)) {
+	if header, ok := strings.CutPrefix(name, HeaderPrefix); ok && slices.Contains(addressHeaders, strings.ToLower(header)) {
 		return fmt.Errorf("{%s} is written by the client, so that anyone could choose a fresh limit; %s, "+
 			"and name the header in client_ip_headers and the proxies that set it in trusted_proxies", name, useClientIP)
 	}
@@ -137,7 +137,7 @@ func checkBraces(key string) error {
 	short, long := key, ""
 	switch family, rest, dotted := strings.Cut(key, "."); {
 	case key == "ip", key == "remote_ip", key == "remote_addr", key == "client_ip":
-		short, long = "client_ip", placeholderClientVar
+		short, long = "client_ip", ClientPlaceholder
 	case key == "remote_host":
 		long = placeholderPeer
 	case dotted && rest != "" && (family == "form" || family == "json" || family == "http" && ofCaddy(key)):

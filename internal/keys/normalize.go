@@ -1,7 +1,8 @@
-package distributedratelimit
+package keys
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -9,8 +10,6 @@ import (
 
 	"golang.org/x/text/collate"
 	"golang.org/x/text/language"
-
-	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
 // The words of key_normalize.
@@ -20,64 +19,61 @@ const (
 	normalizeOff   = "off"
 )
 
-// normalization is how the values of a key are made alike before they are compared.
+// Normalization is how the values of a key are made alike before they are compared.
 // Values that become one share a limit: that is stricter than the limit for each, and
-// never more than it.
-type normalization struct{ lower, trim bool }
+// never more than it. The zero Normalization leaves them as they are; equal ones are ==.
+type Normalization struct{ lower, trim bool }
 
-// newNormalization takes words without mistakes. Without any, the values of bodies
-// are made alike: applications look up accounts that way.
-func newNormalization(words []string, body bool) normalization {
+// NewNormalization takes the words of key_normalize, without mistakes. Without any, the
+// values of bodies are made alike: applications look up accounts that way.
+func NewNormalization(words []string, of *Template) Normalization {
 	if len(words) == 0 {
-		return normalization{lower: body, trim: body}
+		return Normalization{lower: of.body, trim: of.body}
 	}
-	return normalization{lower: slices.Contains(words, normalizeLower), trim: slices.Contains(words, normalizeTrim)}
+	return Normalization{lower: slices.Contains(words, normalizeLower), trim: slices.Contains(words, normalizeTrim)}
 }
 
-// normalization is that of a zone without mistakes.
-func (z *Zone) normalization() normalization {
-	key, _ := parseKey(z.Key)
-	return newNormalization(z.KeyNormalize, key.body)
-}
-
-func (n normalization) String() string {
+// String is the words of it.
+func (n Normalization) String() string {
 	switch n {
-	case normalization{}:
+	case Normalization{}:
 		return normalizeOff
-	case normalization{lower: true}:
+	case Normalization{lower: true}:
 		return normalizeLower
-	case normalization{trim: true}:
+	case Normalization{trim: true}:
 		return normalizeTrim
 	}
 	return normalizeLower + " " + normalizeTrim
 }
 
-func (n normalization) any() bool { return n.lower || n.trim }
+// Any reports whether it changes any value.
+func (n Normalization) Any() bool { return n.lower || n.trim }
 
-func checkNormalize(words []string, key *keyTemplate) *settings.Mistake {
+// CheckNormalize finds the first mistake in the words of key_normalize for a key.
+func CheckNormalize(words []string, of *Template) error {
 	for i, word := range words {
 		switch {
 		case word != normalizeLower && word != normalizeTrim && word != normalizeOff:
-			return settings.Wrong("key_normalize", "unknown key_normalize %q; write lower, trim, both, or off", word)
+			return fmt.Errorf("unknown key_normalize %q; write lower, trim, both, or off", word)
 		case slices.Contains(words[:i], word):
-			return settings.Wrong("key_normalize", "key_normalize has %s twice; remove one", word)
+			return fmt.Errorf("key_normalize has %s twice; remove one", word)
 		case word == normalizeOff && len(words) > 1:
-			return settings.Wrong("key_normalize", "key_normalize off stands alone; remove off, or the other words")
+			return fmt.Errorf("key_normalize off stands alone; remove off, or the other words")
 		}
 	}
-	if len(words) > 0 && !key.normalizable() {
-		return settings.Wrong("key_normalize", "key_normalize %s: the key holds nothing that can be written in several ways; remove it, or write for example key {form.username}", strings.Join(words, " "))
+	if len(words) > 0 && !of.normalizable() {
+		return fmt.Errorf("key_normalize %s: the key holds nothing that can be written in several ways; remove it, or write for example key {form.username}", strings.Join(words, " "))
 	}
 	return nil
 }
 
 // normalizable reports whether the key has a part that normalization changes:
 // addresses and hosts have one spelling.
-func (t *keyTemplate) normalizable() bool {
-	return slices.ContainsFunc(t.parts, func(p keyPart) bool { return p.normalizable() })
+func (t *Template) normalizable() bool {
+	return slices.ContainsFunc(t.parts, func(p part) bool { return p.normalizable() })
 }
 
-func (p *keyPart) normalizable() bool {
+func (p *part) normalizable() bool {
 	switch p.kind {
 	case partHeader, partCredentials, partCookie, partQuery, partBody, partPlaceholder:
 		return !p.address()
@@ -101,13 +97,13 @@ const maxNormalized = 4 << 10
 
 // normalize makes the values alike that dst ends with, from start on, and tells if that
 // leaves nothing. A value that is too long is left out.
-func (n normalization) normalize(dst []byte, start int) ([]byte, lack) {
+func (n Normalization) normalize(dst []byte, start int) ([]byte, Lack) {
 	if n.trim {
 		value := bytes.TrimFunc(dst[start:], unseen)
 		dst = append(dst[:start], value...)
 	}
 	if len(dst)-start > maxNormalized {
-		return dst[:start], lackAmbiguous
+		return dst[:start], LackAmbiguous
 	}
 	if n.lower && len(dst) > start {
 		c := collators.Get().(*collator)
@@ -116,9 +112,9 @@ func (n normalization) normalize(dst []byte, start int) ([]byte, lack) {
 		collators.Put(c)
 	}
 	if len(dst) == start {
-		return dst, lackMissing
+		return dst, LackMissing
 	}
-	return dst, lackNothing
+	return dst, LackNothing
 }
 
 // unseen reports whether a character is not seen at the end of a value.

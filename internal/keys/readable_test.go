@@ -1,4 +1,4 @@
-package distributedratelimit
+package keys
 
 import (
 	"encoding/hex"
@@ -18,16 +18,17 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
 
-// zoneOfKey is a zone as far as its keys go.
-func zoneOfKey(t testing.TB, key string, normalize ...string) *Zone {
+// keyOf is the key of a zone that has no other options.
+func keyOf(t testing.TB, text string) *Key {
 	t.Helper()
-	z := &Zone{Name: "z", Key: key, KeyNormalize: normalize, v4: 24, v6: 64}
-	var err error
-	if z.key, err = parseKey(key); err != nil {
-		t.Fatalf("key %q: %v", key, err)
+	template, err := Parse(text)
+	if err != nil {
+		t.Fatalf("key %q: %v", text, err)
 	}
-	z.key.normal = newNormalization(normalize, z.key.body)
-	return z
+	return &Key{
+		Template: template, Normal: NewNormalization(nil, &template),
+		Mask: Mask{V4: 24, V6: 64}, AddressWhenEmpty: !template.ReadsBody(),
+	}
 }
 
 // What is shown of a key is text that stands for it, whatever strangers write into
@@ -51,12 +52,14 @@ func TestReadableKeysAreFoundAgain(t *testing.T) {
 	)
 	rapid.Check(t, func(t *rapid.T) {
 		template := rapid.SampledFrom(templates).Draw(t, "template")
-		z := &Zone{Name: "z", Key: template, v4: rapid.SampledFrom([]int{8, 24, 32}).Draw(t, "v4"), v6: rapid.SampledFrom([]int{20, 64, 128}).Draw(t, "v6")}
-		z.key, _ = parseKey(template)
-		if z.key.normalizable() && rapid.Bool().Draw(t, "normalize") {
-			z.KeyNormalize = []string{"lower", "trim"}
+		parsed, _ := Parse(template)
+		k := &Key{
+			Template: parsed, Normal: NewNormalization(nil, &parsed), AddressWhenEmpty: !parsed.ReadsBody(),
+			Mask: Mask{V4: rapid.SampledFrom([]int{8, 24, 32}).Draw(t, "v4"), V6: rapid.SampledFrom([]int{20, 64, 128}).Draw(t, "v6")},
 		}
-		z.key.normal = newNormalization(z.KeyNormalize, z.key.body)
+		if k.normalizable() && rapid.Bool().Draw(t, "normalize") {
+			k.Normal = NewNormalization([]string{"lower", "trim"}, &parsed)
+		}
 
 		r := httptest.NewRequest("POST", "http://example.com/", nil)
 		r.Host = rapid.SampledFrom([]string{"example.com", "EXAMPLE.com:80", "a.b", "", "[::1]:80"}).Draw(t, "host")
@@ -69,23 +72,23 @@ func TestReadableKeysAreFoundAgain(t *testing.T) {
 		r.URL.RawQuery = url.Values{"q": {value.Draw(t, "query")}}.Encode()
 		peer := rapid.SampledFrom([]string{"192.0.2.77:1", "[2001:db8::1]:2", "[64:ff9b::192.0.2.1]:2", "@", "[2001:0:1::1]:3"}).Draw(t, "peer")
 		r.RemoteAddr = peer
-		keys := keyBuilder{repl: caddy.NewReplacer(), request: r, body: bodyOf(t, r, value)}
+		keys := Builder{Replacer: caddy.NewReplacer(), Request: r, Body: bodyOf(t, r, value)}
 		client := ipident.Peer(peer)
 
-		bytes, empty, _ := keys.build(&z.key, client, z.v4, z.v6)
+		bytes, empty, _ := keys.Key(k, client)
 		if empty {
-			if z.whenEmpty(&z.key) != emptyKeyClient {
+			if !k.AddressWhenEmpty {
 				return
 			}
-			bytes, _, _ = keys.build(&addressKey, client, z.v4, z.v6)
+			bytes = keys.Address(client, k.Mask)
 		}
 		key := string(bytes)
-		text := z.readable(&keys, client, key)
-		found, err := z.keyOf(text)
+		text := k.Readable(&keys, client, key)
+		found, err := k.Find(text)
 		if err != nil || found != key {
 			t.Fatalf("key %q of %q is shown as %q, which stands for %q, %v", key, template, text, found, err)
 		}
-		if !printable(text) || len(text) > readableBytes {
+		if !printable(text) || len(text) > MaxReadable {
 			t.Fatalf("key %q of %q is shown as %q", key, template, text)
 		}
 	})
@@ -110,7 +113,7 @@ func bodyOf(t *rapid.T, r *http.Request, value *rapid.Generator[string]) *body.B
 		r.Header.Set("Content-Type", "application/json")
 	}
 	r.Body, r.ContentLength = io.NopCloser(strings.NewReader(text)), int64(len(text))
-	read, err := body.Open(httptest.NewRecorder(), r, body.Limits{Bytes: 1 << 20, Timeout: time.Minute, Memory: bodyMemory})
+	read, err := body.Open(httptest.NewRecorder(), r, body.Limits{Bytes: 1 << 20, Timeout: time.Minute, Memory: body.NewMemory(256 << 20)})
 	if err != nil {
 		t.Fatalf("opening the body: %v", err)
 	}
@@ -148,8 +151,8 @@ func TestKeysThatPeopleWrite(t *testing.T) {
 		{"all", "all", "k\x03all", ""},
 		{"all", "some", "", "no key"},
 	} {
-		z := zoneOfKey(t, c.key)
-		got, err := z.keyOf(c.text)
+		k := keyOf(t, c.key)
+		got, err := k.Find(c.text)
 		switch {
 		case c.mistake != "" && (err == nil || !strings.Contains(err.Error(), c.mistake)):
 			t.Errorf("key %q, %q: got %q, %v, want an error about %q", c.key, c.text, got, err, c.mistake)
@@ -175,13 +178,13 @@ func TestReadableFormOfKeysThatPeopleWrite(t *testing.T) {
 		{"{http.request.header.X-A}|{http.request.header.X-B}", `["a|b","c"]`, `["a|b","c"]`},
 		{"{form.user}{json.user}", "Bob", "Bob"},
 	} {
-		z := zoneOfKey(t, c.key)
-		key, err := z.keyOf(strings.TrimSpace(c.text))
+		k := keyOf(t, c.key)
+		key, err := k.Find(strings.TrimSpace(c.text))
 		if err != nil {
 			t.Errorf("key %q, %q: %v", c.key, c.text, err)
 			continue
 		}
-		if got := z.readableOf(key, strings.TrimSpace(c.text)); got != strings.TrimSpace(c.want) {
+		if got := k.ReadableOf(key, strings.TrimSpace(c.text)); got != strings.TrimSpace(c.want) {
 			t.Errorf("key %q, %q: shown as %q, want %q", c.key, c.text, got, c.want)
 		}
 	}
@@ -190,15 +193,15 @@ func TestReadableFormOfKeysThatPeopleWrite(t *testing.T) {
 // A stranger's value that reads like another form of a key is not shown as such: it
 // would stand for somebody else's key.
 func TestNobodysKeyReadsLikeAnothers(t *testing.T) {
-	z := zoneOfKey(t, "{http.request.header.X-A}")
+	k := keyOf(t, "{http.request.header.X-A}")
 	for _, value := range []string{"hex:6b03616263", "client_ip=192.0.2.7", `["abc"]`} {
-		other, err := z.keyOf(value)
+		other, err := k.Find(value)
 		if err != nil {
 			t.Fatalf("%q: %v", value, err)
 		}
 		key := "k" + string(prefixed([]byte(value), 0))
-		shown, _ := z.decoded(key)
-		if found, err := z.keyOf(shown); err != nil || found != key || shown == value {
+		shown, _ := k.Decode(key)
+		if found, err := k.Find(shown); err != nil || found != key || shown == value {
 			t.Errorf("the value %q is shown as %q, which stands for %q, %v; another client's key is %q", value, shown, found, err, other)
 		}
 	}

@@ -1,4 +1,4 @@
-package distributedratelimit
+package keys
 
 import (
 	"strings"
@@ -11,7 +11,7 @@ func FuzzNormalize(f *testing.F) {
 	for _, seed := range []string{"", "ann", "Ånn", "ß", "a\u0300\u0316\u0301", "\u0300", "\xff\xfe", "한국", "İi", "\u0e40\u0e01", "a" + strings.Repeat("\u0301", 100)} {
 		f.Add(seed)
 	}
-	both := normalization{lower: true, trim: true}
+	both := Normalization{lower: true, trim: true}
 	f.Fuzz(func(t *testing.T, value string) {
 		key := func(value string) string {
 			normal, _ := both.normalize([]byte("x"+value), 1)
@@ -37,19 +37,19 @@ func FuzzNormalize(f *testing.F) {
 
 // A collator is slow: what a client makes it read is bounded, whatever the client sends.
 func TestLongValuesAreNotNormalized(t *testing.T) {
-	both := normalization{lower: true, trim: true}
+	both := Normalization{lower: true, trim: true}
 	for _, row := range []struct {
 		value string
-		want  lack
+		want  Lack
 	}{
-		{strings.Repeat("a", maxNormalized), lackNothing},
-		{strings.Repeat(" ", 1<<20) + "ann", lackNothing}, // this is no work
-		{strings.Repeat("a", maxNormalized+1), lackAmbiguous},
-		{strings.Repeat("가", 1<<18), lackAmbiguous},
-		{strings.Repeat("\u0301", 10), lackMissing},
+		{strings.Repeat("a", maxNormalized), LackNothing},
+		{strings.Repeat(" ", 1<<20) + "ann", LackNothing}, // this is no work
+		{strings.Repeat("a", maxNormalized+1), LackAmbiguous},
+		{strings.Repeat("가", 1<<18), LackAmbiguous},
+		{strings.Repeat("\u0301", 10), LackMissing},
 	} {
 		normal, lacked := both.normalize([]byte("x"+row.value), 1)
-		if lacked != row.want || (len(normal) > 1) != (row.want == lackNothing) {
+		if lacked != row.want || (len(normal) > 1) != (row.want == LackNothing) {
 			t.Errorf("normalize of %d bytes %.6q...: got %d bytes, %q, want %q", len(row.value), row.value, len(normal)-1, lacked, row.want)
 		}
 	}
