@@ -10,6 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/identity"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/loglimit"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -30,7 +32,7 @@ type App struct {
 
 	// Where the client's address comes from, for handlers that do not say so
 	// themselves.
-	ClientAddress
+	identity.ClientAddress
 
 	// The default of the handlers' on_store_error: `local`, `allow` or
 	// `deny`. Default: `local`.
@@ -52,8 +54,8 @@ type App struct {
 	ipSource caddyhttp.IPRangeSource
 	events   *emitter
 
-	bodyWarnings logLimiter
-	forwarding   fadingLimiter // of the warning about headers that are not believed
+	bodyWarnings loglimit.Limiter
+	forwarding   loglimit.Fading // of the warning about headers that are not believed
 
 	mu       sync.Mutex
 	shared   *backend // opened by the first handler that needs it
@@ -90,10 +92,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if a.TrustedProxiesRaw != nil {
-		if a.ipSource, err = loadIPSource(ctx, &a.ClientAddress); err != nil {
-			return err
-		}
-		if _, err := newRangesTrust(a.ipSource, a.logger); err != nil {
+		if a.ipSource, err = identity.LoadIPSource(ctx, &a.ClientAddress); err != nil {
 			return err
 		}
 	}
@@ -105,7 +104,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 }
 
 func (a *App) check() *settings.Mistake {
-	if mistake := a.ClientAddress.check(); mistake != nil {
+	if mistake := identity.Check(&a.ClientAddress); mistake != nil {
 		return mistake
 	}
 	if mistake := a.BodyReading.check(maxBodyLimit); mistake != nil {

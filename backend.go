@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/loglimit"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
@@ -30,7 +31,7 @@ type backend struct {
 	logger   *zap.Logger
 	lasting  *lasting
 	storage  storage // outlives the process; or nil
-	hurried  logLimiter
+	hurried  loglimit.Limiter
 	events   *emitter
 	here     bool                       // the store is in this process
 	limiter  *inflight.Limiter          // of requests in flight; nil if no zone limits them
@@ -59,7 +60,7 @@ func (b *backend) allZones() []*Zone {
 type lasting struct {
 	*fallback.State
 	slots  *inflight.Table
-	losses logLimiter
+	losses loglimit.Limiter
 	memo   memo
 
 	steering steering
@@ -137,7 +138,7 @@ func (b *backend) Called(took time.Duration, err error) {
 		storeSeries.ifHeld(b.name, func() { metrics.storeErrors.WithLabelValues(b.name, string(kind)).Inc() })
 		switch kind {
 		case store.KindBudget: // nothing was sent, and that was no fault of the store
-			if suppressed, ok := b.hurried.allow(1, logMinute); ok {
+			if suppressed, ok := b.hurried.Allow(1, time.Minute); ok {
 				b.logger.Warn("requests have no time left to ask the store after other handlers have; on_store_error decides. "+
 					"Write the zones into one handler, or raise budget to several round trips for each",
 					zap.String("store", b.name), zap.Int64("suppressed", suppressed))
@@ -185,7 +186,7 @@ func (b *backend) ServerRemoved(server string) { metrics.storeUp.DeleteLabelValu
 // Lost implements fallback.Observer.
 func (b *backend) Lost(r store.Report) {
 	metrics.storeLosses.WithLabelValues(b.name).Inc()
-	suppressed, ok := b.lasting.losses.allow(1, logMinute)
+	suppressed, ok := b.lasting.losses.Allow(1, time.Minute)
 	if !ok {
 		return
 	}

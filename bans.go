@@ -98,7 +98,7 @@ func (e *evaluation) noteBan(v *verdict) {
 		return
 	}
 	v.zone.counters.ban()
-	suppressed, ok := v.zone.banLog.allow(refusalLines, logSecond)
+	suppressed, ok := v.zone.banLog.Allow(refusalLines, time.Second)
 	if !ok {
 		return
 	}

@@ -217,7 +217,7 @@ func (e *evaluation) unread() bool {
 
 // warnOfBodyMemory warns that requests are refused for want of memory.
 func (a *App) warnOfBodyMemory() {
-	if suppressed, ok := a.bodyWarnings.allow(1, logMinute); ok {
+	if suppressed, ok := a.bodyWarnings.Allow(1, time.Minute); ok {
 		a.logger.Warn("bodies hold all of body_memory, and requests whose body is needed are refused with 503; put a zone with concurrent on the address beside those that read bodies, shorten body_timeout, or raise body_memory",
 			zap.Int64("body_memory", bodyMemory.Limit()), zap.Int64("suppressed", suppressed))
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/identity"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 )
@@ -90,7 +91,7 @@ func (p *handlerParser) checkWithShared() *settings.Mistake {
 	if !ok {
 		return nil
 	}
-	var shared struct{ ClientAddress }
+	var shared struct{ identity.ClientAddress }
 	if err := json.Unmarshal(option.Value, &shared); err != nil {
 		return nil
 	}
@@ -101,7 +102,7 @@ func (p *handlerParser) checkWithShared() *settings.Mistake {
 	if len(together.ClientIPHeaders) == 0 {
 		together.ClientIPHeaders = shared.ClientIPHeaders
 	}
-	if mistake := together.check(); mistake != nil {
+	if mistake := identity.Check(&together); mistake != nil {
 		return settings.Wrong(field, "together with the global option: %w", mistake.Err)
 	}
 	return nil
@@ -172,10 +173,10 @@ func listed[T any](options []option[T]) string {
 // which messages list them.
 var handlerOptions = []option[Handler]{
 	{word: "trusted_proxies", parse: func(p *handlerParser, h *Handler) error {
-		return parseTrustedProxies(p.Dispenser, &h.ClientAddress)
+		return identity.ParseTrustedProxies(p.Dispenser, &h.ClientAddress)
 	}},
 	{word: "client_ip_headers", parse: func(p *handlerParser, h *Handler) error {
-		return parseClientIPHeaders(p.Dispenser, &h.ClientAddress)
+		return identity.ParseClientIPHeaders(p.Dispenser, &h.ClientAddress)
 	}},
 	{word: "on_store_error", parse: func(p *handlerParser, h *Handler) error { return p.word(&h.OnStoreError) }},
 	{word: "budget", parse: func(p *handlerParser, h *Handler) error { return settings.ParseDuration(p.Dispenser, &h.Budget) }},

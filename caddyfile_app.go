@@ -5,6 +5,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/identity"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/stores"
 )
@@ -43,9 +44,9 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		case "store":
 			app.StoreRaw, err = stores.Parse(d)
 		case "trusted_proxies":
-			err = parseTrustedProxies(d, &app.ClientAddress)
+			err = identity.ParseTrustedProxies(d, &app.ClientAddress)
 		case "client_ip_headers":
-			err = parseClientIPHeaders(d, &app.ClientAddress)
+			err = identity.ParseClientIPHeaders(d, &app.ClientAddress)
 		case "on_store_error":
 			err = settings.ParseWord(d, &app.OnStoreError)
 		case "budget":

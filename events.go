@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
+
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/loglimit"
 )
 
 // The events that the app emits, all with itself as their origin. None holds a key.
@@ -28,7 +31,7 @@ type emitter struct {
 	ctx    caddy.Context
 	app    *caddyevents.App
 	logger *zap.Logger
-	full   logLimiter
+	full   loglimit.Limiter
 
 	mu      sync.Mutex
 	started bool // the configuration runs
@@ -83,7 +86,7 @@ func (m *emitter) emit(name string, data map[string]any) {
 		return
 	}
 	if len(m.waiting) >= eventsKept {
-		if suppressed, ok := m.full.allow(1, logMinute); ok {
+		if suppressed, ok := m.full.Allow(1, time.Minute); ok {
 			m.logger.Warn("handlers of events are too slow; some events are left out",
 				zap.String("event", name), zap.Int64("suppressed", suppressed))
 		}

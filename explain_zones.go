@@ -17,9 +17,9 @@ import (
 func (x *walk) explain(h *Handler, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	c := chargesOf(r.Context(), vars)
-	c.client = h.identity.find(r, vars)
+	c.client = h.identity.Find(r, vars)
 	answer := explainedHandler{
-		Client:  explainedClient{IP: c.client.String(), Rule: c.client.Reason.String(), Because: because(c.client.Reason, h.identity.rules.Header())},
+		Client:  explainedClient{IP: c.client.String(), Rule: c.client.Reason.String(), Because: because(c.client.Reason, h.identity.Header())},
 		Granted: true, Zones: []explainedZone{},
 	}
 	e := newEvaluation(h, r, c)

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/body"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/identity"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
@@ -63,7 +64,7 @@ type Handler struct {
 
 	// Where the client's address comes from, for this handler. Default: what
 	// the app has, else what the HTTP server has.
-	ClientAddress
+	identity.ClientAddress
 
 	// What to do with a request while the store is away: `local` limits it in
 	// this process alone, to its share of the limit among the instances that
@@ -127,7 +128,7 @@ type Handler struct {
 	app        *App
 	server     *caddyhttp.Server // that it belongs to, nil if none
 	backend    *backend
-	identity   *identity
+	identity   *identity.Finder
 	headers    headerStyle
 	budget     time.Duration
 	bodyLimits body.Limits
@@ -166,12 +167,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.provisionBackend(ctx); err != nil {
 		return err
 	}
-	h.identity, err = provisionIdentity(ctx, &h.ClientAddress, &h.app.ClientAddress, h.app.ipSource, h.logger)
+	h.identity, err = identity.New(ctx, &h.ClientAddress, &h.app.ClientAddress, h.app.ipSource, &h.app.forwarding, h.logger)
 	if err != nil {
 		return err
 	}
 	h.bodyLimits = h.bodyLimitsOf(h.app)
-	h.identity.forwarding = &h.app.forwarding
 	h.budget = time.Duration(cmp.Or(h.Budget, h.app.Budget, caddy.Duration(defaultBudget)))
 	h.policy = cmp.Or(h.OnStoreError, h.app.OnStoreError, policyLocal)
 	h.headers = parseHeaderStyle(h.RateLimitHeaders, h.RateLimitHeadersPrefix)
@@ -273,7 +273,7 @@ func (h *Handler) check() *settings.Mistake {
 	if mistake := checkMatcherSets("exempt", h.ExemptRaw); mistake != nil {
 		return mistake
 	}
-	if mistake := h.ClientAddress.check(); mistake != nil {
+	if mistake := identity.Check(&h.ClientAddress); mistake != nil {
 		return mistake
 	}
 	if mistake := checkStoreUse(h.OnStoreError, h.Budget); mistake != nil {
@@ -311,7 +311,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		// the limit on failed logins, and be refused for that.
 		return next.ServeHTTP(w, r)
 	}
-	c.client = h.identity.client(r, vars)
+	c.client = h.identity.Client(r, vars)
+	identityMetric(c.client.Reason).Inc()
 
 	e := newEvaluation(h, r, c)
 	if err := e.gather(); err != nil {

@@ -3,6 +3,7 @@ package distributedratelimit
 import (
 	"cmp"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -19,7 +20,7 @@ func (e *evaluation) logRefusal(v *verdict) {
 	if !e.h.logger.Core().Enabled(zap.InfoLevel) {
 		return
 	}
-	suppressed, ok := v.zone.refusalLog.allow(refusalLines, logSecond)
+	suppressed, ok := v.zone.refusalLog.Allow(refusalLines, time.Second)
 	if !ok {
 		return
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/identity"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/replay"
 )
@@ -68,7 +69,7 @@ func newReplayEvaluator(c *replayConfig, host string) (*replayEvaluator, error) 
 	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
 		server := &replayServer{Server: app.Servers[name]}
 		server.ports, server.tls = replayPorts(server.Server, cmp.Or(app.HTTPSPort, caddyhttp.DefaultHTTPSPort))
-		e.fresh = e.fresh || hasTrustedProxies(server.Server)
+		e.fresh = e.fresh || identity.HasTrustedProxies(server.Server)
 		e.servers = append(e.servers, server)
 		e.collect(c, server.Routes)
 		for _, name := range slices.Sorted(maps.Keys(server.NamedRoutes)) {
@@ -101,8 +102,8 @@ func (e *replayEvaluator) handler(c *replayConfig, h *Handler) {
 		return
 	}
 	e.numbers[h] = int16(len(e.numbers))
-	if h.identity.trustsProxies {
-		e.reads.headers[h.identity.rules.Header()] = true
+	if h.identity.TrustsProxies() {
+		e.reads.headers[h.identity.Header()] = true
 	}
 	for _, zone := range h.Zones {
 		e.redacts[zone] = zone.credentials()
@@ -263,7 +264,7 @@ func (w *replayWorker) walk(q *replayRequest) {
 func (w *replayWorker) meets(h *Handler) {
 	w.memo.met(w, h)
 	c := &w.charges
-	c.client = h.identity.client(w.now.request, w.now.vars)
+	c.client = h.identity.Client(w.now.request, w.now.vars)
 	e := newEvaluation(h, w.now.request, c)
 	if e.gather() == nil {
 		w.look()

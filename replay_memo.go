@@ -137,7 +137,7 @@ func (s *replayShape) limits(h *Handler) bool {
 			return false
 		}
 	}
-	return !h.identity.trustsProxies
+	return !h.identity.TrustsProxies()
 }
 
 // addressOnly reports whether what the zone makes of a request that it applies to

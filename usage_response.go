@@ -173,14 +173,14 @@ func (s *spending) tell(rs *reservations, m *metered, said llm.Settlement, how *
 	zone := m.zone
 	zone.counters.spend(zone, m.price, said)
 	if said.Units > m.price.Units {
-		if suppressed, ok := zone.overrunLog.allow(1, logMinute); ok {
+		if suppressed, ok := zone.overrunLog.Allow(1, time.Minute); ok {
 			rs.handler.logger.Warn("a response cost more than its request had reserved; what it exceeds the budget by was charged all the same",
 				zap.String("zone", zone.Name), zap.Int64("reserved", m.price.Units), zap.Int64("spent", said.Units), zap.String("unit", zone.unit()),
 				zap.String("price", said.Price), zap.Int64("suppressed", suppressed))
 		}
 	}
 	if said.Outcome == llm.Missing && how != nil && how.err == nil && !how.broken && !s.gone && rs.ctx.Err() == nil && s.status < 400 {
-		if suppressed, ok := zone.missingLog.allow(1, logMinute); ok {
+		if suppressed, ok := zone.missingLog.Allow(1, time.Minute); ok {
 			rs.handler.logger.Warn("a response did not tell its usage, so that all that its request had reserved stays charged; see that the upstream tells it, and that nothing between here and there encodes responses",
 				zap.String("zone", zone.Name), zap.Int64("reserved", m.price.Units), zap.String("unit", zone.unit()), zap.Int64("suppressed", suppressed))
 		}

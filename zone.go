@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/busiest"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/loglimit"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/llm"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store/fallback"
 )
@@ -152,10 +153,10 @@ type Zone struct {
 	top           *busiest.Keys // of the zone that stands for the limit, nil without log_key
 	logger        *zap.Logger
 	bans          bans
-	banLog        logLimiter
-	refusalLog    logLimiter
-	overrunLog    logLimiter
-	missingLog    logLimiter
+	banLog        loglimit.Limiter
+	refusalLog    loglimit.Limiter
+	overrunLog    loglimit.Limiter
+	missingLog    loglimit.Limiter
 }
 
 const (

@@ -122,7 +122,7 @@ func namesHosts(matcher any) bool {
 // before the matchers are loaded, which drops their JSON. zone is empty for the
 // matchers of the handler.
 func (h *Handler) warnOfRemoteIP(zone, word string, sets caddyhttp.RawMatcherSets) {
-	if !h.identity.trustsProxies {
+	if !h.identity.TrustsProxies() {
 		return
 	}
 	raw, err := json.Marshal(sets)

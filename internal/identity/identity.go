@@ -1,4 +1,10 @@
-package distributedratelimit
+// Package identity decides who the client of an HTTP request is, as it is configured: by the
+// trusted proxies and the header of a handler, else of the app, else of the server.
+//
+// The rules themselves are package ipident's. Here is what they need of Caddy: its IP
+// sources, what its server trusts, and the Caddyfile; and warnings about headers that are
+// not believed.
+package identity
 
 import (
 	"encoding/json"
@@ -7,11 +13,13 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/loglimit"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
@@ -38,7 +46,9 @@ type ClientAddress struct {
 	ClientIPHeaders []string `json:"client_ip_headers,omitempty"`
 }
 
-func (c *ClientAddress) check() *settings.Mistake {
+// Check finds the first mistake in the settings that shows without the server. It is a
+// function, so that what embeds the settings has no such method.
+func Check(c *ClientAddress) *settings.Mistake {
 	if c.TrustedHops != 0 {
 		if c.TrustedProxiesRaw != nil {
 			return settings.Wrong("trusted_proxies", "trusted_hops and trusted_proxies exclude each other; remove one")
@@ -69,9 +79,9 @@ func (c *ClientAddress) check() *settings.Mistake {
 		"a client could write any other one itself", len(c.ClientIPHeaders))
 }
 
-// identity decides who the client of a request is, by the rules of one
-// handler.
-type identity struct {
+// Finder decides who the client of a request is, by the rules of one handler. It is safe for
+// concurrent use.
+type Finder struct {
 	rules  ipident.Rules
 	ranges *rangesTrust // nil if the server decides, or hops are counted
 	server *serverTrust // nil unless the server decides
@@ -79,16 +89,18 @@ type identity struct {
 	trustsProxies bool
 
 	logger     *zap.Logger
-	log        logLimiter
+	log        loglimit.Limiter
 	unix       sync.Once
-	forwarding *fadingLimiter // of all handlers, see warnOfForwarding
+	forwarding *loglimit.Fading // see warnOfForwarding
 }
 
-// provisionIdentity finds the rules of the handler, else of the app, else of the
-// server. Trusted proxies and the header are looked for separately.
-func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedIPSource caddyhttp.IPRangeSource, logger *zap.Logger) (*identity, error) {
+// New finds the rules of the handler, else of the app, else of the server, which is that of
+// the context. Trusted proxies and the header are looked for separately. sharedIPSource is
+// the app's, of LoadIPSource, nil if it has none; forwarding limits what all handlers
+// together log of headers that are not believed.
+func New(ctx caddy.Context, own, shared *ClientAddress, sharedIPSource caddyhttp.IPRangeSource, forwarding *loglimit.Fading, logger *zap.Logger) (*Finder, error) {
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	id := &identity{logger: logger}
+	id := &Finder{logger: logger, forwarding: forwarding}
 
 	ipSource, hops := sharedIPSource, shared.TrustedHops
 	switch {
@@ -97,19 +109,16 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedIPSo
 	case own.TrustedProxiesRaw != nil:
 		hops = 0
 		var err error
-		if ipSource, err = loadIPSource(ctx, own); err != nil {
+		if ipSource, err = LoadIPSource(ctx, own); err != nil {
 			return nil, err
 		}
 	}
 	if ipSource != nil {
-		var err error
-		if id.ranges, err = newRangesTrust(ipSource, logger); err != nil {
-			return nil, err
-		}
+		id.ranges = &rangesTrust{ipSource: ipSource, logger: logger}
 	} else if hops == 0 {
 		id.server = newServerTrust(server, logger)
 	}
-	id.trustsProxies = ipSource != nil || hops > 0 || hasTrustedProxies(server)
+	id.trustsProxies = ipSource != nil || hops > 0 || HasTrustedProxies(server)
 
 	header := "X-Forwarded-For"
 	switch {
@@ -132,7 +141,9 @@ func provisionIdentity(ctx caddy.Context, own, shared *ClientAddress, sharedIPSo
 	return id, err
 }
 
-func loadIPSource(ctx caddy.Context, c *ClientAddress) (caddyhttp.IPRangeSource, error) {
+// LoadIPSource loads the IP source of the settings, which must have one. It fails if that
+// holds nearly every address. If it comes to hold them later, they are not trusted.
+func LoadIPSource(ctx caddy.Context, c *ClientAddress) (caddyhttp.IPRangeSource, error) {
 	module, err := ctx.LoadModule(c, "TrustedProxiesRaw")
 	if err != nil {
 		return nil, fmt.Errorf("loading trusted_proxies: %v", err)
@@ -140,6 +151,9 @@ func loadIPSource(ctx caddy.Context, c *ClientAddress) (caddyhttp.IPRangeSource,
 	ipSource, ok := module.(caddyhttp.IPRangeSource)
 	if !ok {
 		return nil, fmt.Errorf("trusted_proxies: module %T is not an IP source: it must implement caddyhttp.IPRangeSource", module)
+	}
+	if err := checkTrustable(ipSource); err != nil {
+		return nil, fmt.Errorf("trusted_proxies: %v", err)
 	}
 	return ipSource, nil
 }
@@ -151,7 +165,7 @@ var forwardingHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "C
 // header. It may be a bot that tries its luck; or the site's own proxy, all of whose
 // visitors share one limit then, and nothing else tells. What a stranger wrote is not
 // logged. Bots never end, so the lines become rarer.
-func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
+func (id *Finder) warnOfForwarding(r *http.Request, peer ipident.Result) {
 	if len(r.Header) == 0 {
 		return
 	}
@@ -163,7 +177,7 @@ func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
 		}
 		name = forwardingHeaders[i]
 	}
-	suppressed, ok := id.forwarding.allow()
+	suppressed, ok := id.forwarding.Allow()
 	if !ok {
 		return
 	}
@@ -172,14 +186,19 @@ func (id *identity) warnOfForwarding(r *http.Request, peer ipident.Result) {
 		zap.Stringer("peer", peer), zap.String("header", name), zap.Int64("suppressed", suppressed))
 }
 
-// client decides who the client of r is, which has these variables. It counts and tells
-// how it was found.
-func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result {
-	client := id.find(r, vars)
-	identityMetric(client.Reason).Inc()
+// Header is the name of the header that proxies name the client in, in canonical form.
+func (id *Finder) Header() string { return id.rules.Header() }
+
+// TrustsProxies reports whether some peers may be proxies, as far as is known at load.
+func (id *Finder) TrustsProxies() bool { return id.trustsProxies }
+
+// Client decides who the client of r is, which has these variables. It logs what may be a
+// mistake in the configuration, a few lines a minute.
+func (id *Finder) Client(r *http.Request, vars map[string]any) ipident.Result {
+	client := id.Find(r, vars)
 	switch client.Reason {
 	case ipident.ReasonMalformed, ipident.ReasonDuplicate, ipident.ReasonTooLong, ipident.ReasonTooFewHops, ipident.ReasonBadPeer:
-		if suppressed, ok := id.log.allow(1, logMinute); ok {
+		if suppressed, ok := id.log.Allow(1, time.Minute); ok {
 			id.logger.Warn("the client's address could not be read from the header; using the nearest address that a trusted proxy vouched for",
 				zap.String("header", id.rules.Header()), zap.Stringer("reason", client.Reason),
 				zap.Stringer("client_ip", client), zap.Int64("suppressed", suppressed))
@@ -195,8 +214,8 @@ func (id *identity) client(r *http.Request, vars map[string]any) ipident.Result 
 	return client
 }
 
-// find decides who the client of r is.
-func (id *identity) find(r *http.Request, vars map[string]any) ipident.Result {
+// Find decides who the client of r is, and logs nothing.
+func (id *Finder) Find(r *http.Request, vars map[string]any) ipident.Result {
 	peer := true // comes first, and once
 	var ranges ipident.Ranges
 	return id.rules.Client(ipident.RemoteAddr(r), r.Header, func(hop netip.Addr) bool {

@@ -1,7 +1,6 @@
-package distributedratelimit
+package identity
 
 import (
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,11 +10,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/loglimit"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/ipident"
 )
 
@@ -23,7 +24,7 @@ import (
 type rangesTrust struct {
 	ipSource caddyhttp.IPRangeSource
 	logger   *zap.Logger
-	log      logLimiter
+	log      loglimit.Limiter
 
 	compiling sync.Mutex
 	// last is the newest list of the IP source, in compiled form.
@@ -34,15 +35,6 @@ type compiledRanges struct {
 	of     []netip.Prefix
 	ranges ipident.Ranges // empty if err is not nil
 	err    error
-}
-
-// newRangesTrust fails if the IP source holds nearly every address. If it comes
-// to hold them later, they are not trusted.
-func newRangesTrust(ipSource caddyhttp.IPRangeSource, logger *zap.Logger) (*rangesTrust, error) {
-	if err := checkTrustable(ipSource); err != nil {
-		return nil, fmt.Errorf("trusted_proxies: %v", err)
-	}
-	return &rangesTrust{ipSource: ipSource, logger: logger}, nil
 }
 
 // checkTrustable rejects ranges that never change and hold nearly every address.
@@ -63,7 +55,7 @@ func (t *rangesTrust) of(r *http.Request) ipident.Ranges {
 		last = t.compile(prefixes)
 	}
 	if last.err != nil {
-		if suppressed, ok := t.log.allow(1, logMinute); ok {
+		if suppressed, ok := t.log.Allow(1, time.Minute); ok {
 			t.logger.Warn("the IP source of trusted_proxies holds ranges that cannot be trusted; until that changes no proxy is trusted, and clients behind one share a limit",
 				zap.Error(last.err), zap.Int("ranges", len(prefixes)), zap.Int64("suppressed", suppressed))
 		}
@@ -94,9 +86,9 @@ func (c *compiledRanges) is(prefixes []netip.Prefix) bool {
 	return len(prefixes) == 0 || &c.of[0] == &prefixes[0] || slices.Equal(c.of, prefixes)
 }
 
-// hasTrustedProxies reports whether the server has trusted_proxies. The field is
+// HasTrustedProxies reports whether the server has trusted_proxies. The field is
 // not exported, but it can be seen whether it is set.
-func hasTrustedProxies(server *caddyhttp.Server) bool {
+func HasTrustedProxies(server *caddyhttp.Server) bool {
 	if server == nil {
 		return false
 	}

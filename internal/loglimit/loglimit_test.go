@@ -1,4 +1,4 @@
-package distributedratelimit
+package loglimit
 
 import (
 	"testing"
@@ -8,14 +8,14 @@ import (
 
 // A warning that bots can bring about for ever becomes rarer, never stops, and tells how
 // often it was left out.
-func TestFadingLimiter(t *testing.T) {
+func TestFading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l fadingLimiter
+		var l Fading
 		began := time.Now()
 		var lines []time.Duration
 		var suppressed int64
 		for range 6 * 60 * 60 { // each second
-			if n, ok := l.allow(); ok {
+			if n, ok := l.Allow(); ok {
 				lines = append(lines, time.Since(began))
 				suppressed += n
 			}

@@ -1,4 +1,4 @@
-package distributedratelimit
+package identity
 
 import (
 	"fmt"
@@ -13,7 +13,10 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/settings"
 )
 
-func parseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
+// ParseTrustedProxies parses:
+//
+//	trusted_proxies <ip source module> ... | hops <n>
+func ParseTrustedProxies(d *caddyfile.Dispenser, into *ClientAddress) error {
 	if !d.NextArg() {
 		return d.Err("trusted_proxies needs an IP source; write for example: trusted_proxies static private_ranges")
 	}
@@ -67,7 +70,10 @@ func checkStaticRanges(ipSource caddyhttp.IPRangeSource) error {
 	return checkTrustable(module.(caddyhttp.IPRangeSource))
 }
 
-func parseClientIPHeaders(d *caddyfile.Dispenser, into *ClientAddress) error {
+// ParseClientIPHeaders parses:
+//
+//	client_ip_headers <header>...
+func ParseClientIPHeaders(d *caddyfile.Dispenser, into *ClientAddress) error {
 	if into.ClientIPHeaders = d.RemainingArgs(); len(into.ClientIPHeaders) == 0 {
 		return d.Err("client_ip_headers needs the name of a header; write for example: client_ip_headers X-Forwarded-For")
 	}
