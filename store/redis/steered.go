@@ -147,8 +147,8 @@ type board struct {
 	key  string
 	life context.Context // of the store
 
-	reading  sync.Mutex // held meanwhile, so that replies are taken in in the order of the server's
-	revision int64      // guarded by reading
+	reading  chan struct{} // holds one meanwhile, so that replies are taken in in the order of the server's
+	revision int64         // guarded by reading
 
 	mu       sync.Mutex
 	watchers int
@@ -156,7 +156,7 @@ type board struct {
 }
 
 func newBoard(ctx context.Context, prefix string) *board {
-	return &board{key: boardKey(prefix), life: ctx, revision: unknownRevision}
+	return &board{key: boardKey(prefix), life: ctx, reading: make(chan struct{}, 1), revision: unknownRevision}
 }
 
 func (b *board) watched() bool {
@@ -191,11 +191,19 @@ func (b *board) end() {
 	}
 }
 
-// readBoard takes in what is on the board.
+// readBoard takes in what is on the board, in its turn. It waits for wait at most.
 func (s *Store) readBoard(wait time.Duration) *store.Error {
 	b := s.board
-	b.reading.Lock()
-	defer b.reading.Unlock()
+	began := time.Now()
+	turn := time.NewTimer(wait)
+	defer turn.Stop()
+	select {
+	case b.reading <- struct{}{}:
+		defer func() { <-b.reading }()
+	case <-turn.C:
+		return &store.Error{Kind: store.KindBudget, Unexecuted: true, Err: errors.New("not asked, since the board is being read and does not come")}
+	}
+	wait -= time.Since(began)
 	var packed [8]byte
 	put(packed[1:8], b.revision)
 	reply, err := s.ask(wait, steeringCall(kindBoard, wait, b.key, packed[:]))

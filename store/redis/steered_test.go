@@ -330,3 +330,25 @@ func TestAmendLargeLog(t *testing.T) {
 		t.Errorf("%q is still there", name)
 	}
 }
+
+// Whoever changes the board waits no longer than it may, though somebody else is reading it
+// and has no reply.
+func TestBoardIsReadByAnother(t *testing.T) {
+	t.Parallel()
+	s := warmed(t, Options{Address: redistest.Start(t).Addr, Timeout: patience})
+	names := watchedNames(t, s)
+	eventually(t, "it is known", func() bool { return names() == "" })
+	s.board.reading <- struct{}{}
+	posted := make(chan error, 1)
+	go func() { posted <- s.Post(time.Second, store.Notice{Class: 'x', Name: "new", Lasts: time.Hour}, 10) }()
+	select {
+	case err := <-posted:
+		if err != nil {
+			t.Errorf("Post: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("Post with a second to wait has not returned after 30 s")
+	}
+	<-s.board.reading
+	eventually(t, "it is read later", func() bool { return names() == "new" })
+}
