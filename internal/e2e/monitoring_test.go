@@ -63,6 +63,35 @@ func TestAlertRules(t *testing.T) {
 	}
 }
 
+// Two clusters that one Prometheus scrapes, as two jobs, may have stores and zones of the same
+// names. Nothing adds them up, or compares one with the other.
+func TestMonitoringTellsClustersApart(t *testing.T) {
+	for file, sums := range map[string]string{"alerts.yml": `(?:by|on) \((.*?)\)`, "dashboard.json": `by \((.*?store.*?)\)`} {
+		text, err := os.ReadFile(monitoring + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(sums).FindAllStringSubmatch(string(text), -1)
+		if len(found) < 5 {
+			t.Errorf("%s: %d sums were found, which is too few to be read right", file, len(found))
+		}
+		for _, by := range found {
+			if !strings.Contains(by[1], "job") {
+				t.Errorf("%s: %s adds clusters up; write job as well", file, by[0])
+			}
+		}
+	}
+	text, err := os.ReadFile(monitoring + "dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, expr := range regexp.MustCompile(`"expr": (".*")`).FindAllStringSubmatch(string(text), -1) {
+		if strings.Count(expr[1], "caddy_") != strings.Count(expr[1], `{job=~\"$job\"`) {
+			t.Errorf("dashboard.json: %s is not about the chosen job alone", expr[1])
+		}
+	}
+}
+
 // prometheus is a real one, which scrapes several times a second.
 type prometheus struct {
 	t      *testing.T
@@ -336,7 +365,7 @@ func (p *prometheus) answersDashboard() {
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {
 			queries++
-			expr := hasty(strings.NewReplacer("$zone", ".*", "$instance", ".*").Replace(target.Expr))
+			expr := hasty(strings.NewReplacer("$job", ".*", "$zone", ".*", "$instance", ".*").Replace(target.Expr))
 			if len(p.query(expr)) == 0 {
 				p.t.Errorf("panel %q: no series for %s", panel.Title, expr)
 			}
