@@ -191,12 +191,8 @@ const slotsTime = 15 * time.Second
 // atMostBy is atMost by what is known of the zone's store. Of a table of limits it is
 // the one that may be exceeded most.
 func (z *usedZone) atMostBy(stats *fallback.Stats, now time.Time) float64 {
-	limits := []int64{z.limitShown()}
-	if z.tier != nil {
-		limits = append(slices.Collect(maps.Values(z.tier.limits)), z.tier.byDefault)
-	}
 	most := 0.0
-	for _, limit := range limits {
+	for _, limit := range z.limitsNow() {
 		if limit != unlimited {
 			most = max(most, z.backend.Excess(stats, now, limit, cmp.Or(z.window, slotsTime), z.policy))
 		}

@@ -162,20 +162,14 @@ func (b *backend) worst(stats *fallback.Stats, now time.Time, zones []*Zone) flo
 	return worst
 }
 
-// least is the smallest limit of the zone that grants anything: an instance grants a unit
-// of each at least while the store is away.
+// least is the smallest limit of the zone that grants anything, 0 if none does or all are
+// unlimited: an instance grants a unit of each at least while the store is away.
 func (z *Zone) least() int64 {
-	if z.tier == nil {
-		return z.limitShown()
-	}
-	least := int64(math.MaxInt64)
-	for _, limit := range z.tier.limits {
-		if limit > 0 {
-			least = min(least, limit)
+	least := int64(0)
+	for _, limit := range z.limitsNow() {
+		if limit > 0 && (least == 0 || limit < least) {
+			least = limit
 		}
-	}
-	if z.tier.byDefault > 0 {
-		least = min(least, z.tier.byDefault)
 	}
 	return least
 }

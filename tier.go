@@ -237,5 +237,19 @@ func (z *Zone) limitShown() int64 {
 	return limit
 }
 
+// limitsNow are the limits that hold for the zone, one or that of each plan, those that an
+// operator has set included.
+func (z *Zone) limitsNow() []int64 {
+	if z.tier == nil {
+		return []int64{z.limitShown()}
+	}
+	f := z.steering.Load()
+	limits := []int64{f.limit(wordDefault, f.limit(z.tier.defaultOf, z.tier.byDefault))}
+	for plan, limit := range z.tier.limits {
+		limits = append(limits, f.limit(plan, limit))
+	}
+	return limits
+}
+
 // refusesAll reports whether the limit is 0, whatever the request's plan is.
 func (z *Zone) refusesAll() bool { return z.tier == nil && z.limitShown() == 0 }

@@ -47,7 +47,9 @@ http://a.test {
 	respond "ok"
 }
 http://b.test {
-	distributed_ratelimit 1 1h tight
+	distributed_ratelimit 1 1h tight {
+		store redis redis://`+server.Addr+` # the app's once more, which counts once
+	}
 	respond "ok"
 }`)
 	e := start(t, config)
@@ -132,5 +134,34 @@ http://a.test {
 	}
 	if got := e.series("worst_case_limits"); len(got) != 1 {
 		t.Errorf("the worst case has the series %v, want one for the store", got)
+	}
+}
+
+// What may be granted at most while the store is away goes by the limits that hold, those
+// that an operator has set included.
+func TestWorstCaseGoesByOverrides(t *testing.T) {
+	server := redistest.Start(t)
+	e := start(t, onRedis(server, `
+http://a.test {
+	distributed_ratelimit {
+		zone plans {
+			window 1h
+			tier {header.Plan} {
+				free 0
+				default 0
+			}
+		}
+	}
+	respond "ok"
+}`))
+	e.becomes("worst_case_limits", equals(1))
+	e.steer("PUT", "zones/plans/override?plan=free&events=5&for=1h")
+	server.Kill()
+	e.becomes("worst_case_limits", equals(2))
+	var zones []struct {
+		AtMost *float64 `json:"at_most"`
+	}
+	if e.adminGet("zones/plans", &zones); zones[0].AtMost == nil || *zones[0].AtMost != 2 {
+		t.Errorf("the zone grants at most %v times its limit, want 2", zones[0].AtMost)
 	}
 }
