@@ -63,6 +63,7 @@ func adminRows() []adminRow {
 		{http.MethodGet, "bans", adminBans},
 		{http.MethodPut, "zones/<zone>/override", adminOverride},
 		{http.MethodDelete, "zones/<zone>/override", adminEndOverride},
+		{http.MethodGet, "overrides", adminOverrides},
 		{http.MethodGet, "top", adminTop},
 	}
 }

@@ -1,14 +1,19 @@
 package distributedratelimit
 
 import (
+	"slices"
 	"time"
 )
 
 // banAnswer is one ban in the answer to GET bans.
 type banAnswer struct {
 	limitAnswer
-	// Key is missing unless all handlers with the zone have log_key.
+	// NotConfigured: the configuration has no such zone, and the ban holds when it is back.
+	NotConfigured bool `json:"not_configured,omitempty"`
+	// Key is missing unless all handlers with the zone have log_key. The ID names the ban
+	// in any case.
 	Key   string     `json:"key,omitempty"`
+	ID    string     `json:"id"`
 	Set   *time.Time `json:"set"`
 	Until *time.Time `json:"until"`
 }
@@ -20,10 +25,12 @@ func adminBans(c *adminCall) (any, error) {
 		return nil, err
 	}
 	list := []banAnswer{}
+	zones := app.usedZones()
 	for _, b := range app.bansByHand() {
 		list = append(list, banAnswer{
-			limitAnswer: limitAnswer{Zone: b.zone, Store: b.store, DryRun: b.dryRun},
-			Key:         b.key, Set: momentOf(b.set), Until: momentOf(b.until),
+			limitAnswer:   b.where(),
+			NotConfigured: !slices.ContainsFunc(zones, func(z *usedZone) bool { return z.where() == b.where() }),
+			Key:           b.key, ID: b.id, Set: momentOf(b.set), Until: momentOf(b.until),
 		})
 	}
 	return list, nil
@@ -54,11 +61,22 @@ func adminBan(c *adminCall) (any, error) {
 
 // adminUnban is DELETE zones/<zone>/bans.
 func adminUnban(c *adminCall) (any, error) {
-	z, p, key, answer, err := c.change("keep")
+	p, err := c.params("key", "client_ip", "id", "keep")
 	if err != nil {
 		return nil, err
 	}
 	keep, err := p.flag("keep")
+	if err != nil {
+		return nil, err
+	}
+	z, err := c.limit(p)
+	if _, byID := p["id"]; byID || isNotFound(err) {
+		return c.unbanListed(p, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, answer, err := z.changes(p)
 	if err != nil {
 		return nil, err
 	}

@@ -25,8 +25,10 @@ func (z *usedZone) where() limitAnswer {
 
 // elsewhere is how soon other instances follow, as answers tell it; empty if there
 // can be none.
-func (z *usedZone) elsewhere() string {
-	if _, shared := z.backend.store.(store.Shared); !shared {
+func (z *usedZone) elsewhere() string { return z.backend.elsewhere() }
+
+func (b *backend) elsewhere() string {
+	if _, shared := b.store.(store.Shared); !shared {
 		return ""
 	}
 	return holdsElsewhere.String()
@@ -193,11 +195,17 @@ func (c *adminCall) change(names ...string) (z *usedZone, p params, key string, 
 	if z, err = c.limit(p); err != nil {
 		return nil, nil, "", nil, err
 	}
+	key, answer, err = z.changes(p)
+	return z, p, key, answer, err
+}
+
+// changes is the key of the zone that the parameters name, and the answer to what changes it.
+func (z *usedZone) changes(p params) (key string, answer *changeAnswer, err error) {
 	key, readable, err := p.key(z)
 	if err != nil {
-		return nil, nil, "", nil, err
+		return "", nil, err
 	}
-	return z, p, key, &changeAnswer{limitAnswer: z.where(), Key: readable, HoldsElsewhereWithin: z.elsewhere()}, nil
+	return key, &changeAnswer{limitAnswer: z.where(), Key: readable, HoldsElsewhereWithin: z.elsewhere()}, nil
 }
 
 // adminReset is DELETE zones/<zone>/keys.

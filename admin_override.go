@@ -52,6 +52,9 @@ func adminEndOverride(c *adminCall) (any, error) {
 		return nil, err
 	}
 	z, err := c.limit(p)
+	if isNotFound(err) {
+		return c.endOverrideListed(p, err)
+	}
 	if err != nil {
 		return nil, err
 	}

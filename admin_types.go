@@ -76,9 +76,22 @@ type counts map[string]map[string]uint64
 type overrideAnswer struct {
 	Plan   string    `json:"plan,omitempty"`
 	Events int64     `json:"events"`
+	Window float64   `json:"window,omitempty"` // of the zone when it was set; missing with concurrent
 	Note   string    `json:"note,omitempty"`
 	Set    time.Time `json:"set"`
 	Until  time.Time `json:"until"`
+	// InForce is false if the zone is not, or not as it was then, in the configuration;
+	// Because says why.
+	InForce bool   `json:"in_force"`
+	Because string `json:"because,omitempty"`
+}
+
+// answer is what is told of an override, and why it is idle.
+func (o *override) answer(idle string) overrideAnswer {
+	return overrideAnswer{
+		Plan: o.plan, Events: o.events, Window: seconds(o.window), Note: o.note, Set: *momentOf(o.set), Until: *momentOf(o.until),
+		InForce: idle == "", Because: idle,
+	}
 }
 
 // storeAnswer is one store, in the answer to GET stores.

@@ -91,7 +91,7 @@ func (z *usedZone) configured() zoneAnswer {
 		}
 	}
 	for _, o := range z.Zone.overrides() {
-		answer.Overrides = append(answer.Overrides, overrideAnswer{Plan: o.plan, Events: o.events, Note: o.note, Set: *momentOf(o.set), Until: *momentOf(o.until)})
+		answer.Overrides = append(answer.Overrides, o.answer(z.idle(&o)))
 	}
 	answer.BansByHand = z.Zone.bansByHand()
 	for _, h := range z.handlers {

@@ -1,6 +1,7 @@
 package distributedratelimit
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"slices"
@@ -43,9 +44,15 @@ type banByHand struct {
 	// key is the readable key, if whoever set the ban gave it, shortened to maxReadable;
 	// "" otherwise.
 	key   string
+	id    string    // names the ban, where the key is unknown
 	set   time.Time // by the clock of the instance that set it
 	until time.Time // by the clock of this one
+
+	name string // of the notice
 }
+
+// banIDSize is how many characters the id of a ban has: enough for those of one board.
+const banIDSize = 10
 
 // override is another limit for a while that an operator has set, on whatever
 // instance.
@@ -55,6 +62,9 @@ type override struct {
 	dryRun bool   // it is of the dry run of that name
 	plan   string // whose limit it replaces; "" in a zone without a tier
 	events int64  // the limit, 0 to store.MaxEvents; 0 refuses everything
+	// window is that of the zone for which the limit was set, 0 if it was one of requests in
+	// flight. For a zone with another one the number would say something else.
+	window time.Duration
 	note   string // why, in the operator's words; may be empty
 	set    time.Time
 	until  time.Time
@@ -66,7 +76,9 @@ type override struct {
 type noticeText struct {
 	Set    int64  `json:"set"` // ms since 1970
 	Key    string `json:"key,omitempty"`
+	ID     string `json:"id,omitempty"` // of a ban
 	Events int64  `json:"events,omitempty"`
+	Window int64  `json:"window,omitempty"` // of the zone, in microseconds
 	Note   string `json:"note,omitempty"`
 }
 
@@ -90,9 +102,11 @@ func (z *Zone) overrideName(plan string) string { return z.storeName + "\x00" + 
 // banNotice is the notice of a ban, without how long it lasts.
 func (z *Zone) banNotice(client, readable string, now time.Time) store.Notice {
 	n := store.Notice{Class: classBan, Name: z.banName(client)}
-	n.Text = noticeText{Set: now.UnixMilli(), Key: readable}.text()
+	text := noticeText{Set: now.UnixMilli(), ID: rand.Text()[:banIDSize], Key: readable}
+	n.Text = text.text()
 	if len(readable) > maxReadable || len(n.Name)+len(n.Text) > store.MaxNoticeBytes {
-		n.Text = noticeText{Set: now.UnixMilli()}.text()
+		text.Key = ""
+		n.Text = text.text()
 	}
 	return n
 }
@@ -100,7 +114,7 @@ func (z *Zone) banNotice(client, readable string, now time.Time) store.Notice {
 func (z *Zone) overrideNotice(plan string, events int64, note string, now time.Time) store.Notice {
 	return store.Notice{
 		Class: classOverride, Name: z.overrideName(plan),
-		Text: noticeText{Set: now.UnixMilli(), Events: events, Note: note}.text(),
+		Text: noticeText{Set: now.UnixMilli(), Events: events, Window: z.window.Microseconds(), Note: note}.text(),
 	}
 }
 
@@ -170,7 +184,7 @@ func (s *steering) add(z *Zone) {
 		s.zones = make(map[*Zone]struct{})
 	}
 	s.zones[z] = struct{}{}
-	z.steering.Store(s.inForce[z.storeName])
+	z.steering.Store(s.inForce[z.storeName].of(z))
 }
 
 // start has the backend of a configuration that runs from now on watch the board.
@@ -250,10 +264,13 @@ func (s *steering) take(b *backend, notices []store.Notice) {
 		set, until := time.UnixMilli(text.Set), now.Add(n.Lasts)
 		switch {
 		case n.Class == classBan && len(rest) == len(keyHash{}):
-			f.bans[keyHash([]byte(rest))] = banByHand{store: b.name, zone: zone, dryRun: dryRun, key: text.Key, set: set, until: until}
+			f.bans[keyHash([]byte(rest))] = banByHand{
+				store: b.name, zone: zone, dryRun: dryRun, key: text.Key, id: text.ID, set: set, until: until, name: n.Name,
+			}
 		case n.Class == classOverride && text.Events >= 0 && text.Events <= store.MaxEvents:
 			f.limits[rest] = override{
-				store: b.name, zone: zone, dryRun: dryRun, plan: rest, events: text.Events, note: text.Note,
+				store: b.name, zone: zone, dryRun: dryRun, plan: rest, events: text.Events,
+				window: time.Duration(text.Window) * time.Microsecond, note: text.Note,
 				set: set, until: until, storeName: name,
 			}
 		}
@@ -267,7 +284,7 @@ func (s *steering) take(b *backend, notices []store.Notice) {
 	before := s.inForce
 	s.inForce = next
 	for z := range s.zones {
-		z.steering.Store(next[z.storeName])
+		z.steering.Store(next[z.storeName].of(z))
 	}
 	b.logOverrides(before, next, now)
 	b.logBans(before, next)
@@ -276,7 +293,7 @@ func (s *steering) take(b *backend, notices []store.Notice) {
 // logOverrides logs each override that begins, ends, or is another one.
 func (b *backend) logOverrides(before, next map[string]*inForce, now time.Time) {
 	fields := func(o override) []zap.Field {
-		fields := []zap.Field{zap.String("store", o.store), zap.String("zone", o.zone), zap.Bool("dry_run", o.dryRun), zap.Int64("events", o.events)}
+		fields := []zap.Field{zap.String("store", o.store), zap.String("zone", o.zone), zap.Bool("dry_run", o.dryRun), zap.Int64("events", o.events), zap.Duration("window", o.window)}
 		if o.plan != "" {
 			fields = append(fields, zap.String("plan", bounded(o.plan)))
 		}
@@ -284,7 +301,7 @@ func (b *backend) logOverrides(before, next map[string]*inForce, now time.Time) 
 	}
 	differ(before, next, func(f, other *inForce) {
 		for plan, o := range f.limits {
-			if was, ok := other.override(plan); !ok || !was.set.Equal(o.set) || was.events != o.events {
+			if was, ok := other.override(plan); !ok || !was.set.Equal(o.set) || was.events != o.events || was.window != o.window {
 				b.logger.Info("a limit is overridden by hand", fields(o)...)
 			}
 		}

@@ -130,7 +130,11 @@ func (b *backend) collectSteering(into chan<- prometheus.Metric, zones []*Zone) 
 		}
 		seen[z] = true
 		bans[z.Name] += z.bansByHand()
-		overrides[z.Name] += len(z.overrides())
+		for _, o := range z.overrides() {
+			if z.idle(&o) == "" {
+				overrides[z.Name]++
+			}
+		}
 	}
 	for zone, n := range bans {
 		into <- prometheus.MustNewConstMetric(descByHand, prometheus.GaugeValue, float64(n), b.name, zone)

@@ -232,7 +232,7 @@ func (z *Zone) limitOf(from *reader, client ipident.Result) int64 {
 func (z *Zone) limitShown() int64 {
 	limit := z.steering.Load().limit("", z.limit)
 	if z.Concurrent != nil {
-		limit = min(limit, inflight.MaxLimit) // the zone may have been a window when it was overridden
+		limit = min(limit, inflight.MaxLimit) // whatever the board says
 	}
 	return limit
 }

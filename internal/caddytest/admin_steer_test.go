@@ -219,6 +219,13 @@ func TestAdminEndsOverridesOfFormerPlans(t *testing.T) {
 	e.change(http.MethodPut, "zones/tokens/override?events=9&for=30d")
 	tiered := strings.Replace(steeredSites, "events 3\n", "tier {http.request.header.X-Plan} {\n gold 1\n default 3\n }\n", 1)
 	e.reload(strings.Replace(tiered, "pro 5\n", "", 1))
+	var idle []shownOverride
+	e.adminGet("overrides", &idle)
+	for i, zone := range []string{"plans", "tokens"} {
+		if len(idle) != 2 || idle[i].Zone != zone || idle[i].InForce || idle[i].Because != "it was set for a plan that the zone does not have" && i == 0 || !strings.Contains(idle[i].Because, "plan") {
+			t.Errorf("overrides %+v, want that of %s not in force because of its plan", idle, zone)
+		}
+	}
 	for _, path := range []string{"zones/plans/override?plan=pro", "zones/tokens/override"} {
 		if got := e.change(http.MethodDelete, path); !*got.Found {
 			t.Errorf("DELETE %s answers %+v", path, got)
@@ -281,22 +288,149 @@ func TestAdminOverridesThePlanOfTheDefault(t *testing.T) {
 	limits("5", "4", false, true)
 }
 
-// An override of a window is no limit of requests in flight that no store would take.
-func TestAdminOverridesOutliveTheKindOfLimit(t *testing.T) {
+// shownOverride is an override in an answer.
+type shownOverride struct {
+	Zone, Store, Plan, Because string
+	Events                     int64
+	Window                     float64
+	InForce                    bool `json:"in_force"`
+}
+
+// override expects the only override there is to hold, or not, with why.
+func (e *edge) override(zone string, events int64, because string) {
+	e.t.Helper()
+	var list []shownOverride
+	e.adminGet("overrides", &list)
+	if len(list) != 1 || list[0].Zone != zone || list[0].Events != events || list[0].InForce != (because == "") || list[0].Because != because {
+		e.t.Errorf("overrides are %+v, want one of zone %s, of %d, not in force because %q", list, zone, events, because)
+	}
+	var zones []struct{ Overrides []shownOverride }
+	e.adminGet("zones", &zones)
+	for _, z := range zones {
+		for _, o := range z.Overrides {
+			if o.InForce != (because == "") || o.Because != because {
+				e.t.Errorf("the zone's override is %+v, want it not in force because %q", o, because)
+			}
+		}
+	}
+	if counted := e.series("overrides")[list[0].Store+" "+zone]; because == "" && counted != 1 || because != "" && counted != 0 {
+		e.t.Errorf("the metric counts %v, not in force because %q", counted, because)
+	}
+}
+
+// A limit of 500 an hour is none of 500 a second, and none of requests in flight: an override
+// holds only for the kind of limit and the window that it was set for.
+func TestAdminOverridesHoldForOneKindOfLimit(t *testing.T) {
 	site := steeredSite("redis redis://" + redistest.Start(t).Addr)
+	const written = "events 3\n\t\t\twindow 1h"
+	second := strings.Replace(site, written, "events 3\n\t\t\twindow 1s", 1)
+	flight := strings.Replace(site, written, "concurrent 3", 1)
 	e := start(t, site)
-	e.change(http.MethodPut, "zones/z/override?events=1000000000000&for=1h")
-	e.reload(strings.Replace(site, "events 3\n\t\t\twindow 1h", "concurrent 3", 1))
-	e.body("granted 1000000000 999999999", "192.0.2.7", "http://a.test/")
-	// Until the store has been told that the slot is free, nobody else asks it about the key.
-	soon(t, "the store tells of the key", func() bool {
+	limit := func(want string) {
+		t.Helper()
 		var got lookedAt
 		e.adminGet("zones/z/keys?key=192.0.2.7", &got)
-		return got.Source == "store" && number(got.Limit) == "1000000000"
-	})
-	e.change(http.MethodDelete, "zones/z/override")
-	if a := e.get("192.0.2.7", "http://a.test/"); !strings.HasPrefix(a.body, "granted 3 ") {
-		t.Errorf("after the override: %s", a.body)
+		if a := e.get("192.0.2.7", "http://a.test/"); !strings.HasPrefix(a.body, "granted "+want+" ") || number(got.Limit) != want || got.Source != "store" {
+			t.Errorf("a request: %s; the key is shown as %+v, want a limit of %s", a.body, got, want)
+		}
+	}
+	e.change(http.MethodPut, "zones/z/override?events=1000000000000&for=1h")
+	limit("1000000000000")
+	e.override("z", 1000000000000, "")
+	e.reload(second)
+	limit("3")
+	e.override("z", 1000000000000, "it was set for window 1h, and the zone now has window 1s")
+	e.reload(flight)
+	limit("3")
+	e.override("z", 1000000000000, "it was set for window 1h, and the zone now has concurrent")
+	e.change(http.MethodPut, "zones/z/override?events=7&for=1h")
+	limit("7")
+	e.override("z", 7, "")
+	e.reload(site)
+	limit("3")
+	e.override("z", 7, "it was set for concurrent, and the zone now has window 1h")
+	if got := e.change(http.MethodDelete, "zones/z/override"); !*got.Found {
+		t.Errorf("ending an override that does not hold answers %+v", got)
+	}
+}
+
+// What was set by hand for zones that the configuration does not have any more is listed as
+// such, and ends when an operator says so.
+func TestAdminEndsWhatIsLeftOfZones(t *testing.T) {
+	site := steeredSite("redis redis://"+redistest.Start(t).Addr) + `
+http://b.test {
+	distributed_ratelimit {
+		zone secret {
+			key {header.X-Token}-{header.X-Other}
+			events 3
+			window 1h
+		}
+	}
+	respond "ok"
+}
+http://c.test {
+	distributed_ratelimit {
+		log_key
+		zone dry {
+			events 3
+			window 1h
+			dry_run
+		}
+	}
+	respond "ok"
+}`
+	e := start(t, site)
+	token := func(r *http.Request) { r.Header.Set("X-Token", "hush"); r.Header.Set("X-Other", "ho") }
+	e.change(http.MethodPut, "zones/z/bans?for=1h&key="+alice)
+	e.change(http.MethodPut, "zones/secret/bans?for=2h&key=hush-ho")
+	e.change(http.MethodPut, "zones/secret/bans?for=3h&key=other-ho")
+	e.change(http.MethodPut, "zones/dry/bans?for=4h&key="+alice)
+	e.change(http.MethodPut, "zones/secret/override?for=1h&events=9")
+
+	next := strings.NewReplacer("zone z", "zone y", "zone secret", "zone other", "dry_run", "").Replace(site)
+	e.reload(next)
+	type listed struct {
+		Zone, Key, ID string
+		NotConfigured bool `json:"not_configured"`
+	}
+	var bans []listed
+	e.adminGet("bans", &bans)
+	if len(bans) != 4 || bans[0].Key != alice || bans[1].Key != "" || bans[1].ID == "" || bans[1].ID == bans[2].ID {
+		t.Fatalf("bans %+v, want four, of which one names its key", bans)
+	}
+	for _, b := range bans {
+		if !b.NotConfigured {
+			t.Errorf("ban %+v is not told to be of no zone", b)
+		}
+	}
+	e.override("secret", 9, "the configuration has no such zone")
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/z/bans?key="+bob, "", "GET bans")
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/never/bans?key="+alice, "", "no zone is called")
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/y/bans?id=nobody", "", "GET bans")
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/y/bans?id="+bans[0].ID, "", "GET bans")
+	e.adminFails(http.StatusBadRequest, http.MethodDelete, "zones/z/bans?id="+bans[0].ID+"&key="+alice, "", "either key")
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/secret/override?plan=pro", "", "no such override")
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/never/override", "", "no zone is called")
+	e.adminFails(http.StatusNotFound, http.MethodPut, "zones/secret/override?events=5&for=1h", "", "no zone is called")
+
+	for _, path := range []string{"zones/z/bans?client_ip=" + alice, "zones/secret/bans?id=" + bans[1].ID, "zones/dry/bans?dry_run=true&key=" + alice, "zones/secret/override"} {
+		if got := e.change(http.MethodDelete, path); !*got.Found || got.Elsewhere != "1.25s" {
+			t.Errorf("DELETE %s answers %+v", path, got)
+		}
+	}
+	e.adminFails(http.StatusNotFound, http.MethodDelete, "zones/secret/override", "", "no zone is called")
+
+	e.reload(site)
+	soon(t, "the bans have ended", func() bool { return e.get(alice, "http://a.test/").StatusCode == http.StatusOK })
+	e.granted(1, bob, "http://b.test/", token)
+	var left []listed
+	e.adminGet("bans", &left)
+	if len(left) != 1 || left[0].NotConfigured || left[0].ID != bans[2].ID {
+		t.Fatalf("bans %+v, want the one that nobody has ended", left)
+	}
+	e.change(http.MethodDelete, "zones/secret/bans?id="+left[0].ID)
+	if e.adminGet("bans", &left); len(left) != 0 {
+		t.Errorf("bans %+v are left", left)
 	}
 }
 

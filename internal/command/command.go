@@ -28,7 +28,7 @@ func Parent(cmd *cobra.Command) {
 		}
 		return fmt.Errorf("there is no command %q; see: %s --help", args[0], cmd.CommandPath())
 	}
-	cmd.AddCommand(status(), explain(), show(), reset(), ban(), unban(), bans(), override(), top())
+	cmd.AddCommand(status(), explain(), show(), reset(), ban(), unban(), bans(), override(), overrides(), top())
 }
 
 // remote is a command that asks a running Caddy.

@@ -91,8 +91,14 @@ func TestCommands(t *testing.T) {
 			call:   `DELETE /distributed_ratelimit/zones/login/bans {"keep":"true","key":"192.0.2.7"}`,
 			prints: []string{"not banned any more. No ban was set by hand.\n"}},
 		{args: []string{"bans"}, answer: "[]", call: "GET /distributed_ratelimit/bans", prints: []string{"No ban was set by hand"}},
-		{args: []string{"bans"}, answer: `[{"zone":"login","key":"192.0.2.7","set":"2026-11-24T14:04:57Z","until":"2036-11-24T14:04:57Z"},{"zone":"api","dry_run":true}]`,
-			call: "GET /distributed_ratelimit/bans", prints: []string{"ZONE +KEY +SET +UNTIL", `login +192.0.2.7 +2026-`, `api \(dry run\) +-`}},
+		{args: []string{"bans"}, answer: `[{"zone":"login","key":"192.0.2.7","set":"2026-11-24T14:04:57Z","until":"2036-11-24T14:04:57Z","id":"ZKQ6O2JD5M"},{"zone":"api","dry_run":true,"not_configured":true}]`,
+			call: "GET /distributed_ratelimit/bans", prints: []string{"ZONE +KEY +SET +UNTIL +ID", `login +192.0.2.7 +2026-.* ZKQ6O2JD5M\n`, `api \(dry run\) \(not configured\) +-`}},
+		{args: []string{"unban", "login", "--id", "ZKQ6O2JD5M"}, answer: `{"zone":"login","key":"","found":true,"kept":true,"holds_elsewhere_within":"1.25s"}`,
+			call:   `DELETE /distributed_ratelimit/zones/login/bans {"id":"ZKQ6O2JD5M"}`,
+			prints: []string{"The key of this ban of zone login is not banned any more. All"}},
+		{args: []string{"overrides"}, answer: "[]", call: "GET /distributed_ratelimit/overrides", prints: []string{"No limit was set by hand"}},
+		{args: []string{"overrides"}, answer: `[{"zone":"api","plan":"pro","events":9,"window":60,"until":"2036-11-24T14:04:57Z","note":"sale","in_force":true},{"zone":"up","dry_run":true,"events":3,"in_force":false,"because":"the configuration has no such zone"}]`,
+			call: "GET /distributed_ratelimit/overrides", prints: []string{"ZONE +PLAN +LIMIT +UNTIL +IN FORCE +NOTE", `api +pro +9 in 1m +2036-.* yes +sale`, `up \(dry run\) +- +3 in flight .* no: the configuration has no such zone +-`}},
 		{args: []string{"override", "api", "--events", "1000", "--for", "1h", "--plan", "pro", "--note", "sale"},
 			answer: `{"zone":"api","plan":"pro","events":1000,"until":"2036-11-24T14:04:57Z","holds_elsewhere_within":"1.25s"}`,
 			call:   `PUT /distributed_ratelimit/zones/api/override {"events":"1000","for":"1h","note":"sale","plan":"pro"}`,
@@ -138,14 +144,17 @@ func TestStatus(t *testing.T) {
 		"/distributed_ratelimit/stores": `[{"name":"redis 127.0.0.1:6379 db 0","condition":"away","instances":3,"servers":[{"server":"127.0.0.1:6379","condition":"away","error":"no answer","losses":1}],
 			"leases":{"keys":4,"leased_keys":2,"units":17,"refusals":0},"unreported":{"keys":1,"units":2,"refunds":0}}]`,
 		"/distributed_ratelimit/zones": `[{"name":"api","store":"redis","dry_run":true,"tier":{"plan":"x"},"window":60,"counters":{"requests":{"granted":{"store":2,"lease":3},"dry_run":{"store":4}}},
-			"overrides":[{"plan":"pro","events":9,"until":"2036-11-24T14:04:57Z","note":"sale"}],"bans_by_hand":1,"at_most":null},
+			"overrides":[{"plan":"pro","events":9,"until":"2036-11-24T14:04:57Z","note":"sale","in_force":false,"because":"it was set for concurrent"}],"bans_by_hand":1,"at_most":null},
 			{"name":"up","concurrent":3,"counters":{"requests":{}},"overrides":[],"at_most":1}]`,
+		"/distributed_ratelimit/bans":      `[{"zone":"api","store":"redis","dry_run":true},{"zone":"api","store":"redis"}]`,
+		"/distributed_ratelimit/overrides": `[{"zone":"api","store":"redis","dry_run":true},{"zone":"gone","store":"redis"},{"zone":"api","store":"memory","dry_run":true}]`,
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, answers[r.RequestURI]+"\n") }))
 	defer server.Close()
 	e := &endpoint{Server: server}
 	out, err := e.run("", "status")
-	for _, want := range []string{"redis 127.0.0.1:6379 db 0 +away +3 +17 +2", "127.0.0.1:6379 +away: no answer +1", `api \(dry run\) +by plan in 1m +5 +0 +4 +1 +no bound +plan pro: 9 until 2036-.*, sale`, "up +3 in flight"} {
+	for _, want := range []string{"redis 127.0.0.1:6379 db 0 +away +3 +17 +2", "127.0.0.1:6379 +away: no answer +1", `api \(dry run\) +by plan in 1m +5 +0 +4 +1 +no bound +plan pro: 9 until 2036-.*, sale, not in force: it was set for concurrent`, "up +3 in flight",
+		"zones that the configuration does not have: bans: 1, overrides: 2"} {
 		if err != nil || !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("status prints no %q, %v:\n%s", want, err, out)
 		}

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,8 @@ func (r *remote) keyed() *remote {
 	r.ofZone().Flags().String("client-ip", "", "A client's address, instead of the key")
 	r.Long += aboutKeys
 	r.Args = func(cmd *cobra.Command, args []string) error {
-		if byAddress := cmd.Flags().Changed("client-ip"); byAddress && len(args) != 1 || !byAddress && len(args) != 2 {
+		byFlag := cmd.Flags().Changed("client-ip") || cmd.Flags().Changed("id")
+		if byFlag && len(args) != 1 || !byFlag && len(args) != 2 {
 			return fmt.Errorf("write the zone, and either the key or --client-ip; for example: %s", exampleOf(cmd))
 		}
 		return nil
@@ -54,7 +56,11 @@ func exampleOf(cmd *cobra.Command) string {
 func (r *remote) key(args []string) (parameters, error) {
 	p := r.about(make(parameters))
 	if len(args) == 1 {
-		p["client_ip"], _ = r.Flags().GetString("client-ip")
+		for flag, name := range map[string]string{"client-ip": "client_ip", "id": "id"} {
+			if r.Flags().Changed(flag) {
+				p[name], _ = r.Flags().GetString(flag)
+			}
+		}
 		return p, nil
 	}
 	p["key"] = args[1]
@@ -227,15 +233,16 @@ func unban() *cobra.Command {
 		Use:   "unban <zone> <key>",
 		Short: "Ends the ban of a key",
 		Long: `Ends the ban of a key, whether it was set by hand or by block_for, and forgets what the
-key has used of its limit; with --keep that counts on.`,
-		Example: "  $ caddy distributed-ratelimit unban login 192.0.2.7",
+key has used of its limit; with --keep that counts on. With --id, and of a zone that the
+configuration does not have any more, it ends a ban that bans lists, and that counts on.`,
+		Example: "  $ caddy distributed-ratelimit unban login 192.0.2.7\n  $ caddy distributed-ratelimit unban login --id ZKQ6O2JD5M",
 	}, func(r *remote, args []string) error {
 		p := make(parameters)
 		if keep, _ := r.Flags().GetBool("keep"); keep {
 			p["keep"] = "true"
 		}
 		return r.change(http.MethodDelete, "bans", args, p, func(c *changed) string {
-			text := fmt.Sprintf("The key %s of zone %s is not banned any more", c.Key, c.limit)
+			text := fmt.Sprintf("The key %s of zone %s is not banned any more", cmp.Or(c.Key, "of this ban"), c.limit)
 			if c.Kept != nil && !*c.Kept {
 				text += ", and has its whole limit again"
 			}
@@ -247,7 +254,16 @@ key has used of its limit; with --keep that counts on.`,
 		})
 	}).keyed()
 	r.Flags().Bool("keep", false, "Keep what the key has used of its limit")
+	r.Flags().String("id", "", "The id of the ban that bans shows, instead of the key")
 	return r.Command
+}
+
+// listedBan is a ban in the answer to GET bans.
+type listedBan struct {
+	limit
+	NotConfigured bool `json:"not_configured"`
+	Key, ID       string
+	Set, Until    time.Time
 }
 
 func bans() *cobra.Command {
@@ -255,15 +271,12 @@ func bans() *cobra.Command {
 		Use:   "bans",
 		Short: "Lists the bans that were set by hand",
 		Long: `Lists the bans that were set by hand, on whatever instance. Keys are shown where all
-handlers with the zone have log_key.`,
+handlers with the zone have log_key; unban takes the id for all of them. Bans of zones that
+the configuration does not have hold again when it has them.`,
 		Example: "  $ caddy distributed-ratelimit bans",
 		Args:    cobra.NoArgs,
 	}, func(r *remote, _ []string) error {
-		var list []struct {
-			limit
-			Key        string
-			Set, Until time.Time
-		}
+		var list []listedBan
 		show, err := r.get("bans", nil, &list)
 		if err != nil || !show {
 			return err
@@ -271,12 +284,16 @@ handlers with the zone have log_key.`,
 		if len(list) == 0 {
 			return r.tell("", "No ban was set by hand.")
 		}
-		t := newTable(r.OutOrStdout(), "ZONE", "KEY", "SET", "UNTIL")
+		t := newTable(r.OutOrStdout(), "ZONE", "KEY", "SET", "UNTIL", "ID")
 		for _, b := range list {
 			if b.Key == "" {
 				b.Key = "-"
 			}
-			t.row(b.limit, b.Key, b.Set.Local().Format(time.DateTime), until(b.Until))
+			zone := b.limit.String()
+			if b.NotConfigured {
+				zone += " (not configured)"
+			}
+			t.row(zone, b.Key, b.Set.Local().Format(time.DateTime), until(b.Until), b.ID)
 		}
 		return t.flush()
 	}).Command

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -74,4 +75,49 @@ func setOverride(r *remote, args []string) error {
 		return r.tell(answer.Elsewhere, "The configured limit of %s holds again.", whose)
 	}
 	return r.tell(answer.Elsewhere, "The limit of %s is %s until %s.", whose, fmt.Sprint(answer.Events), until(*answer.Until))
+}
+
+// listedOverride is an override in the answers to GET overrides and GET zones.
+type listedOverride struct {
+	limit
+	Plan    string
+	Events  int64
+	Window  float64
+	Note    string
+	Until   time.Time
+	InForce bool `json:"in_force"`
+	Because string
+}
+
+func overrides() *cobra.Command {
+	return newRemote(cobra.Command{
+		Use:   "overrides",
+		Short: "Lists the limits that were set by hand",
+		Long: `Lists the limits that were set by hand, on whatever instance, and why those do not hold
+that do not: the zone is not, or not as it was then, in the configuration.`,
+		Example: "  $ caddy distributed-ratelimit overrides",
+		Args:    cobra.NoArgs,
+	}, func(r *remote, _ []string) error {
+		var list []listedOverride
+		show, err := r.get("overrides", nil, &list)
+		if err != nil || !show {
+			return err
+		}
+		if len(list) == 0 {
+			return r.tell("", "No limit was set by hand.")
+		}
+		t := newTable(r.OutOrStdout(), "ZONE", "PLAN", "LIMIT", "UNTIL", "IN FORCE", "NOTE")
+		for _, o := range list {
+			of := fmt.Sprintf("%d in flight", o.Events)
+			if o.Window > 0 {
+				of = fmt.Sprintf("%d in %s", o.Events, span(o.Window))
+			}
+			holds := "yes"
+			if !o.InForce {
+				holds = "no: " + o.Because
+			}
+			t.row(o.limit, cmp.Or(o.Plan, "-"), of, until(o.Until), holds, cmp.Or(o.Note, "-"))
+		}
+		return t.flush()
+	}).Command
 }

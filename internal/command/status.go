@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,14 +45,9 @@ type zoneStatus struct {
 	Tier               *struct{}
 	Window             float64
 	Counters           struct{ Requests map[string]map[string]int64 }
-	Overrides          []struct {
-		Plan   string
-		Events int64
-		Until  time.Time
-		Note   string
-	}
-	BansByHand int      `json:"bans_by_hand"`
-	AtMost     *float64 `json:"at_most"`
+	Overrides          []listedOverride
+	BansByHand         int      `json:"bans_by_hand"`
+	AtMost             *float64 `json:"at_most"`
 }
 
 func showStatus(r *remote, _ []string) error {
@@ -79,7 +75,32 @@ func showStatus(r *remote, _ []string) error {
 		return err
 	}
 	fmt.Fprintln(r.OutOrStdout())
-	return r.showZones(z)
+	if err := r.showZones(z); err != nil {
+		return err
+	}
+	return r.showLeft(z)
+}
+
+// showLeft tells of what was set by hand for zones that the configuration does not have.
+func (r *remote) showLeft(zones []zoneStatus) error {
+	has := func(of limit) bool {
+		return slices.ContainsFunc(zones, func(z zoneStatus) bool { return z.Name == of.Zone && z.Store == of.Store && z.DryRun == of.DryRun })
+	}
+	var banned []listedBan
+	if _, err := r.get("bans", nil, &banned); err != nil {
+		return err
+	}
+	var limits []listedOverride
+	if _, err := r.get("overrides", nil, &limits); err != nil {
+		return err
+	}
+	banned = slices.DeleteFunc(banned, func(b listedBan) bool { return has(b.limit) })
+	limits = slices.DeleteFunc(limits, func(o listedOverride) bool { return has(o.limit) })
+	if len(banned)+len(limits) == 0 {
+		return nil
+	}
+	fmt.Fprintln(r.OutOrStdout())
+	return r.tell("", "Set by hand for zones that the configuration does not have: bans: %d, overrides: %d. The commands bans and overrides list them.", len(banned), len(limits))
 }
 
 func (r *remote) showStores(stores []storeStatus) error {
@@ -145,6 +166,9 @@ func (z *zoneStatus) byHand() string {
 		}
 		if o.Note != "" {
 			text += ", " + o.Note
+		}
+		if o.Because != "" {
+			text += ", not in force: " + o.Because
 		}
 		list = append(list, text)
 	}

@@ -80,6 +80,7 @@ var (
 	moments = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?`)
 	spans   = regexp.MustCompile(`\b\d+(\.\d+)?(ms|[dhms])((\d+)(\.\d+)?[hms])*\b`)
 	servers = regexp.MustCompile(`127\.0\.0\.1:\d+`)
+	ids     = regexp.MustCompile(`\b[A-Z2-7]{10}\b`)
 	// What is leased depends on the moment.
 	leased   = regexp.MustCompile(`(db 0 +up +\d+) +\d+`)
 	measured = regexp.MustCompile(`"(reset|over|round_trip)":[0-9.]+`)
@@ -92,6 +93,7 @@ var (
 func shape(text string) string {
 	text = moments.ReplaceAllString(text, "MOMENT")
 	text = servers.ReplaceAllString(text, "SERVER")
+	text = ids.ReplaceAllString(text, "ID")
 	text = spans.ReplaceAllString(text, "SPAN")
 	text = measured.ReplaceAllString(text, `"$1":N`)
 	text = leased.ReplaceAllString(text, "$1 N")
