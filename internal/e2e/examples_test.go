@@ -47,7 +47,7 @@ func TestExamplesStart(t *testing.T) {
 	}
 	for _, path := range folders {
 		name := filepath.Base(filepath.Dir(path))
-		if name == "compose" || name == "kubernetes" {
+		if name == "compose" || strings.HasPrefix(name, "kubernetes") {
 			named[name] = true // with a test of its own
 		}
 		if !named[name] || !strings.Contains(page, "["+name+"]("+name+"/") {

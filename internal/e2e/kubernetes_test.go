@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -19,7 +18,13 @@ import (
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/redistest"
 )
 
+// podExec is a probe or a hook that is a command.
+type podExec struct {
+	Exec struct{ Command []string }
+}
+
 type probe struct {
+	podExec `yaml:",inline"`
 	HTTPGet struct {
 		Path string
 		Port string
@@ -27,8 +32,8 @@ type probe struct {
 }
 
 type podContainer struct {
-	Args []string
-	Env  []struct {
+	Command, Args []string
+	Env           []struct {
 		Name, Value string
 		From        struct {
 			Secret struct{ Name, Key string } `yaml:"secretKeyRef"`
@@ -41,44 +46,53 @@ type podContainer struct {
 	Startup   probe `yaml:"startupProbe"`
 	Readiness probe `yaml:"readinessProbe"`
 	Liveness  probe `yaml:"livenessProbe"`
+	Lifecycle struct {
+		PreStop podExec `yaml:"preStop"`
+	}
 }
 
-// deployment reads the one in examples/kubernetes; schemas are for make lint to check.
-func deployment(t *testing.T) (replicas, grace int, container podContainer) {
+// document reads the only one of a kind in a file; schemas are for make lint to check.
+func document(t *testing.T, path, kind string, to any) {
 	t.Helper()
-	text, err := os.ReadFile(root + "examples/kubernetes/caddy.yaml")
-	if err != nil {
-		t.Fatal(err)
+	for documents := yaml.NewDecoder(strings.NewReader(pageOf(t, path))); ; {
+		var node yaml.Node
+		if err := documents.Decode(&node); errors.Is(err, io.EOF) {
+			t.Fatalf("%s: no %s", path, kind)
+		} else if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		var head struct{ Kind string }
+		if err := node.Decode(&head); err != nil || head.Kind != kind {
+			continue
+		}
+		if err := node.Decode(to); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		return
 	}
-	for documents := yaml.NewDecoder(bytes.NewReader(text)); ; {
-		var d struct {
-			Kind string
-			Spec struct {
-				Replicas int
-				Template struct {
-					Spec struct {
-						Grace      int `yaml:"terminationGracePeriodSeconds"`
-						Containers []podContainer
-					}
+}
+
+func workload(t *testing.T, path, kind string) (replicas, grace int, container podContainer) {
+	t.Helper()
+	var d struct {
+		Spec struct {
+			Replicas int
+			Template struct {
+				Spec struct {
+					Grace      int `yaml:"terminationGracePeriodSeconds"`
+					Containers []podContainer
 				}
 			}
 		}
-		err := documents.Decode(&d)
-		if errors.Is(err, io.EOF) {
-			t.Fatal("no Deployment")
-		} else if err != nil && d.Kind == "Deployment" {
-			t.Fatal(err)
-		}
-		if d.Kind == "Deployment" {
-			return d.Spec.Replicas, d.Spec.Template.Spec.Grace, d.Spec.Template.Spec.Containers[0]
-		}
 	}
+	document(t, path, kind, &d)
+	return d.Spec.Replicas, d.Spec.Template.Spec.Grace, d.Spec.Template.Spec.Containers[0]
 }
 
 // A pod with the Caddyfile, the environment and the probes of examples/kubernetes: it is
 // ready without Redis, limits, and while it ends it serves, but says that it is not ready.
 func TestKubernetes(t *testing.T) {
-	replicas, grace, container := deployment(t)
+	replicas, grace, container := workload(t, "examples/kubernetes/caddy.yaml", "Deployment")
 	ports := make(map[string]string) // here, by name
 	numbers := make(map[string]string)
 	for _, port := range container.Ports {
@@ -157,6 +171,52 @@ func TestKubernetes(t *testing.T) {
 	}
 	if r := site.get(t, "/"); r.status != http.StatusOK {
 		t.Errorf("a pod that ends: status %d", r.status)
+	}
+}
+
+// What a namespace with pod-security.kubernetes.io/enforce: restricted asks for, and what
+// else a pod can do without.
+func TestKubernetesPodSecurity(t *testing.T) {
+	type pod struct {
+		Token    *bool `yaml:"automountServiceAccountToken"`
+		Links    *bool `yaml:"enableServiceLinks"`
+		Security struct {
+			NonRoot bool                  `yaml:"runAsNonRoot"`
+			User    int                   `yaml:"runAsUser"`
+			Seccomp struct{ Type string } `yaml:"seccompProfile"`
+		} `yaml:"securityContext"`
+		Containers []struct {
+			Image    string
+			Limits   struct{ Limits map[string]string } `yaml:"resources"`
+			Security struct {
+				Escalation *bool                   `yaml:"allowPrivilegeEscalation"`
+				ReadOnly   bool                    `yaml:"readOnlyRootFilesystem"`
+				Drop       struct{ Drop []string } `yaml:"capabilities"`
+			} `yaml:"securityContext"`
+		}
+	}
+	for path, kind := range map[string]string{
+		"examples/kubernetes/caddy.yaml": "Deployment",
+		sentinelFolder + "redis.yaml":    "StatefulSet",
+		sentinelFolder + "sentinel.yaml": "StatefulSet",
+	} {
+		var d struct {
+			Spec struct{ Template struct{ Spec pod } }
+		}
+		document(t, path, kind, &d)
+		p := d.Spec.Template.Spec
+		c := p.Containers[0]
+		no := func(b *bool) bool { return b != nil && !*b }
+		if !no(p.Token) || !no(p.Links) || !p.Security.NonRoot || p.Security.User == 0 || p.Security.Seccomp.Type != "RuntimeDefault" || len(p.Containers) != 1 ||
+			!no(c.Security.Escalation) || !c.Security.ReadOnly || strings.Join(c.Security.Drop.Drop, "") != "ALL" || c.Limits.Limits["memory"] == "" {
+			t.Errorf("%s is not as confined as it can be: %+v", path, p)
+		}
+	}
+	// The two Caddyfiles differ in the store, and in what they say of themselves.
+	store := regexp.MustCompile(`(?s)\A.*\n#   BACKEND|\t\tstore redis .*?instances`)
+	own := store.ReplaceAllString(pageOf(t, "examples/kubernetes/Caddyfile"), "")
+	if other := store.ReplaceAllString(pageOf(t, sentinelFolder+"Caddyfile"), ""); own != other {
+		t.Errorf("examples/kubernetes/Caddyfile has\n%s\nand that of Sentinel\n%s", own, other)
 	}
 }
 
