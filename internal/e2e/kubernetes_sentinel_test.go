@@ -26,6 +26,7 @@ type pods struct {
 	t         *testing.T
 	addresses map[string]string // by name, such as redis-0.redis
 	ports     map[string]string // by number there
+	names     string            // the file of names.c
 	env       []string
 	all       map[string]*pod // by name, such as redis-0
 }
@@ -48,13 +49,12 @@ func startPods(t *testing.T) *pods {
 	for _, port := range []string{"6379", "26379"} {
 		_, p.ports[port], _ = net.SplitHostPort(freeAddr(t))
 	}
-	names := "NAMES="
+	p.names = filepath.Join(t.TempDir(), "names")
 	for _, kind := range []string{"redis", "sentinel"} {
 		replicas, _, container := workload(t, sentinelFolder+kind+".yaml", "StatefulSet")
 		for i := range replicas {
 			name := fmt.Sprintf("%s-%d", kind, i)
 			p.addresses[name+"."+kind] = fmt.Sprintf("127.0.0.%d", 21+len(p.addresses))
-			names += fmt.Sprintf("%s.%s=%s ", name, kind, p.addresses[name+"."+kind])
 			p.all[name] = &pod{pods: p, name: name, dir: t.TempDir(), container: container, output: new(lockedBuffer)}
 		}
 	}
@@ -68,12 +68,43 @@ func startPods(t *testing.T) *pods {
 		t.Fatalf("%v: %v\n%s", args, err, out)
 	}
 	// Go resolves names by itself unless it is told not to.
-	p.env = []string{"LD_PRELOAD=" + library, names, "GODEBUG=netdns=cgo"}
+	p.env = []string{"LD_PRELOAD=" + library, "NAMES=" + p.names, "GODEBUG=netdns=cgo"}
+	p.publish()
 	for _, pod := range p.all {
 		pod.write()
 		pod.start()
 	}
 	return p
+}
+
+// publish tells everybody the addresses, as the cluster's DNS does.
+func (p *pods) publish() {
+	p.t.Helper()
+	var text strings.Builder
+	for name, address := range p.addresses {
+		fmt.Fprintf(&text, "%s=%s ", name, address)
+	}
+	if err := os.WriteFile(p.names+".new", []byte(text.String()), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.Rename(p.names+".new", p.names); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// renew starts a pod that has ended as one that is made anew: with another address, and
+// without what was in its memory.
+func (p *pod) renew() {
+	t := p.pods.t
+	t.Helper()
+	kind, _, _ := strings.Cut(p.name, "-")
+	p.pods.addresses[p.name+"."+kind] = fmt.Sprintf("127.0.1.%d", 21+len(p.name)+int(p.name[len(p.name)-1]))
+	p.pods.publish()
+	if err := os.RemoveAll(p.dir + "/run"); err != nil {
+		t.Fatal(err)
+	}
+	p.write()
+	p.start()
 }
 
 var redisPorts = regexp.MustCompile(`\b2?6379\b`)
@@ -314,7 +345,7 @@ func TestKubernetesSentinel(t *testing.T) {
 		t.Errorf("after the failover, a client that was refused before has status %d", status)
 	}
 
-	first.start()
+	first.renew()
 	p.ready()
 	if role := first.admin("role"); !strings.HasPrefix(role, "slave") {
 		t.Errorf("the first master comes back as %s", role)
@@ -323,19 +354,28 @@ func TestKubernetesSentinel(t *testing.T) {
 	// another one for them.
 	lost := p.all["sentinel-0"]
 	lost.kill()
-	if err := os.RemoveAll(lost.dir + "/run"); err != nil {
-		t.Fatal(err)
-	}
-	lost.write()
-	lost.start()
+	lost.renew()
 	p.ready()
 	p.master(first.name)
-	if got := p.all["sentinel-1"].admin("sentinel", "ckquorum", "limits"); !strings.HasPrefix(got, "OK 3 usable Sentinels") {
-		t.Errorf("after one was made anew: %s", got)
-	}
-	if got := p.all["sentinel-1"].admin("sentinel", "sentinels", "limits"); strings.Count(got, "runid") != 2 {
-		t.Errorf("sentinel-1 knows as others:\n%s", got)
-	}
+	p.within("sentinel-1 knows the others, and no more", func() error {
+		if got := p.all["sentinel-1"].admin("sentinel", "ckquorum", "limits"); !strings.HasPrefix(got, "OK 3 usable Sentinels") {
+			return errors.New(got)
+		}
+		if got := p.all["sentinel-1"].admin("sentinel", "sentinels", "limits"); strings.Count(got, "runid") != 2 {
+			return errors.New(got)
+		}
+		return nil
+	})
+	// All see the servers where they are now, or the first could not be the master again.
+	p.within("the Sentinels see all servers", func() error {
+		for i := range 3 {
+			got := p.all[fmt.Sprintf("sentinel-%d", i)].admin("sentinel", "replicas", "limits")
+			if strings.Count(got, "master-link-status\nok") != 2 || strings.Contains(got, "s_down") {
+				return errors.New(got)
+			}
+		}
+		return nil
+	})
 
 	if err := second.probe(second.container.Lifecycle.PreStop); err != nil {
 		t.Errorf("handing over: %v\n%s", err, second.output)
