@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/internal/keys"
 	"github.com/caddy-distributed-ratelimit/distributed-ratelimit/store"
 )
 
@@ -89,7 +90,7 @@ func (c *adminCall) unbanListed(p params, missing error) (any, error) {
 			continue
 		}
 		known = true
-		if byID && b.id == id || b.key != "" && (byKey && b.key == key || byAddress && (b.key == address || b.key == readableClient+address)) {
+		if byID && b.id == id || b.key != "" && (byKey && b.key == key || byAddress && (b.key == address || b.key == keys.StandIn(address))) {
 			bans, found = append(bans, b), append(found, b.where())
 		}
 	}

@@ -43,7 +43,7 @@ const (
 func (k *Key) Readable(b *Builder, client ipident.Result, key string) string {
 	if key[0] == formAddress {
 		if !k.OnlyClient() {
-			return readableClient + key[1:]
+			return StandIn(key[1:])
 		}
 		return key[1:]
 	}
@@ -53,6 +53,9 @@ func (k *Key) Readable(b *Builder, client ipident.Result, key string) string {
 	}
 	return Hex(key)
 }
+
+// StandIn is the readable form of an address that stands in for an empty key.
+func StandIn(address string) string { return readableClient + address }
 
 // ValuesOf is the text that the request's values make of the template. Unlike a key it has
 // no bound, and may be that of other requests.
@@ -104,7 +107,7 @@ func (k *Key) Decode(key string) (string, bool) {
 	case key[0] == formAddress && k.OnlyClient():
 		return key[1:], true
 	case key[0] == formAddress:
-		return readableClient + key[1:], true
+		return StandIn(key[1:]), true
 	}
 	plain, values := "", []string(nil)
 	parts := 0
