@@ -64,6 +64,9 @@ var pathWords = regexp.MustCompile(`(?m)path ((?:/\S+ ?)+)$`)
 
 var limits = regexp.MustCompile(`(events \$?|distributed_ratelimit )([1-9][0-9.]*)`)
 
+// sentinels is a store that is found by Sentinels; here it is the one Redis.
+var sentinels = regexp.MustCompile(`(?s)store redis \{\s+sentinel\n.*?\n\t\t\}`)
+
 // start runs a recipe with small limits.
 func (p *trial) start(name, redis string) *edge {
 	backend := newBackend(p.T, func(w http.ResponseWriter, r *http.Request) {
@@ -88,8 +91,9 @@ func (p *trial) start(name, redis string) *edge {
 	for _, name := range []string{"BACKEND", "AUTH", "SHOP", "BLOG", "API"} {
 		p.Setenv(name, backend.addr())
 	}
+	text := sentinels.ReplaceAllString(readRecipe(p.T, name), "store redis {env.REDIS_URL}")
 	small := make(map[string]int) // zones of one name have one limit
-	text := limits.ReplaceAllStringFunc(readRecipe(p.T, name), func(match string) string {
+	text = limits.ReplaceAllStringFunc(text, func(match string) string {
 		part := limits.FindStringSubmatch(match)
 		if strings.HasSuffix(part[1], "$") || len(part[2]) > 5 {
 			return match // a budget
