@@ -195,7 +195,13 @@ func (h *history) step() {
 		h.hand(h.w.banned)
 	}
 	if h.amend != nil {
-		h.amended(h.amend())
+		if a := h.amend(); a != nil {
+			h.amended(a)
+			if a.Empty {
+				h.now++ // a log is named by the time of its first charge: no store has two calls at one
+				h.w.Advance(h.now, h.window)
+			}
+		}
 	}
 	before := h.w
 	before.entries = slices.Clone(before.entries)
@@ -215,9 +221,6 @@ func (h *history) step() {
 
 // amended does something by hand, and wants of the log what it is then to be.
 func (h *history) amended(a *Amendment) {
-	if a == nil {
-		return
-	}
 	before := h.w
 	before.entries = slices.Clone(before.entries)
 	h.w.Amend(h.now, a)

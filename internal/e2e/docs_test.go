@@ -186,7 +186,7 @@ func withoutBlocks(text string) string {
 // log lines, errors and metrics stands so in the code.
 func TestOperatingNamesWhatIsThere(t *testing.T) {
 	var code strings.Builder
-	for _, folder := range []string{"", "store/redis/", "store/fallback/"} {
+	for _, folder := range []string{"", "internal/identity/", "internal/keys/", "internal/stores/", "store/redis/", "store/fallback/"} {
 		files, err := filepath.Glob(root + folder + "*.go")
 		if err != nil {
 			t.Fatal(err)

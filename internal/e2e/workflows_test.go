@@ -247,6 +247,9 @@ func TestDependabotKnowsAllModules(t *testing.T) {
 		if d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git" || d.Name() == "testdata") {
 			return filepath.SkipDir
 		}
+		if strings.Contains(path, "/migration/traefik/") {
+			return nil // stand-ins, which depend on nothing
+		}
 		ecosystem, ok := ecosystems[d.Name()]
 		if !ok {
 			return nil
