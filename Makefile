@@ -20,7 +20,7 @@ build: ## build Caddy with the plugin to bin/caddy
 platforms: ## compile the plugin and all tests for each platform that releases are built for
 	scripts/platforms
 
-test: ## run all tests with the race detector; installs redis-server, prometheus and node on Debian and Ubuntu where they are missing
+test: ## run all tests with the race detector; installs redis-server and prometheus on Debian and Ubuntu
 	scripts/test-needs
 	go test -race -timeout 30m ./...
 

@@ -107,6 +107,15 @@ var installSDKs = sync.OnceValues(func() (string, error) {
 			return "", fmt.Errorf("llmtest: no %s in PATH: install Node 20 or later with npm (https://nodejs.org) to test with the official clients", program)
 		}
 	}
+	version, err := exec.Command("node", "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("llmtest: node --version: %w", err)
+	}
+	// Debian 12 has 18, with which they hang after some aborted requests.
+	var major int
+	if _, err := fmt.Sscanf(string(version), "v%d.", &major); err != nil || major < 20 {
+		return "", fmt.Errorf("llmtest: node is %q: install Node 20 or later (https://nodejs.org) to test with the official clients", version)
+	}
 	dir, err := os.MkdirTemp("", "llmtest")
 	if err != nil {
 		return "", err
