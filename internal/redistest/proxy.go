@@ -41,6 +41,7 @@ type Proxy struct {
 	held       chan struct{} // not nil: replies are held until it is closed
 	blackholed bool          // new connections are
 	silenced   int           // how often Blackhole befell those there were
+	cuts       int           // how often Cut did
 }
 
 // link is a connection to the proxy and its continuation to the server.
@@ -210,10 +211,12 @@ func (p *Proxy) Redirect(target string) {
 	p.target = target
 }
 
-// Cut closes all connections, those in a black hole too.
+// Cut closes all connections, those in a black hole too, and those that the proxy
+// is still making.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.cuts++
 	for l := range p.links {
 		l.close()
 	}

@@ -331,6 +331,26 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
+// TestCutWhileConnecting: once the proxy was redirected and all connections were cut,
+// none leads to the old target, not even one that was just being made.
+func TestCutWhileConnecting(t *testing.T) {
+	a, p := throughProxy(t)
+	b := Start(t)
+	before := a.Calls(t, "ping")
+	for i := range 500 {
+		conn := dialTCP(t, p.Addr)
+		time.Sleep(time.Duration(i%20) * 10 * time.Microsecond) // the proxy is as far as it gets
+		p.Redirect(b.Addr)
+		p.Cut()
+		_, _ = ping(t, conn) // it was cut, or leads to b
+		conn.Close()
+		p.Redirect(a.Addr)
+	}
+	if got := a.Calls(t, "ping") - before; got > 0 {
+		t.Errorf("%d connections of 500 led to the old target after they were cut", got)
+	}
+}
+
 // TestProxyUnderLoad switches everything while there are clients. The race
 // detector watches.
 func TestProxyUnderLoad(t *testing.T) {

@@ -12,10 +12,10 @@ func (p *Proxy) accept(listener net.Listener) {
 			return
 		}
 		p.mu.Lock()
-		target, blackholed, silenced := p.target, p.blackholed, p.silenced
+		target, blackholed, silenced, cuts := p.target, p.blackholed, p.silenced, p.cuts
 		p.mu.Unlock()
 		if blackholed {
-			p.pass(client, nil, silenced)
+			p.pass(client, nil, silenced, cuts)
 			continue
 		}
 		// Not here: a target that does not answer would hold up the others.
@@ -25,19 +25,20 @@ func (p *Proxy) accept(listener net.Listener) {
 				client.Close()
 				return
 			}
-			p.pass(client, server, silenced)
+			p.pass(client, server, silenced, cuts)
 		}()
 	}
 }
 
 // pass passes on what a client and its server send, or nothing at all if there
-// is no server, or if connections were silenced since the client came.
-func (p *Proxy) pass(client, server net.Conn, silenced int) {
+// is no server, or if connections were silenced since the client came. If they
+// were cut since, so is this one: it may lead to where none is to lead any more.
+func (p *Proxy) pass(client, server net.Conn, silenced, cuts int) {
 	l := &link{client: client, server: server, done: make(chan struct{})}
 	p.mu.Lock()
 	p.accepted++
 	l.dead = server == nil || silenced != p.silenced
-	if p.closed {
+	if p.closed || cuts != p.cuts {
 		l.close()
 	} else {
 		p.links[l] = struct{}{}
