@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -114,7 +115,7 @@ var installSDKs = sync.OnceValues(func() (string, error) {
 	// Debian 12 has 18, with which they hang after some aborted requests.
 	var major int
 	if _, err := fmt.Sscanf(string(version), "v%d.", &major); err != nil || major < 20 {
-		return "", fmt.Errorf("llmtest: node is %q: install Node 20 or later (https://nodejs.org) to test with the official clients", version)
+		return "", fmt.Errorf("llmtest: node is %s: install Node 20 or later (https://nodejs.org) to test with the official clients", strings.TrimSpace(string(version)))
 	}
 	dir, err := os.MkdirTemp("", "llmtest")
 	if err != nil {
